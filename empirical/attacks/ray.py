@@ -1,0 +1,218 @@
+"""Where a ray leaves its class: exact, by walking through the linear pieces of a ReLU network.
+
+Along x + t u every logit is piecewise linear in t. The walk keeps the value and slope of every
+pre-activation on the current piece, which ends at the first sign change of a hidden one. The first
+layer's sign changes are known up front; each changes the second layer's slopes by a rank-one term, and
+deeper slopes are recomputed, so a step costs far less than a forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from empirical.attacks.active import ActiveSet, check_attack, margins
+from empirical.ensemble import MLPEnsemble
+from theory.types import InvalidInput
+
+# A found point is put this far beyond the boundary (relative to the step), but never past the middle of
+# what is left of its piece: enough for float64 logits to show the change, negligible as a distance.
+OVERSHOOT = 1e-7
+# Examples that are done are dropped from the batch once they make up this share of it.
+_DROP_SHARE = 0.25
+
+
+def first_crossing(
+    ensemble: MLPEnsemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    direction: Float[Tensor, "K n d"],
+    *,
+    max_step: float = torch.inf,
+) -> tuple[Float[Tensor, "K n"], Float[Tensor, "K n"]]:
+    """The smallest t >= 0 at which x + t * direction leaves class y, and a step just beyond it.
+
+    Both are 0 where x is misclassified and inf where the ray keeps its class up to ``max_step``. Ties of
+    logits count as left. Raises: InvalidInput if shapes, values or labels are bad, or max_step is
+    negative or NaN.
+    """
+    check_attack(ensemble, x, y)
+    if not max_step >= 0:
+        raise InvalidInput(f"max_step is {max_step}; it must not be negative")
+    walk = _Walk.start(ensemble, x, y, direction)
+    wrong = margins(walk.values[-1], y) <= 0
+    at = torch.full_like(wrong, torch.inf, dtype=x.dtype).masked_fill_(wrong, 0.0)
+    beyond = at.clone()
+    done = wrong
+    while not done.all():
+        active = ActiveSet.of(~done)
+        walk = walk.pack(active)
+        done = ~active.live
+        keep_going = done.sum() + active.live.sum() * _DROP_SHARE
+        while done.sum() < keep_going:
+            leaving, layer = walk.next_sign_change()
+            crossing = walk.next_tie()
+            here, end = walk.t + crossing, walk.t + leaving
+            crossed = ~done & (crossing < leaving) & (here <= max_step)
+            places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])
+            at[places] = here[crossed]
+            beyond[places] = torch.minimum(here * (1 + OVERSHOOT), (here + end) / 2)[crossed]
+            done = done | crossed | (end > max_step) | leaving.isinf()
+            walk.advance(leaving, layer, ~done)
+    return at, beyond
+
+
+def beyond_crossing(
+    ensemble: MLPEnsemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    direction: Float[Tensor, "K n d"],
+    *,
+    max_step: float = torch.inf,
+) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
+    """The first point of another class on the ray x + t * direction, and whether there is one."""
+    _, step = first_crossing(ensemble, x, y, direction, max_step=max_step)
+    found = step.isfinite()
+    return x + step.masked_fill(~found, 0.0)[..., None] * direction, found
+
+
+def shorten(
+    ensemble: MLPEnsemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    x_adv: Float[Tensor, "K n d"],
+    found: Bool[Tensor, "K n"],
+) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
+    """Pull every found point back to the first boundary on its segment from x, located exactly.
+
+    No point moves away from x; one whose pulled-back version cannot be told from the boundary stays.
+    Raises: InvalidInput if shapes, values or labels are bad.
+    """
+    direction = torch.where(found[..., None], x_adv - x, 0.0)
+    shorter, hit = beyond_crossing(ensemble, x, y, direction, max_step=1.0)
+    better = hit & found & (margins(ensemble.logits(shorter), y) < 0)
+    return torch.where(better[..., None], shorter, x_adv), found
+
+
+@dataclass
+class _Walk:
+    """The current piece of every ray: k members of m rays each. Layer 0 is the first hidden layer."""
+
+    member: Tensor  # (k,) place in the caller's arrays
+    row: Tensor  # (k, m) place in the caller's arrays
+    y: Tensor  # (k, m)
+    t: Tensor  # (k, m)
+    weights: list[Tensor]  # per layer after the first, (k, in, out)
+    first_times: Tensor  # (k, m, h + 1) sorted sign changes of layer 0, then inf
+    first_units: Tensor  # (k, m, h + 1)
+    first_slopes: Tensor  # (k, m, h + 1) change of the unit's output slope at that time
+    passed: Tensor  # (k, m) sign changes of layer 0 behind us
+    values: list[Tensor]  # pre-activations at t of the layers after the first; last: logits
+    slopes: list[Tensor]
+    active: list[Tensor]  # of the hidden layers after the first
+
+    @staticmethod
+    def start(ensemble: MLPEnsemble, x: Tensor, y: Tensor, direction: Tensor) -> _Walk:
+        k, m = direction.shape[:2]
+        values = ensemble.preactivations(x.expand(k, *x.shape))
+        slopes = [torch.bmm(direction, ensemble.weights[0].mT)]
+        gates = [value > 0 for value in values[:-1]]
+        for gate, weight in zip(gates, ensemble.weights[1:], strict=True):
+            slopes.append(torch.bmm(slopes[-1] * gate, weight.mT))
+        if ensemble.is_binary:
+            values[-1] = torch.cat([torch.zeros_like(values[-1]), values[-1]], dim=2)
+            slopes[-1] = torch.cat([torch.zeros_like(slopes[-1]), slopes[-1]], dim=2)
+        end = torch.full((k, m, 1), torch.inf, dtype=x.dtype, device=x.device)
+        times, units, changes = end, torch.zeros_like(end, dtype=torch.int64), torch.zeros_like(end)
+        if gates:
+            change_times = torch.cat([_time_to_zero(values[0], slopes[0], gates[0]), end], dim=2)
+            times, units = change_times.sort(dim=2)
+            # |slope| either way: a unit that turns on has positive slope, one that turns off loses it.
+            changes = torch.cat([slopes[0].abs(), torch.zeros_like(end)], dim=2).gather(2, units)
+            units = units.clamp_(max=gates[0].shape[2] - 1)
+        return _Walk(
+            member=torch.arange(k, device=x.device),
+            row=torch.arange(m, device=x.device).expand(k, m),
+            y=y.expand(k, m),
+            t=torch.zeros_like(times[..., 0]),
+            weights=_without_first(ensemble),
+            first_times=times,
+            first_units=units,
+            first_slopes=changes,
+            passed=torch.zeros_like(units[..., 0]),
+            values=values[1:] or values,
+            slopes=slopes[1:] or slopes,
+            active=gates[1:],
+        )
+
+    def pack(self, active: ActiveSet) -> _Walk:
+        """The walk of the rays that are not done."""
+
+        def packed(name: str, value: Tensor) -> Tensor:
+            return value[active.members] if name in ("member", "weights") else active.take(value)
+
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _Walk(
+            **{
+                name: [packed(name, v) for v in part] if isinstance(part, list) else packed(name, part)
+                for name, part in parts.items()
+            }
+        )
+
+    def next_sign_change(self) -> tuple[Tensor, Tensor]:
+        """Time until the first hidden sign change, and the layer it happens in."""
+        times = [self.first_times.gather(2, self.passed[..., None])[..., 0] - self.t]
+        times += [
+            _time_to_zero(v, s, gate).amin(2)
+            for v, s, gate in zip(self.values[:-1], self.slopes[:-1], self.active, strict=True)
+        ]
+        soonest = torch.stack(times).min(0)
+        return soonest.values.clamp(min=0.0), soonest.indices
+
+    def next_tie(self) -> Tensor:
+        """Time until another logit reaches the true one on this piece; inf if none does."""
+        true = self.y[..., None]
+        margin = self.values[-1].gather(2, true) - self.values[-1]
+        closing = self.slopes[-1] - self.slopes[-1].gather(2, true)
+        time = torch.where(closing > 0, margin / closing, torch.inf).scatter(2, true, torch.inf)
+        return time.amin(2).clamp(min=0.0)
+
+    def advance(self, time: Tensor, layer: Tensor, moving: Tensor) -> None:
+        """Go to the end of the piece and flip the unit whose pre-activation is zero there."""
+        flips = [(layer == i) & moving for i in range(1 + len(self.active))]
+        changing = [
+            _time_to_zero(v, s, gate).argmin(2)
+            for v, s, gate in zip(self.values[:-1], self.slopes[:-1], self.active, strict=True)
+        ]
+        time = torch.where(moving, time, 0.0)
+        self.t = self.t + time
+        self.values = [v + time[..., None] * s for v, s in zip(self.values, self.slopes, strict=True)]
+        for gate, unit, flip in zip(self.active, changing, flips[1:], strict=True):
+            at = unit[..., None]
+            gate.scatter_(2, at, gate.gather(2, at) ^ flip[..., None])
+        if self.weights:
+            at = self.passed[..., None]
+            change = self.first_slopes.gather(2, at)[..., 0] * flips[0]
+            unit = self.first_units.gather(2, at)[..., 0]
+            columns = self.weights[0][torch.arange(len(unit), device=unit.device)[:, None], unit]
+            self.slopes[0] = self.slopes[0] + change[..., None] * columns
+            self.passed = self.passed + flips[0]
+            for i, weight in enumerate(self.weights[1:]):
+                self.slopes[i + 1] = torch.bmm(self.slopes[i] * self.active[i], weight)
+
+
+def _without_first(ensemble: MLPEnsemble) -> list[Tensor]:
+    """Transposed weights (K, in, out) of the layers after the first, a single score widened to (0, f)."""
+    weights = [w.mT.contiguous() for w in ensemble.weights[1:]]
+    if weights and ensemble.is_binary:
+        weights[-1] = torch.cat([torch.zeros_like(weights[-1]), weights[-1]], dim=2)
+    return weights
+
+
+def _time_to_zero(value: Tensor, slope: Tensor, active: Tensor) -> Tensor:
+    """Time until an active unit falls to zero or an inactive one rises from it; inf if it does not."""
+    falls_or_rises = (slope < 0) == active
+    return torch.where(falls_or_rises & (slope != 0), -value / slope, torch.inf).clamp_(min=0.0)

@@ -1,0 +1,131 @@
+"""Labelled data: scikit-learn's digits (embedded) and the user's own ``.npz`` files."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray as Array
+
+from theory.types import InvalidInput, check_labels, finite_array
+
+_NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test examples with features inside ``box`` and labels 0 .. classes-1.
+
+    x: (n, d) float64; y: (n,) int64. Raises: InvalidInput for NaN, features outside the box, labels
+    outside [0, classes), shapes that disagree, or fewer than two classes in the training labels.
+    """
+
+    name: str
+    x_train: Float[Array, "n d"]
+    y_train: Int[Array, " n"]
+    x_test: Float[Array, "m d"]
+    y_test: Int[Array, " m"]
+    classes: int
+    box: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            x = finite_array(f"x_{part}", getattr(self, f"x_{part}"), ndim=2)
+            lowest, highest = x.min(), x.max()
+            if lowest < self.box[0] or highest > self.box[1]:
+                raise InvalidInput(
+                    f"x_{part} spans [{lowest:g}, {highest:g}]; scale features into {list(self.box)}"
+                )
+            y = check_labels(f"y_{part}", getattr(self, f"y_{part}"), n=len(x), classes=self.classes)
+            object.__setattr__(self, f"x_{part}", x)
+            object.__setattr__(self, f"y_{part}", y)
+        if self.x_test.shape[1] != self.x_train.shape[1]:
+            raise InvalidInput(
+                f"x_test has {self.x_test.shape[1]} features; x_train has {self.x_train.shape[1]}"
+            )
+        if len(np.unique(self.y_train)) < 2:
+            raise InvalidInput(f"y_train holds only class {self.y_train[0]}; a classifier needs two classes")
+
+    @property
+    def diameter_linf(self) -> float:
+        """Largest l_inf distance between two points of the box."""
+        return self.box[1] - self.box[0]
+
+    @property
+    def diameter_l2(self) -> float:
+        """Largest l_2 distance between two points of the box."""
+        return self.diameter_linf * float(np.sqrt(self.x_train.shape[1]))
+
+    def pair(self, negative: int, positive: int) -> Dataset:
+        """The binary problem ``negative`` (label 0) against ``positive`` (label 1).
+
+        Raises: InvalidInput if the classes are equal, or one has no training or no test example.
+        """
+        if negative == positive:
+            raise InvalidInput(f"pair is ({negative}, {positive}); name two different classes")
+        parts: dict[str, np.ndarray] = {}
+        for part in ("train", "test"):
+            x, y = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
+            for label in (negative, positive):
+                if not (y == label).any():
+                    raise InvalidInput(
+                        f"pair asks for class {label}; y_{part} of {self.name} has no such label"
+                    )
+            rows = (y == negative) | (y == positive)
+            parts[f"x_{part}"], parts[f"y_{part}"] = x[rows], (y[rows] == positive).astype(np.int64)
+        return Dataset(name=f"{self.name}:{negative}v{positive}", classes=2, box=self.box, **parts)
+
+
+def load(name: str) -> Dataset:
+    """Load ``"digits"`` or a local ``.npz`` file with x_train, y_train, x_test and y_test.
+
+    Images in files are flattened; uint8 pixels are divided by 255, float features must lie in [0, 1].
+    Raises: InvalidInput for an unknown name, a damaged file, missing keys or bad values.
+    """
+    if name == "digits":
+        return _digits()
+    path = Path(name)
+    if path.suffix != ".npz":
+        raise InvalidInput(f"data is {name!r}; choose 'digits' or the path of an .npz file")
+    if not path.is_file():
+        raise InvalidInput(f"data is {name!r}; no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in _NPZ_KEYS if key not in archive]
+            if missing:
+                raise InvalidInput(
+                    f"data {name!r} lacks {', '.join(missing)}; it needs {', '.join(_NPZ_KEYS)}"
+                )
+            arrays = {key: archive[key] for key in _NPZ_KEYS}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(
+            f"data {name!r} cannot be read as .npz ({error}); fetch or export it again"
+        ) from error
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = _scaled(f"x_{part}", arrays[f"x_{part}"])
+    classes = int(arrays["y_train"].max(initial=0)) + 1
+    return Dataset(name=path.stem, classes=classes, **arrays)
+
+
+def _scaled(name: str, x: np.ndarray) -> np.ndarray:
+    if x.ndim < 2 or x.size == 0:
+        raise InvalidInput(f"{name} has shape {x.shape}; expected (examples, features...)")
+    flat = x.reshape(len(x), -1)
+    return flat / 255.0 if flat.dtype == np.uint8 else flat
+
+
+def _digits() -> Dataset:
+    """1,797 handwritten digits of 8x8 pixels, a fixed stratified fifth of them held out."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    x, y = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(
+        x / 16.0, y, test_size=0.2, random_state=0, stratify=y
+    )
+    return Dataset("digits", x_train, y_train, x_test, y_test, classes=10)

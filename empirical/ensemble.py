@@ -1,0 +1,211 @@
+"""Many masked ReLU networks of one architecture, held and evaluated as one.
+
+Member k's weights are row k of every tensor, so one batched product serves the whole ensemble. The
+weights are kept masked: an entry whose mask is False is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
+
+
+@dataclass(frozen=True)
+class MLPEnsemble:
+    """K fully connected ReLU networks: weights (K, out, in), biases (K, out), masks (K, out, in).
+
+    A last layer of width 1 is a binary classifier: its score f stands for the logits (0, f).
+    Raises: InvalidInput if shapes do not chain or a weight is NaN or infinite.
+    """
+
+    weights: tuple[Float[Tensor, "K _ _"], ...]
+    biases: tuple[Float[Tensor, "K _"], ...]
+    masks: tuple[Bool[Tensor, "K _ _"], ...]
+
+    def __post_init__(self) -> None:
+        if not self.weights or not len(self.weights) == len(self.biases) == len(self.masks):
+            raise InvalidInput("weights, biases and masks must be non-empty and of equal length")
+        for i, (w, b, m) in enumerate(zip(self.weights, self.biases, self.masks, strict=True)):
+            if m.shape != w.shape or b.shape != w.shape[:2]:
+                raise InvalidInput(
+                    f"layer {i}: weight {tuple(w.shape)}, bias {tuple(b.shape)} and mask {tuple(m.shape)} disagree"
+                )
+            if i and (w.shape[2] != self.weights[i - 1].shape[1] or len(w) != len(self.weights[0])):
+                raise InvalidInput(f"layer {i}: weight {tuple(w.shape)} does not follow layer {i - 1}")
+            bad = ~(torch.isfinite(w).flatten(1).all(1) & torch.isfinite(b).all(1))
+            if bad.any():
+                raise InvalidInput(f"layer {i} of member {int(bad.nonzero()[0])} holds NaN or infinity")
+
+    @property
+    def members(self) -> int:
+        """Number of networks K."""
+        return len(self.weights[0])
+
+    @property
+    def inputs(self) -> int:
+        """Number of input features d."""
+        return self.weights[0].shape[2]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes c (2 when the last layer is a single score)."""
+        return max(2, self.weights[-1].shape[1])
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether the last layer is a single score."""
+        return self.weights[-1].shape[1] == 1
+
+    def sparsity(self) -> Float[Tensor, " K"]:
+        """Fraction of weights (biases excluded) whose mask is False, per member."""
+        kept = sum(m.flatten(1).sum(1) for m in self.masks)
+        return 1 - torch.as_tensor(kept, dtype=torch.float64) / sum(m[0].numel() for m in self.masks)
+
+    def to(self, *, dtype: torch.dtype, device: torch.device) -> MLPEnsemble:
+        """The same networks in another precision or on another device."""
+        return MLPEnsemble(
+            tuple(w.to(device=device, dtype=dtype) for w in self.weights),
+            tuple(b.to(device=device, dtype=dtype) for b in self.biases),
+            tuple(m.to(device=device) for m in self.masks),
+        )
+
+    def select(self, members: Sequence[int] | Tensor) -> MLPEnsemble:
+        """The named members, in the given order; a member may be named more than once."""
+        index = torch.as_tensor(members, device=self.weights[0].device)
+        return MLPEnsemble(
+            tuple(w[index] for w in self.weights),
+            tuple(b[index] for b in self.biases),
+            tuple(m[index] for m in self.masks),
+        )
+
+    def masked(self, masks: tuple[Bool[Tensor, "K _ _"], ...]) -> MLPEnsemble:
+        """The same networks with further weights removed: a weight stays where both masks keep it."""
+        kept = tuple(old & new for old, new in zip(self.masks, masks, strict=True))
+        return MLPEnsemble(tuple(w * m for w, m in zip(self.weights, kept, strict=True)), self.biases, kept)
+
+    def logits(self, x: Float[Tensor, "*K n d"]) -> Float[Tensor, "K n c"]:
+        """Logits of every member; ``x`` is (n, d), shared, or (K, n, d), one batch per member."""
+        return self._forward(x)[0]
+
+    def vector_jacobian(
+        self, x: Float[Tensor, "*K n d"], v: Float[Tensor, "K n c"]
+    ) -> Float[Tensor, "K n d"]:
+        """Gradient of sum_k v_k g_k at every example (identity on the linear region of the example)."""
+        cotangent = v[..., 1:] if self.is_binary else v
+        for weight, active in zip(self.weights[:0:-1], reversed(self._forward(x)[1]), strict=True):
+            cotangent = torch.bmm(cotangent, weight) * active
+        return torch.bmm(cotangent, self.weights[0])
+
+    def logits_and_jacobian(
+        self, x: Float[Tensor, "*K n d"]
+    ) -> tuple[Float[Tensor, "K n c"], Float[Tensor, "K n c d"]]:
+        """Logits and their gradients with respect to the input, for every class."""
+        logits, active = self._forward(x)
+        members, n = logits.shape[:2]
+        if not active:
+            jacobian = self.weights[0][:, None].expand(members, n, -1, -1)
+        else:
+            rows = self.weights[-1][:, None] * active[-1][:, :, None]
+            for weight, gate in zip(self.weights[-2:0:-1], reversed(active[:-1]), strict=True):
+                rows = torch.bmm(rows.flatten(1, 2), weight).view(members, n, -1, weight.shape[2])
+                rows = rows * gate[:, :, None]
+            first = self.weights[0]
+            jacobian = torch.bmm(rows.flatten(1, 2), first).view(members, n, -1, first.shape[2])
+        if self.is_binary:
+            jacobian = torch.cat([torch.zeros_like(jacobian), jacobian], dim=2)
+        return logits, jacobian
+
+    def preactivations(self, x: Float[Tensor, "K n d"]) -> list[Float[Tensor, "K n _"]]:
+        """Pre-activations of every layer, the last layer's single score or scores included."""
+        found = []
+        hidden = x
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            found.append(torch.baddbmm(bias[:, None], hidden, weight.mT))
+            hidden = found[-1].relu()
+        return found
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and the 0/1 activity of every hidden layer."""
+        if x.ndim == 2:
+            x = x.expand(self.members, *x.shape)
+        *hidden, scores = self.preactivations(x)
+        if self.is_binary:
+            scores = torch.cat([torch.zeros_like(scores), scores], dim=2)
+        return scores, [(z > 0).to(z.dtype) for z in hidden]
+
+
+def initialise(widths: Sequence[int], *, seeds: Sequence[int], device: torch.device) -> MLPEnsemble:
+    """He-initialised dense networks, float32, one member per seed.
+
+    Member k's weights depend on seeds[k] alone. ``widths`` runs from inputs to outputs; a last width of
+    1 makes binary classifiers. Raises: InvalidInput for no seeds, fewer than two widths, or a width < 1.
+    """
+    if len(widths) < 2 or min(widths) < 1:
+        raise InvalidInput(f"widths is {list(widths)}; give inputs, hidden widths and outputs, all >= 1")
+    if not seeds:
+        raise InvalidInput("seeds is empty; give at least one seed")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    weights, biases, masks = [], [], []
+    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        drawn = torch.stack([torch.randn(fan_out, fan_in, generator=g) for g in generators])
+        weights.append((drawn * math.sqrt(2 / fan_in)).to(device))
+        biases.append(torch.zeros(len(seeds), fan_out, device=device))
+        masks.append(torch.ones(len(seeds), fan_out, fan_in, dtype=torch.bool, device=device))
+    return MLPEnsemble(tuple(weights), tuple(biases), tuple(masks))
+
+
+def concatenate(ensembles: Sequence[MLPEnsemble]) -> MLPEnsemble:
+    """One ensemble of all members, in order. Raises: InvalidInput if the architectures differ."""
+    shapes = {tuple(w.shape[1:] for w in e.weights) for e in ensembles}
+    if len(shapes) != 1:
+        raise InvalidInput(f"ensembles have {len(shapes)} different architectures; join equal ones only")
+    return MLPEnsemble(
+        *(
+            tuple(torch.cat(layer) for layer in zip(*(getattr(e, part) for e in ensembles), strict=True))
+            for part in ("weights", "biases", "masks")
+        )
+    )
+
+
+def from_networks(networks: Sequence[ReLUNetwork]) -> MLPEnsemble:
+    """An ensemble (float64, CPU) of given networks; zero weights count as pruned.
+
+    Raises: InvalidInput if ``networks`` is empty or their shapes differ.
+    """
+    if not networks:
+        raise InvalidInput("networks is empty; give at least one")
+    if len({tuple(w.shape for w in net.weights) for net in networks}) != 1:
+        raise InvalidInput("networks have different shapes; an ensemble holds one architecture")
+    weights = tuple(
+        torch.tensor(np.stack(layer)) for layer in zip(*(n.weights for n in networks), strict=True)
+    )
+    biases = tuple(torch.tensor(np.stack(layer)) for layer in zip(*(n.biases for n in networks), strict=True))
+    return MLPEnsemble(weights, biases, tuple(w != 0 for w in weights))
+
+
+def relu_network(ensemble: MLPEnsemble, member: int) -> ReLUNetwork:
+    """Member ``member`` as plain float64 arrays. Raises: InvalidInput for a binary (one-score) ensemble."""
+    return ReLUNetwork(
+        tuple(w[member].double().cpu().numpy() for w in ensemble.weights),
+        tuple(b[member].double().cpu().numpy() for b in ensemble.biases),
+    )
+
+
+def linear_classifier(ensemble: MLPEnsemble, member: int) -> BinaryLinear | LinearClassifier:
+    """Member ``member`` of an ensemble without hidden layers as plain float64 arrays.
+
+    Raises: InvalidInput if the ensemble has hidden layers.
+    """
+    if len(ensemble.weights) != 1:
+        raise InvalidInput(f"ensemble has {len(ensemble.weights)} layers; a linear classifier has one")
+    weight = ensemble.weights[0][member].double().cpu().numpy()
+    bias = ensemble.biases[0][member].double().cpu().numpy()
+    return BinaryLinear(weight[0], float(bias[0])) if ensemble.is_binary else LinearClassifier(weight, bias)
