@@ -36,7 +36,8 @@ class MLPEnsemble:
         for i, (w, b, m) in enumerate(zip(self.weights, self.biases, self.masks, strict=True)):
             if m.shape != w.shape or b.shape != w.shape[:2]:
                 raise InvalidInput(
-                    f"layer {i}: weight {tuple(w.shape)}, bias {tuple(b.shape)} and mask {tuple(m.shape)} disagree"
+                    f"layer {i}: shapes of weight {tuple(w.shape)}, bias {tuple(b.shape)} and mask "
+                    f"{tuple(m.shape)} disagree"
                 )
             if i and (w.shape[2] != self.weights[i - 1].shape[1] or len(w) != len(self.weights[0])):
                 raise InvalidInput(f"layer {i}: weight {tuple(w.shape)} does not follow layer {i - 1}")

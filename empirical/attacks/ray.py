@@ -53,7 +53,7 @@ def first_crossing(
         done = ~active.live
         keep_going = done.sum() + active.live.sum() * _DROP_SHARE
         while done.sum() < keep_going:
-            leaving, layer = walk.next_sign_change()
+            leaving, layer, units = walk.next_sign_change()
             crossing = walk.next_tie()
             here, end = walk.t + crossing, walk.t + leaving
             crossed = ~done & (crossing < leaving) & (here <= max_step)
@@ -61,7 +61,7 @@ def first_crossing(
             at[places] = here[crossed]
             beyond[places] = torch.minimum(here * (1 + OVERSHOOT), (here + end) / 2)[crossed]
             done = done | crossed | (end > max_step) | leaving.isinf()
-            walk.advance(leaving, layer, ~done)
+            walk.advance(leaving, layer, units, ~done)
     return at, beyond
 
 
@@ -162,43 +162,41 @@ class _Walk:
             }
         )
 
-    def next_sign_change(self) -> tuple[Tensor, Tensor]:
-        """Time until the first hidden sign change, and the layer it happens in."""
-        times = [self.first_times.gather(2, self.passed[..., None])[..., 0] - self.t]
-        times += [
-            _time_to_zero(v, s, gate).amin(2)
-            for v, s, gate in zip(self.values[:-1], self.slopes[:-1], self.active, strict=True)
-        ]
+    def next_sign_change(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Time until the first hidden sign change, its layer, and the first unit to change in each layer."""
+        at = self.passed[..., None]
+        times = [self.first_times.gather(2, at)[..., 0] - self.t]
+        units = [self.first_units.gather(2, at)[..., 0]]
+        for value, slope, gate in zip(self.values[:-1], self.slopes[:-1], self.active, strict=True):
+            first = _time_to_zero(value, slope, gate).min(2)
+            times.append(first.values)
+            units.append(first.indices)
         soonest = torch.stack(times).min(0)
-        return soonest.values.clamp(min=0.0), soonest.indices
+        return soonest.values.clamp_(min=0.0), soonest.indices, units
 
     def next_tie(self) -> Tensor:
         """Time until another logit reaches the true one on this piece; inf if none does."""
         true = self.y[..., None]
         margin = self.values[-1].gather(2, true) - self.values[-1]
         closing = self.slopes[-1] - self.slopes[-1].gather(2, true)
-        time = torch.where(closing > 0, margin / closing, torch.inf).scatter(2, true, torch.inf)
-        return time.amin(2).clamp(min=0.0)
+        time = (margin / closing).masked_fill_(closing <= 0, torch.inf)
+        return time.amin(2).clamp_(min=0.0)
 
-    def advance(self, time: Tensor, layer: Tensor, moving: Tensor) -> None:
+    def advance(self, time: Tensor, layer: Tensor, units: list[Tensor], moving: Tensor) -> None:
         """Go to the end of the piece and flip the unit whose pre-activation is zero there."""
-        flips = [(layer == i) & moving for i in range(1 + len(self.active))]
-        changing = [
-            _time_to_zero(v, s, gate).argmin(2)
-            for v, s, gate in zip(self.values[:-1], self.slopes[:-1], self.active, strict=True)
-        ]
-        time = torch.where(moving, time, 0.0)
+        flips = [(layer == i) & moving for i in range(len(units))]
+        time = time.masked_fill(~moving, 0.0)
         self.t = self.t + time
-        self.values = [v + time[..., None] * s for v, s in zip(self.values, self.slopes, strict=True)]
-        for gate, unit, flip in zip(self.active, changing, flips[1:], strict=True):
+        for value, slope in zip(self.values, self.slopes, strict=True):
+            value.addcmul_(slope, time[..., None])
+        for gate, unit, flip in zip(self.active, units[1:], flips[1:], strict=True):
             at = unit[..., None]
             gate.scatter_(2, at, gate.gather(2, at) ^ flip[..., None])
         if self.weights:
             at = self.passed[..., None]
             change = self.first_slopes.gather(2, at)[..., 0] * flips[0]
-            unit = self.first_units.gather(2, at)[..., 0]
-            columns = self.weights[0][torch.arange(len(unit), device=unit.device)[:, None], unit]
-            self.slopes[0] = self.slopes[0] + change[..., None] * columns
+            columns = self.weights[0][torch.arange(len(at), device=at.device)[:, None], units[0]]
+            self.slopes[0].addcmul_(columns, change[..., None])
             self.passed = self.passed + flips[0]
             for i, weight in enumerate(self.weights[1:]):
                 self.slopes[i + 1] = torch.bmm(self.slopes[i] * self.active[i], weight)
@@ -214,5 +212,5 @@ def _without_first(ensemble: MLPEnsemble) -> list[Tensor]:
 
 def _time_to_zero(value: Tensor, slope: Tensor, active: Tensor) -> Tensor:
     """Time until an active unit falls to zero or an inactive one rises from it; inf if it does not."""
-    falls_or_rises = (slope < 0) == active
-    return torch.where(falls_or_rises & (slope != 0), -value / slope, torch.inf).clamp_(min=0.0)
+    approaching = ((slope < 0) == active) & (slope != 0)
+    return (-value / slope).masked_fill_(~approaching, torch.inf).clamp_(min=0.0)

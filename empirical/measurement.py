@@ -1,0 +1,147 @@
+"""Measured robustness of every network of an ensemble on every example, in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+from torch import Tensor
+
+from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
+from empirical.attacks.active import margins
+from empirical.datasets import Dataset
+from empirical.ensemble import MLPEnsemble
+
+# Networks measured together: enough to fill a GPU, few enough to stay in a CPU's cache.
+_BATCH = {"cpu": 10, "cuda": 256}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of K networks on n examples; distances are 0 where misclassified.
+
+    A radius is inf where the attack found nothing; ``fgs_correct`` is keyed by whether the step was
+    clipped to the data's box; ``margin`` and ``gradient_norm`` belong to the class whose linearised
+    boundary is nearest in that norm, and are NaN where misclassified.
+    """
+
+    correct: Bool[Array, "K n"]
+    radius: dict[tuple[float, str], Float[Array, "K n"]]
+    fgs_correct: dict[bool, Bool[Array, "K n"]]
+    margin: dict[float, Float[Array, "K n"]]
+    gradient_norm: dict[float, Float[Array, "K n"]]
+
+
+def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
+    """Attack every network at every test example (*measured*: each radius is an upper bound on rho_p).
+
+    Attacks run in float64 and every hit is checked by running the network again on the point found.
+    Methods: ``fgs`` (smallest step, l_inf), ``deepfool`` (as published, overshoot 0.02) and
+    ``deepfool+line`` (pulled back to the first boundary on its ray), in l_2 and l_inf; ``best``, the
+    smallest of the same norm.
+    """
+    device = ensemble.weights[0].device
+    exact = ensemble.to(dtype=torch.float64, device=device)
+    x = torch.tensor(data.x_test, device=device)
+    y = torch.tensor(data.y_test, device=device)
+    size = _BATCH["cuda" if device.type == "cuda" else "cpu"]
+    parts = [
+        _measure(exact.select(range(k, min(k + size, exact.members))), x, y, eps=eps, box=data.box)
+        for k in range(0, exact.members, size)
+    ]
+    return Measurement(
+        correct=np.concatenate([part.correct for part in parts]),
+        radius={key: np.concatenate([part.radius[key] for part in parts]) for key in parts[0].radius},
+        fgs_correct={key: np.concatenate([part.fgs_correct[key] for part in parts]) for key in (False, True)},
+        margin={p: np.concatenate([part.margin[p] for part in parts]) for p in parts[0].margin},
+        gradient_norm={
+            p: np.concatenate([part.gradient_norm[p] for part in parts]) for p in parts[0].gradient_norm
+        },
+    )
+
+
+def _measure(nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[float, float]) -> Measurement:
+    correct = margins(nets.logits(x), y) > 0
+    radius = {(math.inf, "fgs"): verified_radius(nets, x, y, *minimal_fgs(nets, x, y), p=math.inf)}
+    for p in (2.0, math.inf):
+        x_adv, found = deepfool(nets, x, y, p=p)
+        radius[p, "deepfool"] = verified_radius(nets, x, y, x_adv, found, p=p)
+        radius[p, "deepfool+line"] = verified_radius(nets, x, y, *shorten(nets, x, y, x_adv, found), p=p)
+    radius[2.0, "best"] = radius[2.0, "deepfool+line"]
+    radius[math.inf, "best"] = torch.minimum(radius[math.inf, "fgs"], radius[math.inf, "deepfool+line"])
+    fgs_correct = {
+        clip: margins(nets.logits(fgs(nets, x, y, eps=eps, box=box if clip else None)), y) > 0
+        for clip in (False, True)
+    }
+    margin, gradient_norm = _nearest_boundary(nets, x, y)
+    return Measurement(
+        correct=correct.cpu().numpy(),
+        radius={key: value.cpu().numpy() for key, value in radius.items()},
+        fgs_correct={key: value.cpu().numpy() for key, value in fgs_correct.items()},
+        margin={p: value.cpu().numpy() for p, value in margin.items()},
+        gradient_norm={p: value.cpu().numpy() for p, value in gradient_norm.items()},
+    )
+
+
+def verified_radius(
+    nets: MLPEnsemble,
+    x: Float[Tensor, "n d"],
+    y: Tensor,
+    x_adv: Float[Tensor, "K n d"],
+    found: Bool[Tensor, "K n"],
+    *,
+    p: float,
+) -> Float[Tensor, "K n"]:
+    """l_p distance of every found point, after running the network on it again.
+
+    0 where x is misclassified; inf where nothing was found or the point found is not misclassified.
+    """
+    distance = torch.linalg.vector_norm(x_adv - x, ord=p, dim=2)
+    hit = found & (margins(nets.logits(x_adv), y) < 0)
+    distance = torch.where(hit, distance, torch.inf)
+    return torch.where(margins(nets.logits(x), y) <= 0, 0.0, distance)
+
+
+def _nearest_boundary(
+    nets: MLPEnsemble, x: Tensor, y: Tensor
+) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
+    """Margin and dual norm of its gradient, for the class with the nearest linearised boundary."""
+    logits, jacobian = nets.logits_and_jacobian(x)
+    true = y.expand(logits.shape[:2])[..., None]
+    gap = (logits.gather(2, true) - logits).scatter(2, true, torch.inf)
+    pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, x.shape[1]))
+    wrong = gap.amin(2) <= 0
+    margin, gradient_norm = {}, {}
+    for p, q in ((2.0, 2), (math.inf, 1)):
+        size = torch.linalg.vector_norm(pull, ord=q, dim=3)
+        nearest = (gap / size).nan_to_num(nan=torch.inf).argmin(2, keepdim=True)
+        margin[p] = gap.gather(2, nearest)[..., 0].masked_fill(wrong, torch.nan)
+        gradient_norm[p] = size.gather(2, nearest)[..., 0].masked_fill(wrong, torch.nan)
+    return margin, gradient_norm
+
+
+def mask_gradient_norms(
+    ensemble: MLPEnsemble,
+    x: Float[Tensor, "n d"],
+    pair: tuple[int, int],
+    keep: list[Tensor],
+    *,
+    p: float,
+) -> Float[Tensor, " M"]:
+    """Largest dual norm of grad(g_i - g_k) over the rows of x, for masked copies of one network.
+
+    ``ensemble`` has one member; ``keep`` holds (M, out, in) Boolean masks per layer, in order, and covers
+    the leading layers only: later layers stay whole. A sampled *lower* estimate of the local Lipschitz
+    constant of every masked copy.
+    """
+    copies = len(keep[0])
+    masks = [*keep, *(m.expand(copies, -1, -1) for m in ensemble.masks[len(keep) :])]
+    nets = ensemble.select([0] * copies).masked(tuple(masks))
+    v = torch.zeros(copies, len(x), nets.classes, dtype=x.dtype, device=x.device)
+    v[..., pair[0]], v[..., pair[1]] = 1.0, -1.0
+    gradient = nets.vector_jacobian(x, v)
+    return torch.linalg.vector_norm(gradient, ord=2 if p == 2 else 1, dim=2).amax(1)

@@ -1,0 +1,199 @@
+"""The results table: its columns, and reading and writing it without ever losing a row.
+
+Every number is one row; ``docs/results.md`` explains the columns. Files are written under a temporary
+name and moved into place, so a reader sees a whole file or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Shaped
+from numpy import ndarray as Array
+
+from theory.types import InvalidInput
+
+SCHEMA_VERSION = "1"
+_SCHEMA_KEY = b"sparse_robustness.schema"
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("settings", _TEXT),
+        ("version", _TEXT),
+        ("commit", _TEXT),
+        ("device", _TEXT),
+        ("dtype", _TEXT),
+        ("dataset", _TEXT),
+        ("family", _TEXT),
+        ("pruning", _TEXT),
+        ("sparsity", pa.float64()),
+        ("achieved_sparsity", pa.float64()),
+        ("seed", pa.int64()),
+        ("example", pa.int32()),
+        ("norm", _TEXT),
+        ("quantity", _TEXT),
+        ("method", _TEXT),
+        ("kind", _TEXT),
+        ("eps", pa.float64()),
+        ("value", pa.float64()),
+    ],
+    metadata={_SCHEMA_KEY: SCHEMA_VERSION.encode()},
+)
+KINDS = ("measured", "identity", "upper bound", "lower bound", "estimate", "check")
+NORMS = {2.0: "l2", np.inf: "linf"}
+
+
+@dataclass(frozen=True)
+class Members:
+    """What tells the K networks of an ensemble apart: one entry of each field per member."""
+
+    dataset: str
+    family: str
+    pruning: Sequence[str]
+    sparsity: Sequence[float]
+    achieved_sparsity: Sequence[float]
+    seed: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.seed)
+
+
+def rows(
+    members: Members,
+    values: Shaped[Array, "K *n"],
+    *,
+    quantity: str,
+    method: str,
+    kind: str,
+    norm: str = "",
+    eps: float = np.nan,
+) -> pd.DataFrame:
+    """Rows of one quantity: ``values`` is (K,), one per network, or (K, n), one per example.
+
+    Raises: InvalidInput if the first dimension is not the number of members or the kind is unknown.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) != len(members):
+        raise InvalidInput(
+            f"{quantity} has shape {values.shape}; expected one row per {len(members)} members"
+        )
+    if kind not in KINDS:
+        raise InvalidInput(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    each = values.shape[1] if values.ndim == 2 else 1
+    columns: dict[str, object] = {
+        name: np.repeat(np.asarray(getattr(members, name)), each)
+        for name in ("pruning", "sparsity", "achieved_sparsity", "seed")
+    }
+    columns["example"] = (
+        pd.array(np.tile(np.arange(each), len(members)), dtype="Int32")
+        if values.ndim == 2
+        else pd.array([pd.NA] * len(members), dtype="Int32")
+    )
+    frame = pd.DataFrame(columns)
+    constants = {"dataset": members.dataset, "family": members.family, "norm": norm}
+    for name, text in (constants | {"quantity": quantity, "method": method, "kind": kind}).items():
+        frame[name] = _constant(text, len(frame))
+    frame["eps"], frame["value"] = eps, values.ravel()
+    frame["pruning"] = frame["pruning"].astype("category")
+    return frame
+
+
+def table(parts: Sequence[pd.DataFrame], *, provenance: dict[str, str] | None = None) -> pa.Table:
+    """All parts as one table of the documented schema; ``provenance`` fills the columns about the run."""
+    arrow = []
+    for part in parts:
+        for name, text in (provenance or {}).items():
+            part[name] = _constant(text, len(part))
+        arrow.append(pa.Table.from_pandas(part[SCHEMA.names], schema=SCHEMA, preserve_index=False))
+    return pa.concat_tables(arrow).unify_dictionaries().replace_schema_metadata(SCHEMA.metadata)
+
+
+def write_table(path: Path, content: pa.Table) -> None:
+    """Write a results table atomically."""
+    write_atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a results table. Raises: InvalidInput if it is damaged or has another schema."""
+    try:
+        content = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInput(
+            f"results file {path} is damaged ({_first_line(error)}); delete it and run again"
+        ) from error
+    version = (content.schema.metadata or {}).get(_SCHEMA_KEY, b"none").decode(errors="replace")
+    if version != SCHEMA_VERSION:
+        raise InvalidInput(
+            f"results file {path} has schema {version}, not {SCHEMA_VERSION}; choose a new folder"
+        )
+    missing = [name for name in SCHEMA.names if name not in content.column_names]
+    if missing:
+        raise InvalidInput(f"results file {path} lacks column {missing[0]}; delete it and run again")
+    return content.cast(SCHEMA)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary name beside ``path`` and move the result into place."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def open_run(out: Path, settings: dict[str, object]) -> None:
+    """Make ``out`` the folder of the run with these settings, new or to be continued.
+
+    Raises: InvalidInput if it cannot be written, holds a run with other settings, or holds other files.
+    """
+    note = out / "settings.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        entries = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
+        if note.is_file():
+            _check_same(note, settings)
+        elif entries:
+            raise InvalidInput(
+                f"out is {out}, which holds {sorted(entries)[0]} and no settings.json; choose a new folder"
+            )
+        for part in ("checkpoints", "units", "figures"):
+            (out / part).mkdir(exist_ok=True)
+        write_atomically(note, lambda temporary: temporary.write_text(json.dumps(settings, indent=1) + "\n"))
+    except OSError as error:
+        raise InvalidInput(
+            f"out is {out}, which cannot be written ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _check_same(note: Path, settings: dict[str, object]) -> None:
+    try:
+        found = json.loads(note.read_text())
+        changed = [key for key in settings | found if found.get(key) != settings.get(key)]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidInput(f"{note} is damaged ({_first_line(error)}); choose a new folder") from error
+    if changed:
+        key = changed[0]
+        raise InvalidInput(
+            f"out is {note.parent}, a run with {key} = {found.get(key)!r}, not {settings.get(key)!r}; "
+            "choose a new folder"
+        )
+
+
+def _constant(text: str, length: int) -> pd.Categorical:
+    return pd.Categorical.from_codes(np.zeros(length, dtype=np.int8), categories=[text])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]
