@@ -1,0 +1,104 @@
+"""The universal ceiling against its linear program, and against classifiers that approach it."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests import laws
+from tests.strategies import attack_norms, labelled_data, linear_classifiers
+from theory.ceiling import mean_radius_ceiling, universal_ceiling
+from theory.linear import mean_radius
+from theory.types import BinaryLinear
+
+NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
+
+
+@st.composite
+def labelled_points(draw):
+    width, classes = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    return draw(labelled_data(width=width, classes=classes, max_points=9))
+
+
+@st.composite
+def problems(draw):
+    clf = draw(linear_classifiers())
+    classes, width = clf.weight.shape
+    return clf, *draw(labelled_data(width=width, classes=classes))
+
+
+ODD_CYCLE = np.array([[0.0, 0.0], [4.0, 0.0], [1.0, 3.0]]), np.arange(3)  # needs the half-integral dual
+CROWD = np.array([[0.0], [0.1], [0.2], [0.3], [9.0]]), np.array([0, 0, 0, 0, 1])  # no perfect matching
+
+
+@given(labelled_points(), attack_norms())
+@example(ODD_CYCLE, 2.0)
+@example(CROWD, math.inf)
+def test_ceiling_solves_its_linear_program(data, p):
+    laws.solves_pair_program(universal_ceiling, *data, p=p)
+
+
+@given(labelled_points(), attack_norms(), st.sampled_from([2.0**-400, 2.0**-3, 2.0**400]))
+def test_ceiling_scales_with_the_data(data, p, factor):
+    x, y = data
+    assert universal_ceiling(factor * x, y, p=p) == factor * universal_ceiling(x, y, p=p)
+
+
+@given(problems(), attack_norms())
+def test_no_linear_classifier_passes_the_ceiling_of_its_correct_set(problem, p):
+    laws.limits_every_classifier(mean_radius_ceiling, *problem, p=p)
+
+
+@NORMS
+def test_ceiling_is_attained_by_a_boundary_halfway_between_two_columns(p):
+    x = np.array([[-1.0, 0.0], [-1.0, 5.0], [1.0, 0.0], [1.0, 5.0]])
+    y = np.array([0, 0, 1, 1])
+    clf = BinaryLinear(np.array([1.0, 0.0]))
+    assert mean_radius(clf, x, y, p=p) == universal_ceiling(x, y, p=p) == 1.0
+
+
+def test_ceiling_of_a_crowd_is_not_a_matching():
+    """One point must serve as partner of four: their distances add up, and its own radius is 0."""
+    x, y = CROWD
+    assert universal_ceiling(x, y, p=2.0) == pytest.approx((9 + 8.9 + 8.8 + 8.7) / 5)
+
+
+def test_a_wrong_classifier_can_pass_the_ceiling_of_all_points():
+    x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+    clf = BinaryLinear(np.array([1.0]), -1.5)  # wrong on the two points in the middle
+    assert mean_radius(clf, x, y, p=2.0) > universal_ceiling(x, y, p=2.0)
+    correct = np.array([True, False, False, True])
+    assert mean_radius(clf, x, y, p=2.0) == mean_radius_ceiling(x, y, correct, p=2.0) == 0.75
+
+
+def test_ceiling_of_no_or_one_sided_correct_sets():
+    x, y = CROWD
+    assert mean_radius_ceiling(x, y, np.zeros(5, dtype=bool), p=2.0) == 0.0
+    assert mean_radius_ceiling(x, y, y == 0, p=2.0) == math.inf
+
+
+def nearest_opponent(x, y, *, p):
+    """Half the distance to the nearest other label: true only when nearest pairs are mutual."""
+    distance = np.linalg.norm(x[:, None] - x, ord=p, axis=-1)
+    return float(np.where(y[:, None] == y, math.inf, distance).min(axis=1).mean() / 2)
+
+
+@pytest.mark.parametrize("data", [ODD_CYCLE, CROWD])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda x, y, *, p: 2 * universal_ceiling(x, y, p=p),
+        lambda x, y, *, p: universal_ceiling(x, y, p=p) * len(y) / (len(y) - 1),
+        nearest_opponent,
+    ],
+)
+def test_program_law_rejects_a_wrong_ceiling(broken, data):
+    with pytest.raises(AssertionError):
+        laws.solves_pair_program(broken, *data, p=2.0)
+
+
+def test_program_law_rejects_the_wrong_norm():
+    with pytest.raises(AssertionError):
+        laws.solves_pair_program(lambda x, y, *, p: universal_ceiling(x, y, p=2.0), *ODD_CYCLE, p=math.inf)

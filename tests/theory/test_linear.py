@@ -1,0 +1,311 @@
+"""Binary and multi-class radii, their averages, and the bounds on binary classifiers."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests import laws
+from tests.strategies import EXTREME, attack_norms, binary_linear, labelled_data, linear_classifiers
+from theory.linear import (
+    ClassStatistics,
+    binary_mean_radius,
+    boundary_distances,
+    class_statistics,
+    fgs_accuracy,
+    hoelder_ceiling,
+    markov_bound,
+    mean_radius,
+    norm_interpolation,
+    radius,
+    robust_accuracy,
+    sparse_ceiling,
+    support_ceiling,
+)
+from theory.linear.exact import rows
+from theory.norms import dual, norm
+from theory.types import BinaryLinear, LinearClassifier
+
+# Not uniform, not symmetric, unbalanced: a wrong norm, factor or class shows.
+CLF = BinaryLinear(np.array([3.0, -1.0, 0.5]), 0.25)
+X = np.array([[2, 1, 0], [1, -1, 3], [1, 0, 0], [-1, 0.5, 0.5], [0.5, 1, -4], [3, 0, 1.0]])
+Y = np.array([1, 1, 1, 0, 0, 0])  # the last one is misclassified
+NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
+
+
+@st.composite
+def problems(draw, *, multiclass=True, scales=(1.0, 1e-3, 1e3)):
+    """A linear classifier with data of its width and classes."""
+    clf = draw(binary_linear(scales=scales))
+    if multiclass and draw(st.booleans()):
+        clf = draw(linear_classifiers(scales=scales))
+    classes, width = rows(clf).weight.shape
+    x, y = draw(labelled_data(width=width, classes=classes))
+    return clf, x, y
+
+
+def equal_rows(bias):
+    weight = np.array([[1.0, 2.0], [1.0, 2.0], [-1.0, 0.5]])
+    return LinearClassifier(weight, np.array(bias)), np.array([[2.0, 1.0], [0.0, 0.0]]), np.array([0, 1])
+
+
+@given(problems(), attack_norms())
+@example(equal_rows([0.5, 0.0, 0.0]), 2.0)
+@example(equal_rows([0.0, 0.0, 0.0]), math.inf)
+def test_no_point_inside_the_ball_changes_the_decision(problem, p):
+    laws.ball_is_safe(radius, *problem, p=p)
+
+
+@given(problems(), attack_norms())
+def test_a_step_just_beyond_the_radius_changes_the_decision(problem, p):
+    laws.boundary_is_reached(radius, *problem, p=p)
+
+
+@given(problems(), attack_norms())
+def test_radius_agrees_with_rational_arithmetic(problem, p):
+    laws.radius_is_exact(radius, *problem, p=p)
+
+
+@given(problems(), attack_norms(), st.sampled_from([2.0**-300, 0.5, 2.0**300]))
+def test_radius_ignores_the_scale_of_the_weights(problem, p, factor):
+    laws.radius_ignores_scale(radius, *problem, p=p, factor=factor)
+
+
+@given(problems(scales=EXTREME), attack_norms())
+def test_radius_is_a_number_at_every_scale(problem, p):
+    found = radius(*problem, p=p)
+    assert (found >= 0).all()
+
+
+@given(problems(), attack_norms())
+def test_mean_radius_integrates_robust_accuracy(problem, p):
+    laws.integrates_to(robust_accuracy, mean_radius, *problem, p=p, cap=50.0)
+
+
+@given(problems(), attack_norms())
+def test_robust_accuracy_starts_at_the_accuracy(problem, p):
+    at_zero = robust_accuracy(*problem, p=p, eps=0.0)
+    assert at_zero == pytest.approx(class_statistics(*problem).mass.sum(), abs=laws.ROUNDING)
+
+
+@given(problems(multiclass=False), attack_norms())
+def test_a_binary_classifier_equals_its_two_row_form(problem, p):
+    clf, x, y = problem
+    two = LinearClassifier(
+        np.stack([-clf.weight / 2, clf.weight / 2]), np.array([-clf.bias / 2, clf.bias / 2])
+    )
+    np.testing.assert_array_equal(radius(two, x, y, p=p), radius(clf, x, y, p=p))
+
+
+def test_equal_rows_are_never_confused_or_always_tied():
+    clf, x, y = equal_rows([0.5, 0.0, -99.0])
+    alone = LinearClassifier(clf.weight[:2], clf.bias[:2])
+    np.testing.assert_array_equal(radius(alone, x, y, p=2.0), [math.inf, 0.0])
+    np.testing.assert_array_equal(radius(alone, x, 1 - y, p=2.0), [0.0, math.inf])
+    assert np.isfinite(radius(clf, x, y, p=2.0)).all()
+    assert mean_radius(alone, x, y, p=2.0, cap=3.0) == 1.5
+    assert mean_radius(alone, x, y, p=2.0) == math.inf
+    tied, x, y = equal_rows([0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(radius(tied, x, y, p=math.inf), [0.0, 0.0])
+    assert boundary_distances(tied, x, y, p=2.0)[0, 1] == -math.inf
+
+
+@given(problems(multiclass=False), st.floats(0, 3))
+@example((BinaryLinear(np.array([1.0, 0.0])), np.array([[1.0, 9.0], [-2.0, 9.0]]), np.array([1, 0])), 1.5)
+def test_binary_fgs_accuracy_is_robust_accuracy(problem, eps):
+    clf, x, y = problem
+    distance = np.abs(boundary_distances(clf, x, y, p=math.inf)[np.arange(len(y)), 1 - y] - eps)
+    if (distance > 1e-9 * (1 + laws.size(clf, x, p=math.inf))).all():  # rounding decides on the boundary
+        assert fgs_accuracy(clf, x, y, eps=eps) == robust_accuracy(clf, x, y, p=math.inf, eps=eps)
+
+
+@given(problems(multiclass=False), attack_norms())
+def test_binary_mean_radius_is_the_average_radius(problem, p):
+    laws.matches_sample(binary_mean_radius, *problem, p=p)
+
+
+@given(problems(multiclass=False), attack_norms(), st.floats(0, 3))
+def test_markov_limits_robust_accuracy(problem, p, eps):
+    laws.limits_robust_accuracy(markov_bound, robust_accuracy, *problem, p=p, eps=eps)
+
+
+@given(problems(multiclass=False), st.floats(1e-3, 3))
+def test_markov_is_never_above_the_theorem_of_the_paper(problem, eps):
+    clf, x, y = problem
+    stats = class_statistics(clf, x, y)
+    paper = binary_mean_radius(clf, stats, p=math.inf) / eps
+    assert markov_bound(clf, stats, eps=eps) <= paper + laws.ROUNDING * laws.size(clf, x, p=math.inf) / eps
+
+
+def test_markov_is_attained_by_radii_of_zero_or_a_little_more_than_eps():
+    clf, eps = BinaryLinear(np.array([2.0])), 0.5
+    x, y = np.array([[eps + 1e-9], [1e-9], [-eps - 1e-9], [-1e-9]]), np.array([1, 1, 0, 0])
+    stats = class_statistics(clf, x, y)
+    attained = robust_accuracy(clf, x, y, p=math.inf, eps=eps)
+    assert markov_bound(clf, stats, eps=eps) == pytest.approx(attained, rel=1e-8)
+
+
+@given(problems(multiclass=False), attack_norms())
+@example((BinaryLinear(np.array([1.0]), -1.0), np.array([[3.0], [1.0], [1.0]]), np.array([1, 0, 1])), 2.0)
+def test_hoelder_ceiling_limits_every_bias(problem, p):
+    laws.limits_statistics(hoelder_ceiling, *problem, p=p)
+
+
+@given(problems(multiclass=False), attack_norms())
+def test_support_and_sparse_ceilings_limit_their_classifiers(problem, p):
+    clf, x, y = problem
+    support, count = clf.weight != 0, int(np.count_nonzero(clf.weight))
+    laws.limits_statistics(lambda s, *, p: support_ceiling(s, support, p=p), clf, x, y, p=p)
+    laws.limits_statistics(lambda s, *, p: sparse_ceiling(s, count, p=p), clf, x, y, p=p)
+    stats = class_statistics(clf, x, y)
+    ladder = [
+        support_ceiling(stats, support, p=p),
+        sparse_ceiling(stats, count, p=p),
+        hoelder_ceiling(stats, p=p),
+    ]
+    assert ladder == sorted(ladder)
+
+
+def witness(p, *, low=(1.0, -2.0, 0.5), high=(4.0, -1.0, 1.0), ones=3, zeros=1):
+    """Two point masses, and the classifier whose mean radius approaches their Hölder ceiling.
+
+    The boundary passes next to the rarer class.
+    """
+    low, high = np.array(low), np.array(high)
+    weight = high - low
+    if p == math.inf:
+        weight = np.where(np.abs(weight) == np.abs(weight).max(), np.sign(weight), 0.0)
+    on, off = weight @ (low if zeros <= ones else high), weight @ (high - low) * laws.NUDGE
+    bias = float(-on - off if zeros <= ones else -on + off)
+    x = np.concatenate([np.tile(low, (zeros, 1)), np.tile(high, (ones, 1))])
+    return BinaryLinear(weight, bias), x, np.repeat([0, 1], [zeros, ones])
+
+
+@NORMS
+@pytest.mark.parametrize(("ones", "zeros"), [(1, 1), (3, 1), (2, 5)])
+def test_hoelder_ceiling_is_approached_by_the_named_classifier(p, ones, zeros):
+    laws.is_approached(hoelder_ceiling, *witness(p, ones=ones, zeros=zeros), p=p)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_one_weight_suffices_against_linf_and_more_help_against_l2(count):
+    stats = class_statistics(*witness(2.0))
+    best = sparse_ceiling(stats, count, p=math.inf)
+    assert best == hoelder_ceiling(stats, p=math.inf)
+    top = np.sort(np.abs(stats.mean[1] - stats.mean[0]))[::-1][:count]
+    expected = 0.75 * math.sqrt(float(top @ top))
+    assert sparse_ceiling(stats, count, p=2.0) == pytest.approx(expected, rel=laws.ROUNDING)
+
+
+def test_without_correct_inputs_in_one_class_no_ceiling_holds():
+    mean = np.array([[0.0, 0.0], [1.0, 2.0]])
+    one = ClassStatistics(np.array([0.5, 0.5]), np.array([0.0, 0.5]), mean)
+    none = ClassStatistics(np.array([0.5, 0.5]), np.array([0.0, 0.0]), mean)
+    assert hoelder_ceiling(one, p=2.0) == math.inf
+    assert hoelder_ceiling(none, p=2.0) == 0.0
+    far = BinaryLinear(np.array([1.0, 0.0]), 1e9)
+    assert mean_radius(far, mean, np.array([0, 1]), p=2.0) > 1e8
+
+
+@given(problems())
+@example((BinaryLinear(np.array([2.0, 2.0])), np.array([[1.0, 1.0], [-1.0, 0.0]]), np.array([1, 0])))
+def test_linf_radius_lies_between_scaled_and_plain_l2_radius(problem):
+    laws.interpolates(norm_interpolation, *problem)
+
+
+def test_norm_interpolation_is_attained_at_both_ends():
+    x, y = np.array([[1.0, 3.0], [-1.0, 0.0]]), np.array([1, 0])
+    for weight, end in (([2.0, -2.0], 0), ([0.0, 3.0], 1)):
+        clf = BinaryLinear(np.array(weight))
+        bounds = norm_interpolation(clf, mean_radius(clf, x, y, p=2.0))
+        assert bounds[end] == pytest.approx(mean_radius(clf, x, y, p=math.inf), rel=laws.ROUNDING)
+
+
+def wrong_dual(clf, x, y, *, p):
+    return radius(clf, x, y, p=math.inf if p == 2 else 2.0)
+
+
+def forgets_mistakes(clf, x, y, *, p):
+    return np.abs(boundary_distances(clf, x, y, p=p)).min(axis=1)
+
+
+def swapped_means(clf, stats, *, p):
+    return binary_mean_radius(clf, ClassStatistics(stats.prior, stats.accuracy, stats.mean[::-1]), p=p)
+
+
+def without_accuracy(clf, stats, *, p):
+    return binary_mean_radius(clf, ClassStatistics(stats.prior, np.ones(2), stats.mean), p=p)
+
+
+def balanced(clf, stats, *, p):
+    mean = float(stats.mass.mean())
+    return mean * float(clf.weight @ (stats.mean[1] - stats.mean[0]) / norm(clf.weight[None], p=dual(p))[0])
+
+
+def smaller_mass(stats, *, p):
+    return float(stats.mass.min()) * float(norm(np.diff(stats.mean, axis=0), p=p)[0])
+
+
+def dual_norm(stats, *, p):
+    return float(stats.mass.max()) * float(norm(np.diff(stats.mean, axis=0), p=1.0)[0])
+
+
+@NORMS
+@pytest.mark.parametrize("broken", [wrong_dual, forgets_mistakes, lambda *a, p: 2 * radius(*a, p=p)])
+def test_ball_law_or_boundary_law_rejects_a_wrong_radius(broken, p):
+    def both(candidate):
+        laws.ball_is_safe(candidate, CLF, X, Y, p=p)
+        laws.boundary_is_reached(candidate, CLF, X, Y, p=p)
+
+    both(radius)
+    with pytest.raises(AssertionError):
+        both(broken)
+    with pytest.raises(AssertionError):
+        laws.radius_is_exact(broken, CLF, X, Y, p=p)
+
+
+@NORMS
+@pytest.mark.parametrize("broken", [swapped_means, without_accuracy, balanced])
+def test_mean_law_rejects_a_wrong_identity(broken, p):
+    with pytest.raises(AssertionError):
+        laws.matches_sample(broken, CLF, X, Y, p=p)
+
+
+@pytest.mark.parametrize("broken", [smaller_mass, dual_norm, lambda s, *, p: 2 * hoelder_ceiling(s, p=p)])
+def test_hoelder_laws_reject_a_wrong_ceiling(broken):
+    def both(candidate):
+        for p in (2.0, math.inf):
+            laws.limits_statistics(candidate, *witness(p), p=p)
+            laws.is_approached(candidate, *witness(p), p=p)
+
+    both(hoelder_ceiling)
+    with pytest.raises(AssertionError):
+        both(broken)
+
+
+def test_markov_law_rejects_a_missing_factor():
+    def halved(clf, stats, *, p, eps):
+        return markov_bound(clf, stats, p=p, eps=eps) / 2
+
+    with pytest.raises(AssertionError):
+        laws.limits_robust_accuracy(halved, robust_accuracy, CLF, X, Y, p=math.inf, eps=0.1)
+
+
+def test_integral_law_rejects_a_strict_cap_and_a_wrong_norm():
+    def other_norm(*args, p, cap):
+        return mean_radius(*args, p=2.0, cap=cap)
+
+    with pytest.raises(AssertionError):
+        laws.integrates_to(robust_accuracy, other_norm, CLF, X, Y, p=math.inf, cap=5.0)
+
+
+def test_interpolation_law_rejects_a_count_that_is_too_small():
+    def one_fewer(clf, r2):
+        low, high = norm_interpolation(clf, r2)
+        return low * math.sqrt(3) / math.sqrt(2), high
+
+    clf = BinaryLinear(np.array([1.0, -1.0, 1.0]))
+    with pytest.raises(AssertionError):
+        laws.interpolates(one_fewer, clf, X, Y)

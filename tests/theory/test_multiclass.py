@@ -1,0 +1,239 @@
+"""The runner-up decomposition and the multi-class bounds, with the counterexamples that limit them."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests import laws
+from tests.strategies import attack_norms, labelled_data, linear_classifiers
+from theory.linear import (
+    ClassStatistics,
+    binary_mean_radius,
+    boundary_distances,
+    class_statistics,
+    fgs_accuracy,
+    hoelder_ceiling,
+    jensen_bound,
+    mean_radius,
+    paper_multiclass_bound,
+    radius,
+    robust_accuracy,
+    runner_up_decomposition,
+    weight_free_bound,
+)
+from theory.norms import dual, norm
+from theory.types import BinaryLinear, LinearClassifier
+
+CLF = LinearClassifier(np.array([[2.0, 0.0], [-1.0, 1.0], [0.0, -3.0]]), np.array([0.0, 0.5, -0.25]))
+X = np.array([[3, 1], [1, -0.5], [2, 2], [-1, 1], [-2, 3], [0, -1], [0.5, -2], [1, 4.0]])
+Y = np.array([0, 0, 0, 1, 1, 2, 2, 2])  # the last one is misclassified
+# Each class has one closest rival for both norms; the last point is misclassified.
+ONE_RUNNER_UP = np.array([[3, 2], [2, 1.5], [-2, 1], [-2, 1.5], [-3, 0.0]]), np.array([0, 0, 1, 1, 0])
+NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
+
+
+@st.composite
+def problems(draw, *, classes=None):
+    clf = draw(linear_classifiers(classes=classes))
+    c, width = clf.weight.shape
+    x, y = draw(labelled_data(width=width, classes=c))
+    return clf, x, y
+
+
+@st.composite
+def statistics(draw):
+    """Class statistics with any priors, accuracies (zero included) and means (equal ones included)."""
+    classes, width = draw(st.integers(2, 5)), draw(st.integers(1, 3))
+    counts = np.array(draw(st.lists(st.integers(1, 9), min_size=classes, max_size=classes)), dtype=float)
+    shares = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+    accuracy = np.array(draw(st.lists(shares, min_size=classes, max_size=classes)))
+    x, _ = draw(labelled_data(width=width, classes=classes, max_points=classes))
+    return ClassStatistics(counts / counts.sum(), accuracy, x)
+
+
+def all_rows_equal():
+    clf = LinearClassifier(np.full((3, 1), 0.1), np.array([0.0, 1.0, 0.0]))
+    return clf, np.array([[1.0], [1.0]]), np.array([0, 1])
+
+
+def average_over_pairs(stats, *, p):
+    """The weaker form of the weight-free bound: every pair covers its two classes alike."""
+    used = np.flatnonzero(stats.mass > 0)
+    pairs = [max(stats.mass[[k, j]]) * abs_distance(stats, k, j, p=p) for k, j in combinations(used, 2)]
+    return sum(pairs) / (used.size - 1)
+
+
+def abs_distance(stats, k, j, *, p):
+    return float(norm((stats.mean[k] - stats.mean[j])[None], p=p)[0])
+
+
+@given(problems(), attack_norms())
+@example(all_rows_equal(), 2.0)
+def test_runner_up_contributions_add_up_to_the_mean_radius(problem, p):
+    parts = runner_up_decomposition(*problem, p=p)
+    laws.matches_sample(lambda *_, p: float(parts.contribution.sum()), *problem, p=p)
+    assert parts.mass.sum() == pytest.approx(class_statistics(*problem).mass.sum(), abs=laws.ROUNDING)
+    assert not np.isfinite(parts.contribution.diagonal()[parts.mass.diagonal() > 0]).any()
+
+
+@given(problems(), attack_norms())
+@example(all_rows_equal(), 2.0)
+@pytest.mark.parametrize("bound", [jensen_bound, paper_multiclass_bound])
+def test_classifier_bounds_limit_the_mean_radius(bound, problem, p):
+    laws.limits_sample(bound, *problem, p=p)
+
+
+@given(problems(), attack_norms())
+def test_weight_free_bound_limits_the_mean_radius(problem, p):
+    laws.limits_statistics(weight_free_bound, *problem, p=p)
+
+
+@given(problems(), attack_norms())
+def test_jensen_is_the_sharpest_of_the_three(problem, p):
+    clf, x, y = problem
+    stats = class_statistics(clf, x, y)
+    sharpest = jensen_bound(clf, stats, p=p)
+    slack = laws.ROUNDING * laws.size(clf, x, p=p)
+    assert sharpest <= weight_free_bound(stats, p=p) + slack
+    assert sharpest <= paper_multiclass_bound(clf, stats, p=p) + slack
+
+
+@given(problems(classes=2), attack_norms())
+def test_for_two_classes_jensen_and_the_paper_form_are_identities(problem, p):
+    laws.matches_sample(jensen_bound, *problem, p=p)
+    clf, x, y = problem
+    if (clf.weight[0] != clf.weight[1]).any():
+        laws.matches_sample(paper_multiclass_bound, *problem, p=p)
+        binary = BinaryLinear(clf.weight[1] - clf.weight[0], clf.bias[1] - clf.bias[0])
+        stats, other = class_statistics(clf, x, y), class_statistics(binary, x, y)
+        np.testing.assert_array_equal(stats.mass, other.mass)
+        laws.matches_sample(lambda *_, p: binary_mean_radius(binary, stats, p=p), *problem, p=p)
+
+
+@NORMS
+def test_jensen_is_attained_when_each_class_has_one_runner_up(p):
+    laws.matches_sample(jensen_bound, CLF, *ONE_RUNNER_UP, p=p)
+
+
+@given(statistics(), attack_norms())
+def test_weight_free_bound_solves_its_linear_program(stats, p):
+    if np.count_nonzero(stats.mass) > 1:
+        laws.solves_mean_program(weight_free_bound, stats, p=p)
+        assert weight_free_bound(stats, p=p) <= average_over_pairs(stats, p=p) * (1 + laws.ROUNDING)
+    else:
+        assert weight_free_bound(stats, p=p) == (math.inf if stats.mass.any() else 0.0)
+    if stats.prior.size == 2:
+        expected = hoelder_ceiling(stats, p=p)
+        assert weight_free_bound(stats, p=p) == pytest.approx(expected, rel=laws.ROUNDING, abs=1e-300)
+
+
+def test_weight_free_bound_can_be_far_below_the_average_over_pairs():
+    mean = np.array([[0.0], [1.0], [100.0], [101.0]])
+    stats = ClassStatistics(np.full(4, 0.25), np.ones(4), mean)
+    assert weight_free_bound(stats, p=2.0) == pytest.approx(0.5)
+    assert average_over_pairs(stats, p=2.0) > 30
+
+
+def test_fgs_accuracy_can_exceed_the_paper_form():
+    """Found by search: equal priors, all inputs correct, no bias. Robust accuracy obeys, FGS does not."""
+    clf = LinearClassifier(np.array([[-3.0, 1.0], [0.0, 0.3], [-20.0, -30.0]]), np.zeros(3))
+    x, y, eps = np.array([[-3.0, 3.0], [3.0, 0.0], [-2.0, 1.0]]), np.arange(3), 2.0
+    stats = class_statistics(clf, x, y)
+    limit = paper_multiclass_bound(clf, stats, p=math.inf) / eps
+    assert (stats.accuracy == 1).all()
+    assert robust_accuracy(clf, x, y, p=math.inf, eps=eps) <= limit < 0.44
+    assert fgs_accuracy(clf, x, y, eps=eps) == pytest.approx(2 / 3)
+
+
+def test_the_paper_form_without_biases_can_fail():
+    """Found by search: three classes, one point each, all correct, unequal biases and norms."""
+    clf = LinearClassifier(np.array([[-0.3, 0.3], [-3.0, 0.0], [0.1, 0.1]]), np.array([2.0, -1.0, 2.0]))
+    x, y = np.array([[-1.0, 1.0], [-1.0, -3.0], [0.0, -2.0]]), np.arange(3)
+    stats = class_statistics(clf, x, y)
+    assert (stats.accuracy == 1).all()
+    offset = clf.weight - clf.weight.mean(axis=0)
+    without = float(((offset * stats.mean).sum(axis=1) / norm(offset, p=2.0)).mean())
+    assert without < 0.42 * mean_radius(clf, x, y, p=2.0)
+    laws.limits_sample(paper_multiclass_bound, clf, x, y, p=2.0)
+
+
+@given(st.integers(3, 6), st.floats(0.5, 3), st.floats(0.01, 4))
+def test_fgs_accuracy_obeys_the_paper_form_where_wrong_classes_are_equally_likely(classes, height, eps):
+    clf = LinearClassifier(np.eye(classes), np.zeros(classes))
+    x = np.concatenate([height * np.eye(classes), 0.1 * height * np.eye(classes)])
+    y = np.tile(np.arange(classes), 2)
+    limit = paper_multiclass_bound(clf, class_statistics(clf, x, y), p=math.inf) / eps
+    assert fgs_accuracy(clf, x, y, eps=eps * (1 + laws.NUDGE)) <= limit
+
+
+@given(problems(), st.floats(0, 3))
+def test_fgs_is_an_attack_like_any_other(problem, eps):
+    """FGS leaves at least the robust share correct, up to points on the boundary of the ball."""
+    clf, x, y = problem
+    slack = eps * laws.NUDGE + laws.ROUNDING * laws.size(clf, x, p=math.inf)
+    assert fgs_accuracy(clf, x, y, eps=eps) >= robust_accuracy(clf, x, y, p=math.inf, eps=eps + slack)
+
+
+def farthest_runner_up(clf, stats, *, p):
+    distance = boundary_distances(clf, stats.mean, np.arange(3), p=p)
+    return float(stats.mass @ np.where(np.isinf(distance), 0.0, distance).max(axis=1))
+
+
+def wrong_dual(clf, stats, *, p):
+    return jensen_bound(clf, stats, p=2.0 if p == math.inf else math.inf)
+
+
+def without_accuracy(clf, stats, *, p):
+    return jensen_bound(clf, ClassStatistics(stats.prior, np.ones(3), stats.mean), p=p)
+
+
+def without_bias(clf, stats, *, p):
+    return jensen_bound(LinearClassifier(clf.weight, np.zeros(3)), stats, p=p)
+
+
+@NORMS
+@pytest.mark.parametrize("broken", [farthest_runner_up, wrong_dual, without_accuracy, without_bias])
+def test_jensen_law_rejects_a_wrong_bound(broken, p):
+    with pytest.raises(AssertionError):
+        laws.matches_sample(broken, CLF, *ONE_RUNNER_UP, p=p)
+
+
+@NORMS
+def test_paper_law_rejects_the_gap_to_the_runner_up_average(p):
+    def wrong_average(clf, stats, *, p):
+        """wbar over the other classes in the margin, over all classes in the norm, without the biases."""
+        offset = clf.weight - clf.weight.mean(axis=0)
+        return float(stats.mass @ ((offset * stats.mean).sum(axis=1) / norm(offset, p=dual(p)) / 3))
+
+    laws.limits_sample(paper_multiclass_bound, CLF, X, Y, p=p)
+    with pytest.raises(AssertionError):
+        laws.limits_sample(wrong_average, CLF, X, Y, p=p)
+
+
+@NORMS
+def test_program_law_rejects_the_average_over_pairs_and_a_missing_half(p):
+    stats = ClassStatistics(np.array([0.2, 0.3, 0.5]), np.ones(3), np.array([[0.0, 0], [1, 2], [4, -3]]))
+    laws.solves_mean_program(weight_free_bound, stats, p=p)
+    for broken in (average_over_pairs, lambda s, *, p: weight_free_bound(s, p=p) / 2):
+        with pytest.raises(AssertionError):
+            laws.solves_mean_program(broken, stats, p=p)
+
+
+@NORMS
+def test_decomposition_law_rejects_the_wrong_runner_up(p):
+    def total(clf, _, *, p):
+        return float(runner_up_decomposition(clf, X, Y, p=p).contribution.sum())
+
+    def nearest_score(clf, _, *, p):
+        """The class of second highest score instead of the closest boundary."""
+        second = np.argsort(clf.scores(X), axis=1)[:, -2]
+        distance = boundary_distances(clf, X, Y, p=p)[np.arange(len(Y)), second]
+        return float(np.where(radius(clf, X, Y, p=p) > 0, distance, 0.0).mean())
+
+    laws.matches_sample(total, CLF, X, Y, p=p)
+    with pytest.raises(AssertionError):
+        laws.matches_sample(nearest_score, CLF, X, Y, p=p)

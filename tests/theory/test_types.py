@@ -1,0 +1,130 @@
+"""Illegal calls: each raises InvalidInput, and its message names the argument at fault."""
+
+import math
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from tests.strategies import EXTREME
+from theory import linear
+from theory.ceiling import mean_radius_ceiling, universal_ceiling
+from theory.linear import ClassStatistics, class_statistics
+from theory.norms import dual, norm
+from theory.types import (
+    BinaryLinear,
+    InvalidInput,
+    LinearClassifier,
+    ReLUNetwork,
+    check_inputs,
+    check_labels,
+    check_p,
+    check_sparsity,
+)
+
+CLF = BinaryLinear(np.array([1.0, 2.0]))
+ZERO = BinaryLinear(np.zeros(2))
+THREE = LinearClassifier(np.eye(3)[:, :2], np.zeros(3))
+X, Y = np.array([[1.0, 1.0], [-1.0, 0.0]]), np.array([1, 0])
+STATS = class_statistics(CLF, X, Y)
+STATS3 = ClassStatistics(np.full(3, 1 / 3), np.ones(3), np.eye(3)[:, :2])
+HALF = np.array([0.5, 0.5])
+
+ILLEGAL = {
+    "p is 1.0": lambda: check_p(1.0),
+    "p is nan": lambda: linear.radius(CLF, X, Y, p=math.nan),
+    "p is 3.0": lambda: universal_ceiling(X, Y, p=3.0),
+    "p is 0.0": lambda: linear.hoelder_ceiling(STATS, p=0.0),
+    "p is -1.0": lambda: linear.weight_free_bound(STATS, p=-1.0),
+    "alpha is 1.5": lambda: check_sparsity("alpha", 1.5),
+    "alpha is nan": lambda: check_sparsity("alpha", math.nan),
+    "alpha is '0.5'": lambda: check_sparsity("alpha", "0.5"),  # pyright: ignore[reportArgumentType]
+    "y has shape (2,); expected (3,)": lambda: check_labels("y", [0, 1], n=3, classes=2),
+    "y has dtype float64": lambda: check_labels("y", [0.0, 1.0], n=2, classes=2),
+    "y[1] is 2": lambda: linear.radius(CLF, X, np.array([0, 2]), p=2.0),
+    "y[0] is -1": lambda: linear.radius(CLF, X, np.array([-1, 1]), p=2.0),
+    "y holds only the label 1": lambda: class_statistics(CLF, X, np.array([1, 1])),
+    "y holds only the label 0": lambda: universal_ceiling(X, np.array([0, 0]), p=2.0),
+    "x[1, 0] is nan": lambda: linear.radius(CLF, np.array([[1.0, 1.0], [math.nan, 0.0]]), Y, p=2.0),
+    "x[0, 0] is inf": lambda: universal_ceiling(np.array([[math.inf], [0.0]]), Y, p=2.0),
+    "x has shape (2, 2); the classifier takes 3": lambda: check_inputs(X, width=3),
+    "x has shape (0, 2)": lambda: linear.mean_radius(CLF, X[:0], Y[:0], p=2.0),
+    "x has shape (2,)": lambda: check_inputs([1.0, 2.0], width=2),
+    "x is not a numeric array": lambda: check_inputs([["a"]], width=1),
+    "weight is 0 in every entry": lambda: linear.radius(ZERO, X, Y, p=2.0),
+    "weight is 0 in": lambda: linear.binary_mean_radius(ZERO, STATS, p=2.0),
+    "weight has 1 row": lambda: LinearClassifier(np.ones((1, 2)), np.zeros(1)),
+    "bias has shape (3,)": lambda: LinearClassifier(np.ones((2, 2)), np.zeros(3)),
+    "weight[1] is nan": lambda: BinaryLinear(np.array([1.0, math.nan])),
+    "bias[] is inf": lambda: BinaryLinear(np.array([1.0]), math.inf),
+    "weights is empty": lambda: ReLUNetwork((), ()),
+    "biases has 1 entries": lambda: ReLUNetwork((np.ones((2, 2)),) * 2, (np.zeros(2),)),
+    "weights[1] takes 3": lambda: ReLUNetwork((np.ones((2, 2)), np.ones((2, 3))), (np.zeros(2),) * 2),
+    "biases[0] has shape (3,)": lambda: ReLUNetwork((np.ones((2, 2)),), (np.zeros(3),)),
+    "weights[-1] has one row": lambda: ReLUNetwork((np.ones((1, 2)),), (np.zeros(1),)),
+    "eps is -1": lambda: linear.robust_accuracy(CLF, X, Y, p=2, eps=-1.0),
+    "eps is nan": lambda: linear.markov_bound(CLF, STATS, eps=math.nan),
+    "eps is inf": lambda: linear.fgs_accuracy(CLF, X, Y, eps=math.inf),
+    "cap is -2": lambda: linear.mean_radius(CLF, X, Y, p=2, cap=-2.0),
+    "r2 holds a negative": lambda: linear.norm_interpolation(CLF, -1.0),
+    "r2 holds": lambda: linear.norm_interpolation(CLF, np.array([1.0, math.nan])),
+    "prior has 1 entry": lambda: ClassStatistics(np.ones(1), np.ones(1), np.ones((1, 2))),
+    "prior sums to 0.9": lambda: ClassStatistics(np.array([0.4, 0.5]), HALF, X),
+    "prior is [-0.5": lambda: ClassStatistics(np.array([-0.5, 1.5]), HALF, X),
+    "accuracy is [0.5 1.5]": lambda: ClassStatistics(HALF, np.array([0.5, 1.5]), X),
+    "accuracy has shape (3,)": lambda: ClassStatistics(HALF, np.ones(3), X),
+    "mean[0, 1] is nan": lambda: ClassStatistics(HALF, HALF, np.array([[0.0, math.nan], [0.0, 0.0]])),
+    "stats has 3 classes": lambda: linear.hoelder_ceiling(STATS3, p=2.0),
+    "stats has 3": lambda: linear.binary_mean_radius(CLF, STATS3, p=2.0),
+    "stats has means of shape (2, 2)": lambda: linear.jensen_bound(THREE, STATS, p=2.0),
+    "stats has means": lambda: linear.paper_multiclass_bound(THREE, STATS, p=2.0),
+    "support has shape (3,)": lambda: linear.support_ceiling(STATS, np.ones(3, dtype=bool), p=2.0),
+    "0 true entries": lambda: linear.support_ceiling(STATS, np.zeros(2, dtype=bool), p=2.0),
+    "nonzeros is 0": lambda: linear.sparse_ceiling(STATS, 0, p=2.0),
+    "nonzeros is 3": lambda: linear.sparse_ceiling(STATS, 3, p=2.0),
+    "correct has shape (1,)": lambda: mean_radius_ceiling(X, Y, np.ones(1, dtype=bool), p=2.0),
+}
+
+
+@pytest.fixture
+def _as_installed():
+    """No run-time checks of annotations, which would stop some illegal calls before the package sees them."""
+    jaxtyping.config.update("jaxtyping_disable", value=True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", value=False)
+
+
+@pytest.mark.usefixtures("_as_installed")
+@pytest.mark.parametrize("message", ILLEGAL)
+def test_illegal_call_names_the_argument(message):
+    with pytest.raises(InvalidInput) as error:
+        ILLEGAL[message]()
+    assert message in str(error.value)
+
+
+def test_arrays_are_copied_and_read_only():
+    weight = np.array([1.0, 2.0])
+    clf = BinaryLinear(weight)
+    weight[0] = 9.0
+    assert clf.weight[0] == 1.0
+    with pytest.raises(ValueError, match="read-only"):
+        clf.weight[0] = 3.0
+
+
+@pytest.mark.parametrize(("p", "expected"), [(1.0, 7.0), (2.0, 5.0), (math.inf, 4.0)])
+def test_norms_at_every_scale(p, expected):
+    for scale in EXTREME:
+        assert norm(np.array([[3.0, -4.0]]) * scale, p=p)[0] == pytest.approx(expected * scale, rel=1e-15)
+
+
+def test_dual_exponents():
+    assert (dual(2.0), dual(math.inf)) == (2.0, 1.0)
+
+
+def test_relu_network_with_one_layer_scores_like_a_linear_classifier():
+    weight, bias = np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([0.25, -1.0])
+    net = ReLUNetwork((weight,), (bias,))
+    assert net.classes == 2
+    np.testing.assert_array_equal(net.scores(X), LinearClassifier(weight, bias).scores(X))
+    hidden = ReLUNetwork((weight, np.eye(2)), (bias, np.zeros(2)))
+    np.testing.assert_array_equal(hidden.scores(X), np.maximum(net.scores(X), 0))

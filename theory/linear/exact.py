@@ -1,0 +1,158 @@
+"""Linear classifiers, point by point: distances to decision boundaries and the accuracies they give.
+
+A point is correct when its class scores strictly above every other; a tie is not correct. Its radius is 0
+under either reading, so no mean radius depends on this convention.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray as Array
+
+from theory.norms import dual, norm
+from theory.types import BinaryLinear, InvalidInput, LinearClassifier, check_inputs, check_labels
+
+Radius = TypeVar("Radius", float, Array)
+
+
+def rows(clf: BinaryLinear | LinearClassifier) -> LinearClassifier:
+    """The classifier with one row per class, an identity; a binary one gets the rows 0 and ``weight``.
+
+    Raises: InvalidInput if a binary weight is zero, for it then has no decision boundary.
+    """
+    if isinstance(clf, LinearClassifier):
+        return clf
+    if not clf.weight.any():
+        raise InvalidInput("weight is 0 in every entry; a binary classifier needs a non-zero weight")
+    return LinearClassifier(np.stack([np.zeros_like(clf.weight), clf.weight]), np.array([0.0, clf.bias]))
+
+
+def check_budget(name: str, value: float) -> float:
+    """Return an attack budget as a float. Raises: InvalidInput unless it is a number >= 0 (inf allowed)."""
+    if not value >= 0:
+        raise InvalidInput(f"{name} is {value!r}; pass a number >= 0")
+    return float(value)
+
+
+def margins(
+    clf: BinaryLinear | LinearClassifier, x: Float[Array, "m n"], y: Int[Array, " m"]
+) -> Float[Array, "m c"]:
+    """Scores of the labelled class minus those of every class j, identity; +inf at j = y.
+
+    Weights are subtracted before they meet ``x``, so nearly equal classes lose no digits.
+    Raises: InvalidInput for shapes that disagree, NaN or infinity, labels outside the classes, a zero
+    binary weight.
+    """
+    clf = rows(clf)
+    classes, width = clf.weight.shape
+    x = check_inputs(x, width=width)
+    y = check_labels("y", y, n=x.shape[0], classes=classes)
+    out = np.empty((x.shape[0], classes))
+    for k in range(classes):
+        mine = y == k
+        out[mine] = x[mine] @ (clf.weight[k] - clf.weight).T + (clf.bias[k] - clf.bias)
+        out[mine, k] = math.inf
+    return out
+
+
+def boundary_distances(
+    clf: BinaryLinear | LinearClassifier, x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float
+) -> Float[Array, "m c"]:
+    """Signed l_p distance to the boundary between class y and class j, identity; +inf at j = y.
+
+    ((w_y - w_j).x + b_y - b_j) / ||w_y - w_j||_q, 1/p + 1/q = 1. Rows w_y = w_j have no boundary: the
+    distance is +inf where the margin is positive and -inf elsewhere.
+    Raises: InvalidInput as ``margins``, or unless p is 2 or inf.
+    """
+    margin = margins(clf, x, y)
+    weight = rows(clf).weight
+    gaps = norm(weight[:, None] - weight, p=dual(p))[y]
+    out = np.where(margin > 0, math.inf, -math.inf)
+    with np.errstate(over="ignore"):  # a quotient beyond the largest float is rightly inf
+        return np.divide(margin, gaps, out=out, where=gaps > 0)
+
+
+def radius(
+    clf: BinaryLinear | LinearClassifier, x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float
+) -> Float[Array, " m"]:
+    """Linear radius, identity: smallest l_p norm of a perturbation that changes a correct decision.
+
+    rho_p(x) = min_{j != y} ((w_y - w_j).x + b_y - b_j) / ||w_y - w_j||_q where x is classified as y; 0 where
+    it is not; inf where no perturbation helps. A binary label is 1 on the side weight.x + bias > 0, else 0.
+    Assumes: inputs not clipped to a box.
+    Raises: InvalidInput as ``margins``, or unless p is 2 or inf.
+    Source: the paper, Section 3.1; theory/symbolic.py::prove_linear_radius.
+    """
+    return np.maximum(boundary_distances(clf, x, y, p=p).min(axis=1), 0.0)
+
+
+def mean_radius(
+    clf: BinaryLinear | LinearClassifier,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    *,
+    p: float,
+    cap: float = math.inf,
+) -> float:
+    """Mean radius R_p of a sample, identity: the average of min(rho_p, cap), misclassified points counted 0.
+
+    Raises: InvalidInput as ``radius``, or for a negative cap.
+    """
+    return float(np.minimum(radius(clf, x, y, p=p), check_budget("cap", cap)).mean())
+
+
+def robust_accuracy(
+    clf: BinaryLinear | LinearClassifier,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    *,
+    p: float,
+    eps: float,
+) -> float:
+    """Robust accuracy of a sample, identity: P(rho_p > eps), the share no perturbation of norm eps changes.
+
+    Its integral over eps >= 0 is the mean radius; at eps = 0 it is the accuracy.
+    Raises: InvalidInput as ``radius``, or for a negative eps.
+    """
+    return float((radius(clf, x, y, p=p) > check_budget("eps", eps)).mean())
+
+
+def fgs_accuracy(
+    clf: BinaryLinear | LinearClassifier, x: Float[Array, "m n"], y: Int[Array, " m"], *, eps: float
+) -> float:
+    """The paper's r_inf(eps), identity: accuracy on fast-gradient-sign examples of the true label's loss.
+
+    The loss is the cross-entropy of the softmax scores. Its gradient is a positive multiple of
+    sum_{j != y} s_j (w_j - w_y) with s the softmax over the other classes, which is what is used: unlike the
+    gradient itself it never underflows. For two classes this equals ``robust_accuracy`` with p = inf; for
+    more it is only an upper bound of it.
+    Assumes: inputs not clipped to a box.
+    Raises: InvalidInput as ``margins``, or unless eps is finite and >= 0.
+    """
+    if check_budget("eps", eps) == math.inf:
+        raise InvalidInput("eps is inf; the attack takes one finite step")
+    weight = rows(clf).weight
+    excess = -margins(clf, x, y)
+    share = np.exp(excess - excess.max(axis=1, keepdims=True))
+    ascent = share @ weight - share.sum(axis=1, keepdims=True) * weight[y]
+    moved = margins(clf, x + eps * np.sign(ascent), y)
+    return float((moved.min(axis=1) > 0).mean())
+
+
+def norm_interpolation(clf: BinaryLinear | LinearClassifier, r2: Radius) -> tuple[Radius, Radius]:
+    """Norm interpolation, bound: (lowest, highest) l_inf radius given the l_2 radius of the same points.
+
+    r_2 / sqrt(s) <= r_inf <= r_2, with s the largest number of non-zeros of a difference of two class
+    weights (of the weight itself when binary). ``r2`` is one radius, an array of them, or their mean. The
+    lower end is attained by entries of equal size, the upper by a difference with one non-zero.
+    Raises: InvalidInput if a radius is negative or NaN, or a binary weight is zero.
+    """
+    if not np.all(np.asarray(r2) >= 0):
+        raise InvalidInput("r2 holds a negative or NaN radius; pass l_2 radii >= 0")
+    weight = rows(clf).weight
+    nonzeros = int(np.count_nonzero(weight[:, None] - weight, axis=-1).max())
+    return r2 / math.sqrt(max(nonzeros, 1)), r2
