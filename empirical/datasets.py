@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from theory.types import InvalidInput, check_labels, finite_array
+from theory.types import InvalidInput, check_labels, check_p, finite_array
 
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -49,15 +50,10 @@ class Dataset:
         if len(np.unique(self.y_train)) < 2:
             raise InvalidInput(f"y_train holds only class {self.y_train[0]}; a classifier needs two classes")
 
-    @property
-    def diameter_linf(self) -> float:
-        """Largest l_inf distance between two points of the box."""
-        return self.box[1] - self.box[0]
-
-    @property
-    def diameter_l2(self) -> float:
-        """Largest l_2 distance between two points of the box."""
-        return self.diameter_linf * float(np.sqrt(self.x_train.shape[1]))
+    def diameter(self, p: float) -> float:
+        """Largest l_p distance between two points of the box. Raises: InvalidInput unless p is 2 or inf."""
+        side = self.box[1] - self.box[0]
+        return side * math.sqrt(self.x_train.shape[1]) if check_p(p) == 2 else side
 
     def pair(self, negative: int, positive: int) -> Dataset:
         """The binary problem ``negative`` (label 0) against ``positive`` (label 1).

@@ -41,9 +41,10 @@ class MLPEnsemble:
                 )
             if i and (w.shape[2] != self.weights[i - 1].shape[1] or len(w) != len(self.weights[0])):
                 raise InvalidInput(f"layer {i}: weight {tuple(w.shape)} does not follow layer {i - 1}")
-            bad = ~(torch.isfinite(w).flatten(1).all(1) & torch.isfinite(b).all(1))
-            if bad.any():
-                raise InvalidInput(f"layer {i} of member {int(bad.nonzero()[0])} holds NaN or infinity")
+            for values in (w, b):
+                if values.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():
+                    bad = ~torch.isfinite(values.flatten(1)).all(1)
+                    raise InvalidInput(f"layer {i} of member {int(bad.nonzero()[0])} holds NaN or infinity")
 
     @property
     def members(self) -> int:

@@ -49,7 +49,7 @@ class Settings:
     hidden: tuple[int, ...] = (300, 100)
     pair: tuple[int, int] = (1, 7)
     eps: float = 0.1
-    masks: int = 200
+    masks: int = 100
     first: Recipe = field(default_factory=lambda: Recipe(epochs=40))
     retrain: Recipe = field(default_factory=lambda: Recipe(epochs=12))
 

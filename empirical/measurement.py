@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
@@ -15,9 +16,12 @@ from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.datasets import Dataset
 from empirical.ensemble import MLPEnsemble
+from empirical.results import NORMS, Members, rows
 
 # Networks measured together: enough to fill a GPU, few enough to stay in a CPU's cache.
 _BATCH = {"cpu": 10, "cuda": 256}
+# Masked copies of one network evaluated together; the draws do not depend on it.
+_MASKED_COPIES = 25
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,70 @@ def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
             p: np.concatenate([part.gradient_norm[p] for part in parts]) for p in parts[0].gradient_norm
         },
     )
+
+
+def measured_rows(
+    members: Members, measured: Measurement, data: Dataset, *, eps: float
+) -> list[pd.DataFrame]:
+    """The measurement as rows: every radius per example, and per network what is averaged from them.
+
+    A mean radius counts at most the largest distance inside the data's box (``capped`` tells how many
+    examples that concerned) and 0 for a misclassified example.
+    """
+    found = [rows(members, measured.correct.mean(1), quantity="accuracy", method="clean", kind="measured")]
+    for (p, method), radius in measured.radius.items():
+        norm = NORMS[p]
+        cap = data.diameter(p)
+
+        def one(values: np.ndarray, quantity: str, *, method: str = method, norm: str = norm) -> pd.DataFrame:
+            return rows(members, values, quantity=quantity, method=method, kind="measured", norm=norm)
+
+        if method != "best":
+            found.append(one(radius, "radius"))
+        found.append(one(capped_mean(radius, cap), "mean_radius"))
+        found.append(one(capped_mean(radius**2, cap**2), "mean_squared_distance"))
+        found.append(one((radius > cap).sum(1), "capped"))
+        found.append(
+            rows(
+                members,
+                (radius > eps).mean(1),
+                quantity="robust_accuracy",
+                method=method,
+                kind="measured",
+                norm=norm,
+                eps=eps,
+            )
+        )
+    for clipped, correct in measured.fgs_correct.items():
+        method = "fgs in the box" if clipped else "fgs"
+        found.append(
+            rows(
+                members,
+                correct.mean(1),
+                quantity="fgs_accuracy",
+                method=method,
+                kind="measured",
+                norm="linf",
+                eps=eps,
+            )
+        )
+    for p, norm in NORMS.items():
+        for quantity, values in (
+            ("margin", measured.margin[p]),
+            ("gradient_norm", measured.gradient_norm[p]),
+        ):
+            known = np.isfinite(values)
+            total = np.where(known, values, 0.0).sum(1)
+            mean = np.divide(total, known.sum(1), out=np.full(len(members), np.nan), where=known.any(1))
+            found.append(
+                rows(members, mean, quantity=quantity, method="nearest boundary", kind="measured", norm=norm)
+            )
+    return found
+
+
+def capped_mean(radius: Float[Array, "K n"], cap: float) -> Float[Array, " K"]:
+    """Mean over the examples of min(radius, cap), per network."""
+    return np.minimum(radius, cap).mean(1)
 
 
 def _measure(nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[float, float]) -> Measurement:
@@ -125,23 +193,28 @@ def _nearest_boundary(
 
 
 def mask_gradient_norms(
-    ensemble: MLPEnsemble,
+    network: MLPEnsemble,
     x: Float[Tensor, "n d"],
     pair: tuple[int, int],
-    keep: list[Tensor],
     *,
-    p: float,
-) -> Float[Tensor, " M"]:
-    """Largest dual norm of grad(g_i - g_k) over the rows of x, for masked copies of one network.
+    sparsity: float,
+    copies: int,
+    generator: torch.Generator,
+) -> dict[float, Float[Array, " copies"]]:
+    """Largest dual norm of grad(g_i - g_k) over the rows of x, for random-masked copies of one network.
 
-    ``ensemble`` has one member; ``keep`` holds (M, out, in) Boolean masks per layer, in order, and covers
-    the leading layers only: later layers stay whole. A sampled *lower* estimate of the local Lipschitz
-    constant of every masked copy.
+    An *estimate* from below of every copy's Lipschitz constant in l_p, keyed by p. ``network`` has one
+    member; its hidden layers lose every weight with probability ``sparsity``, its last layer loses none.
     """
-    copies = len(keep[0])
-    masks = [*keep, *(m.expand(copies, -1, -1) for m in ensemble.masks[len(keep) :])]
-    nets = ensemble.select([0] * copies).masked(tuple(masks))
-    v = torch.zeros(copies, len(x), nets.classes, dtype=x.dtype, device=x.device)
+    found: dict[float, list[Tensor]] = {p: [] for p in NORMS}
+    hidden = network.weights[:-1]
+    v = x.new_zeros(_MASKED_COPIES, len(x), network.classes)
     v[..., pair[0]], v[..., pair[1]] = 1.0, -1.0
-    gradient = nets.vector_jacobian(x, v)
-    return torch.linalg.vector_norm(gradient, ord=2 if p == 2 else 1, dim=2).amax(1)
+    for start in range(0, copies, _MASKED_COPIES):
+        count = min(_MASKED_COPIES, copies - start)
+        nets = network.select([0] * count)
+        keep = [torch.rand(count, *w.shape[1:], generator=generator).to(x.device) >= sparsity for w in hidden]
+        gradient = nets.masked((*keep, nets.masks[-1])).vector_jacobian(x, v[:count])
+        for p, q in ((2.0, 2), (math.inf, 1)):
+            found[p].append(torch.linalg.vector_norm(gradient, ord=q, dim=2).amax(1))
+    return {p: torch.cat(parts).cpu().numpy() for p, parts in found.items()}

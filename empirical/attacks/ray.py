@@ -18,9 +18,11 @@ from empirical.attacks.active import ActiveSet, check_attack, margins
 from empirical.ensemble import MLPEnsemble
 from theory.types import InvalidInput
 
-# A found point is put this far beyond the boundary (relative to the step), but never past the middle of
-# what is left of its piece: enough for float64 logits to show the change, negligible as a distance.
+# A found point is put this far beyond the boundary, relative to the step and to the size of x, but never
+# past the middle of what is left of its piece: enough for float64 logits to show the changed decision
+# after x + t * direction has been rounded, negligible as a distance.
 OVERSHOOT = 1e-7
+_ROUNDING = 1e-12
 # Examples that are done are dropped from the batch once they make up this share of it.
 _DROP_SHARE = 0.25
 
@@ -44,6 +46,7 @@ def first_crossing(
         raise InvalidInput(f"max_step is {max_step}; it must not be negative")
     walk = _Walk.start(ensemble, x, y, direction)
     wrong = margins(walk.values[-1], y) <= 0
+    least = _ROUNDING * x.abs().amax(1) / direction.abs().amax(2)
     at = torch.full_like(wrong, torch.inf, dtype=x.dtype).masked_fill_(wrong, 0.0)
     beyond = at.clone()
     done = wrong
@@ -59,7 +62,8 @@ def first_crossing(
             crossed = ~done & (crossing < leaving) & (here <= max_step)
             places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])
             at[places] = here[crossed]
-            beyond[places] = torch.minimum(here * (1 + OVERSHOOT), (here + end) / 2)[crossed]
+            further = here[crossed] * (1 + OVERSHOOT) + least[places]
+            beyond[places] = further.minimum((here + end)[crossed] / 2).clamp_(max=max_step)
             done = done | crossed | (end > max_step) | leaving.isinf()
             walk.advance(leaving, layer, units, ~done)
     return at, beyond

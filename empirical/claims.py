@@ -1,0 +1,340 @@
+"""The paper's claims, judged from a results table: verdict, effect, interval and test.
+
+The seed is the unit: a gain is (pruned - dense) / dense between networks of one seed that were trained
+equally long. Verdicts are ``supported``, ``refuted`` and ``inconclusive``; "no effect" is never read off a
+large p-value, but needs an interval inside the declared margin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import statsmodels.api as sm
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+LEVEL = 0.05
+# An improvement of less than this share of the dense network's robustness counts as none (C2, C3).
+MARGIN = 0.05
+# A sparsity has collapsed once this share of the dense network's accuracy is lost (C1).
+COLLAPSE = 0.10
+RESAMPLES = 2000
+
+Measure = tuple[str, str, str, str]  # label, quantity, norm, method
+ACCURACY: Measure = ("accuracy", "accuracy", "", "clean")
+STATEMENTS = {
+    "C1": "Linear: l_inf robustness rises with sparsity, up to collapse",
+    "C2": "Linear: l_2 robustness does not improve with sparsity",
+    "C3": "ReLU: some sparsity beats the equally trained dense network",
+    "C4": "ReLU: over-sparsified networks fall again",
+    "C5": "Random masks: E[L] <= c (1 - eta), and every rung of the ladder",
+    "C7": "Certificate <= exact <= every attack; mean radius <= universal ceiling",
+    "C8": "Linear identities hold to floating-point precision",
+}
+CHECKS = {
+    "C5": ("random masks, ", "P1 <= M", "P2 <= F"),
+    "C7": ("certificate <= attack", "exact <= attack", "universal ceiling"),
+    "C8": ("linear radius", "binary mean radius", "runner-up decomposition"),
+}
+LINEAR_LINF: tuple[Measure, ...] = (
+    ("R_inf, exact", "mean_radius", "linf", "exact"),
+    ("r_inf(eps), FGS in the box", "fgs_accuracy", "linf", "fgs in the box"),
+)
+LINEAR_L2: tuple[Measure, ...] = (("R_2, exact", "mean_radius", "l2", "exact"),)
+RELU: tuple[Measure, ...] = (
+    ("R_inf, smallest FGS step", "mean_radius", "linf", "fgs"),
+    ("R_inf, best attack", "mean_radius", "linf", "best"),
+    ("r_inf(eps), FGS in the box", "fgs_accuracy", "linf", "fgs in the box"),
+    ("r_2, DeepFool", "mean_radius", "l2", "deepfool"),
+    ("R_2, best attack", "mean_radius", "l2", "best"),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judged claim; ``effect`` with its interval [low, high] is explained by ``what``."""
+
+    claim: str
+    family: str
+    measure: str
+    verdict: str
+    effect: float
+    low: float
+    high: float
+    what: str
+    test: str
+    p_value: float
+    seeds: int
+    violations: int | None
+    note: str
+
+
+def judge(table: pd.DataFrame) -> pd.DataFrame:
+    """Judge every claim the network-level rows of a table speak of; one row per claim, family and measure.
+
+    Raises: KeyError if the table lacks a documented column.
+    """
+    verdicts: list[Verdict] = []
+    families = [family for family in ("linear-binary", "linear") if (table["family"] == family).any()]
+    for family in families:
+        for measure in LINEAR_LINF:
+            verdicts.append(_trend(table, family, measure))
+        for measure in LINEAR_L2:
+            verdicts.append(_no_improvement(table, family, measure))
+    if (table["family"] == "mlp").any():
+        for measure in RELU:
+            verdicts.append(_some_improvement(table, "mlp", measure))
+            verdicts.append(_falls_again(table, "mlp", measure))
+    for claim in CHECKS:
+        verdicts += _theorem(table, claim)
+    frame = pd.DataFrame([asdict(verdict) for verdict in verdicts])
+    frame.insert(1, "statement", frame["claim"].map(STATEMENTS))
+    return frame.sort_values("claim", kind="stable", ignore_index=True)
+
+
+def violations(content: pa.Table) -> pd.DataFrame:
+    """Every case in which a theorem failed, the largest excess first; ``example`` is NA for a mean."""
+    failed = content.filter(
+        pc.and_(pc.equal(content["kind"], "check"), pc.equal(content["quantity"], "excess"))
+    )
+    named = ["method", "norm", "dataset", "family", "pruning", "sparsity", "seed", "example", "value"]
+    frame = failed.select(named).to_pandas().rename(columns={"method": "theorem", "value": "excess"})
+    return frame.sort_values("excess", ascending=False, ignore_index=True)
+
+
+def curve(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
+    """One measured quantity as seeds x sparsities."""
+    _, quantity, norm, method = measure
+    chosen = table[
+        (table["family"] == family)
+        & (table["pruning"] == pruning)
+        & (table["quantity"] == quantity)
+        & (table["norm"] == norm)
+        & (table["method"] == method)
+        & table["kind"].isin(["measured", "identity"])
+    ]
+    return chosen.pivot_table(index="seed", columns="sparsity", values="value", observed=True)
+
+
+def _gains(table: pd.DataFrame, family: str, measure: Measure) -> pd.DataFrame:
+    """Relative gain of magnitude pruning over the equally trained dense network, seeds x sparsities > 0."""
+    pruned, dense = (curve(table, family, pruning, measure) for pruning in ("magnitude", "dense"))
+    gains = (pruned - dense) / dense
+    return gains.loc[:, gains.columns > 0]
+
+
+def _verdict(
+    claim: str,
+    family: str,
+    measure: str,
+    verdict: str,
+    *,
+    effect: float = np.nan,
+    interval: tuple[float, float] = (np.nan, np.nan),
+    what: str = "",
+    test: str = "",
+    p_value: float = np.nan,
+    seeds: int = 0,
+    failures: int | None = None,
+    note: str = "",
+) -> Verdict:
+    low, high = (float(end) for end in interval)
+    return Verdict(
+        claim,
+        family,
+        measure,
+        verdict,
+        float(effect),
+        low,
+        high,
+        what,
+        test,
+        float(p_value),
+        seeds,
+        failures,
+        note,
+    )
+
+
+def _trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
+    """C1: slope of the gain over sparsity, seed effects, errors clustered by seed."""
+    pruned, dense = (curve(table, family, pruning, ACCURACY).mean() for pruning in ("magnitude", "dense"))
+    kept = pruned >= (1 - COLLAPSE) * dense
+    gains = _gains(table, family, measure)
+    gains = gains[[alpha for alpha in gains.columns if kept[alpha]]]
+    seeds, label = len(gains), measure[0]
+    if seeds < 2 or gains.shape[1] < 3:
+        note = "a trend needs 2 seeds and 3 sparsities above 0 before collapse"
+        return _verdict("C1", family, label, "inconclusive", seeds=seeds, note=note)
+    long = gains.stack().rename("gain").reset_index()
+    design = pd.get_dummies(long["seed"], dtype=float).assign(sparsity=long["sparsity"])
+    fit = sm.OLS(long["gain"], design).fit(cov_type="cluster", cov_kwds={"groups": long["seed"]}, use_t=True)
+    low, high = fit.conf_int(LEVEL).loc["sparsity"]
+    return _verdict(
+        "C1",
+        family,
+        label,
+        "supported" if low > 0 else "refuted" if high < 0 else "inconclusive",
+        effect=fit.params["sparsity"],
+        interval=(low, high),
+        what="slope of the relative gain over sparsity",
+        test="OLS, seed effects, errors clustered by seed",
+        p_value=fit.pvalues["sparsity"],
+        seeds=seeds,
+        note=f"sparsity 0 to {gains.columns.max():g}, before collapse",
+    )
+
+
+@dataclass(frozen=True)
+class _BestGain:
+    """The largest mean gain over the sparsities, with intervals and tests for looking at all of them."""
+
+    sparsity: float
+    gain: float
+    low: float
+    high: float
+    highest: float
+    p_value: float
+    detectable: float
+
+
+def _best_gain(gains: pd.DataFrame) -> _BestGain:
+    """Paired t statistics per sparsity: Bonferroni intervals, Holm-corrected one-sided p-values."""
+    count, tried = gains.shape
+    mean, error = gains.mean(), gains.std(ddof=1) / np.sqrt(count)
+    reach = stats.t.ppf(1 - LEVEL / (2 * tried), count - 1) * error
+    statistic = (mean / error).where(error > 0, np.sign(mean) * np.inf).fillna(0.0)
+    p_values = multipletests(stats.t.sf(statistic, count - 1), method="holm")[1]
+    best = int(mean.to_numpy().argmax())
+    size = TTestPower().solve_power(nobs=count, alpha=LEVEL / tried, power=0.8, alternative="larger")
+    return _BestGain(
+        sparsity=float(mean.index[best]),
+        gain=float(mean.iloc[best]),
+        low=float((mean - reach).iloc[best]),
+        high=float((mean + reach).iloc[best]),
+        highest=float((mean + reach).max()),
+        p_value=float(p_values.min()),
+        detectable=float(size * gains.iloc[:, best].std(ddof=1)),
+    )
+
+
+def _no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
+    """C2: every sparsity's simultaneous upper limit of the gain must lie below the margin."""
+    gains, label = _gains(table, family, measure), measure[0]
+    if len(gains) < 2:
+        return _verdict(
+            "C2", family, label, "inconclusive", seeds=len(gains), note="an interval needs 2 seeds"
+        )
+    best = _best_gain(gains)
+    if best.highest < MARGIN:
+        verdict = "supported"
+    else:
+        verdict = "refuted" if best.p_value < LEVEL and best.gain > MARGIN else "inconclusive"
+    return _verdict(
+        "C2",
+        family,
+        label,
+        verdict,
+        effect=best.gain,
+        interval=(best.low, best.high),
+        what="largest relative gain over the sparsities",
+        test=f"paired t, Bonferroni limits all below +{MARGIN:.0%}",
+        p_value=best.p_value,
+        seeds=len(gains),
+        note=f"at sparsity {best.sparsity:g}; p is for a gain",
+    )
+
+
+def _some_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
+    """C3: one-sided paired tests of a gain at every sparsity, Holm-corrected."""
+    gains, label = _gains(table, family, measure), measure[0]
+    if len(gains) < 2:
+        return _verdict(
+            "C3", family, label, "inconclusive", seeds=len(gains), note="a paired test needs 2 seeds"
+        )
+    best = _best_gain(gains)
+    note = f"at sparsity {best.sparsity:g}"
+    if best.p_value < LEVEL:
+        verdict = "supported"
+    elif best.highest < MARGIN:
+        verdict = "refuted"
+        note += f"; no sparsity gains {MARGIN:.0%}"
+    else:
+        verdict = "inconclusive"
+        note += f"; 80 % power for a gain of {best.detectable:.1%}"
+    return _verdict(
+        "C3",
+        family,
+        label,
+        verdict,
+        effect=best.gain,
+        interval=(best.low, best.high),
+        what="largest relative gain over the sparsities",
+        test="paired t per sparsity, Holm",
+        p_value=best.p_value,
+        seeds=len(gains),
+        note=note,
+    )
+
+
+def _falls_again(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
+    """C4: bootstrap over seeds of the best sparsity, and of the fall from there to the last one."""
+    values, label = curve(table, family, "magnitude", measure), measure[0]
+    grid, draws = values.columns.to_numpy(), values.to_numpy()
+    if len(draws) < 2 or len(grid) < 3:
+        note = "an optimum inside the grid needs 2 seeds and 3 sparsities"
+        return _verdict("C4", family, label, "inconclusive", seeds=len(draws), note=note)
+    rng = np.random.default_rng(0)
+    means = draws[rng.integers(len(draws), size=(RESAMPLES, len(draws)))].mean(axis=1)
+    best = grid[means.argmax(axis=1)]
+    low, high = np.quantile(best, [LEVEL / 2, 1 - LEVEL / 2])
+    falls = np.quantile(means[:, -1] / means.max(axis=1) - 1, [LEVEL / 2, 1 - LEVEL / 2])
+    inside = grid[0] < low and high < grid[-1]
+    verdict = "supported" if inside and falls[1] < 0 else "inconclusive"
+    if high == grid[0] or low == grid[-1]:
+        verdict = "refuted"
+    mean = draws.mean(axis=0)
+    return _verdict(
+        "C4",
+        family,
+        label,
+        verdict,
+        effect=grid[mean.argmax()],
+        interval=(low, high),
+        what="best sparsity alpha*",
+        test=f"bootstrap over seeds, {RESAMPLES} resamples",
+        seeds=len(draws),
+        note=f"then {mean[-1] / mean.max() - 1:+.0%} [{falls[0]:+.0%}, {falls[1]:+.0%}] at {grid[-1]:g}",
+    )
+
+
+def _theorem(table: pd.DataFrame, claim: str) -> list[Verdict]:
+    """C5, C7, C8: count the violations of every check that belongs to the claim, by norm."""
+    checks = table[(table["kind"] == "check") & table["method"].astype(str).str.startswith(CHECKS[claim])]
+    verdicts = []
+    for norm, rows in checks.groupby("norm", observed=True):
+        totals = rows.groupby("quantity", observed=True)["value"]
+        failures, cases = int(totals.sum()["violations"]), int(totals.sum()["cases"])
+        if claim == "C8":
+            effect, what = totals.max()["relative_error"], "largest relative error"
+        else:
+            effect, what = totals.mean()["tightness"], "mean of smaller side / larger side"
+        verdicts.append(
+            _verdict(
+                claim,
+                "all" if rows["family"].nunique() > 1 else str(rows["family"].iloc[0]),
+                str(norm),
+                "supported" if failures == 0 else "refuted",
+                effect=effect,
+                what=what,
+                test=f"{cases:,} cases",
+                seeds=rows["seed"].nunique(),
+                failures=failures,
+            )
+        )
+    return verdicts

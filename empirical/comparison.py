@@ -1,0 +1,338 @@
+"""Theory beside measurement: what the theorems say of the very networks that were measured.
+
+Every theorem becomes rows of its own (``identity``, ``upper bound``, ``lower bound``) and a check: how
+often it fails, how tight it is, and, should it fail, which examples show it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+
+from empirical.datasets import Dataset
+from empirical.ensemble import MLPEnsemble, linear_classifier, relu_network
+from empirical.measurement import Measurement, capped_mean, mask_gradient_norms
+from empirical.results import NORMS, Members, rows
+from theory import linear
+from theory.ceiling import mean_radius_ceiling
+from theory.relu import lipschitz, masks
+from theory.relu.certificate import certified_radius
+from theory.types import BinaryLinear, LinearClassifier
+
+# Both sides round in float64: sums of a few hundred terms of order 1.
+ROUNDING = 1e-9
+# A measured radius lies this much beyond the exact one, relatively: the attacks' overshoot and rounding.
+ATTACK_SLACK = 1e-6
+# A Monte Carlo mean contradicts a bound when it exceeds it by this many standard errors (p < 3e-7).
+STANDARD_ERRORS = 5.0
+# Examples whose gradients the Monte Carlo over masks looks at; the largest one counts.
+MASK_EXAMPLES = 32
+
+
+def check(
+    members: Members,
+    smaller: Float[Array, "K *n"],
+    larger: Float[Array, "K *n"],
+    *,
+    name: str,
+    norm: str = "",
+    slack: float = ROUNDING,
+) -> list[pd.DataFrame]:
+    """Rows that judge ``smaller <= larger`` for every network, and how tight it is.
+
+    NaN on either side means that the statement does not apply there. ``tightness`` is the mean of
+    smaller / larger where that is finite, 1 where the two agree.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        excess = np.where(smaller == larger, 0.0, smaller - larger)
+        ratio = np.where(smaller == larger, 1.0, smaller / larger).reshape(len(members), -1)
+    usable = np.isfinite(ratio)
+    total = np.where(usable, ratio, 0.0).sum(1)
+    mean = np.divide(total, usable.sum(1), out=np.full(len(members), np.nan), where=usable.any(1))
+    return [
+        *_judged(members, excess, slack * (1 + np.abs(larger)), name=name, norm=norm),
+        rows(members, mean, quantity="tightness", method=name, kind="check", norm=norm),
+    ]
+
+
+def check_equal(
+    members: Members,
+    one: Float[Array, "K *n"],
+    other: Float[Array, "K *n"],
+    *,
+    name: str,
+    norm: str = "",
+    slack: float = ROUNDING,
+) -> list[pd.DataFrame]:
+    """Rows that judge ``one == other`` for every network, and the largest relative error.
+
+    NaN on either side means that the statement does not apply there.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.where(one == other, 0.0, np.abs(one - other))
+        relative = np.where(error == 0, 0.0, error / np.abs(other)).reshape(len(members), -1)
+    worst = np.where(np.isnan(relative), 0.0, relative).max(axis=1)
+    return [
+        *_judged(members, error, slack * (1 + np.abs(other)), name=name, norm=norm),
+        rows(members, worst, quantity="relative_error", method=name, kind="check", norm=norm),
+    ]
+
+
+def _judged(
+    members: Members,
+    excess: Float[Array, "K *n"],
+    allowed: Float[Array, "K *n"],
+    *,
+    name: str,
+    norm: str,
+) -> list[pd.DataFrame]:
+    """How many cases were tried and how many exceed what is allowed, and a row for each that does."""
+    applies = ~np.isnan(excess)
+    violated = applies & ~(excess <= np.where(np.isfinite(allowed), allowed, 0.0))
+
+    def count(flags: np.ndarray, quantity: str) -> pd.DataFrame:
+        totals = flags.reshape(len(members), -1).sum(1)
+        return rows(members, totals, quantity=quantity, method=name, kind="check", norm=norm)
+
+    found = [count(applies, "cases"), count(violated, "violations")]
+    if violated.any():
+        named = np.where(violated, excess, np.nan)
+        offending = rows(members, named, quantity="excess", method=name, kind="check", norm=norm)
+        found.append(offending[offending["value"].notna()])
+    return found
+
+
+def compare_linear(
+    members: Members, networks: MLPEnsemble, measured: Measurement, data: Dataset, *, eps: float
+) -> list[pd.DataFrame]:
+    """Rows of the linear theory for every member: exact radii, identities, bounds, and their checks."""
+    x, y = data.x_test, data.y_test
+    classifiers = [_with_boundary(linear_classifier(networks, k)) for k in range(len(members))]
+    statistics = [linear.class_statistics(clf, x, y) if clf else None for clf in classifiers]
+    found: list[pd.DataFrame] = []
+    exact: dict[float, np.ndarray] = {}
+
+    def per_network(formula: Callable[..., float]) -> Float[Array, " K"]:
+        pairs = zip(classifiers, statistics, strict=True)
+        return np.array([formula(clf, stats) if clf else math.nan for clf, stats in pairs])
+
+    for p, norm in NORMS.items():
+        exact[p] = np.array(
+            [linear.radius(clf, x, y, p=p) if clf else np.full(len(y), np.nan) for clf in classifiers]
+        )
+        radius = exact[p]
+        mean = radius.mean(1)
+        capped = capped_mean(radius, data.diameter(p))
+        found.append(rows(members, radius, quantity="radius", method="exact", kind="identity", norm=norm))
+        found.append(
+            rows(members, capped, quantity="mean_radius", method="exact", kind="identity", norm=norm)
+        )
+        attack = measured.radius[p, "deepfool+line"]
+        found += check_equal(members, attack, radius, name="linear radius", norm=norm, slack=ATTACK_SLACK)
+        found += _check_attacks(members, radius, measured, p=p, name="exact <= attack")
+        found += _ceiling(members, measured.correct, np.where(np.isnan(radius), 0.0, radius), data, p=p)
+        bounds = {
+            "Jensen": per_network(lambda clf, stats, p=p: linear.jensen_bound(clf, stats, p=p)),
+            "weight-free": per_network(lambda clf, stats, p=p: linear.weight_free_bound(stats, p=p)),
+            "average boundary": per_network(
+                lambda clf, stats, p=p: linear.paper_multiclass_bound(clf, stats, p=p)
+            ),
+        }
+        total = per_network(
+            lambda clf, _, p=p: linear.runner_up_decomposition(clf, x, y, p=p).contribution.sum()
+        )
+        found += check_equal(members, total, mean, name="runner-up decomposition", norm=norm)
+        if networks.is_binary:
+            identity = per_network(lambda clf, stats, p=p: linear.binary_mean_radius(clf, stats, p=p))
+            found += check_equal(members, identity, mean, name="binary mean radius", norm=norm)
+            bounds["Hölder"] = per_network(lambda clf, stats, p=p: linear.hoelder_ceiling(stats, p=p))
+            bounds["Hölder on the support"] = per_network(
+                lambda clf, stats, p=p: linear.support_ceiling(stats, clf.weight != 0, p=p)
+            )
+            bounds["Hölder at this sparsity"] = per_network(
+                lambda clf, stats, p=p: linear.sparse_ceiling(stats, np.count_nonzero(clf.weight), p=p)
+            )
+        for name, bound in bounds.items():
+            found.append(
+                rows(members, bound, quantity="mean_radius", method=name, kind="upper bound", norm=norm)
+            )
+            found += check(members, mean, bound, name=name, norm=norm)
+    low, high = _interpolated(classifiers, exact[2.0])
+    found += check(members, low, exact[math.inf], name="norm interpolation, lower", norm="linf")
+    found += check(members, exact[math.inf], high, name="norm interpolation, upper", norm="linf")
+    if networks.is_binary:
+        markov = per_network(lambda clf, stats: linear.markov_bound(clf, stats, eps=eps))
+        found.append(
+            rows(
+                members,
+                markov,
+                quantity="fgs_accuracy",
+                method="Markov",
+                kind="upper bound",
+                norm="linf",
+                eps=eps,
+            )
+        )
+        accuracy = np.where(np.isnan(markov), np.nan, measured.fgs_correct[False].mean(1))
+        found += check(members, accuracy, markov, name="Markov", norm="linf")
+    return found
+
+
+def compare_relu(
+    members: Members, networks: MLPEnsemble, measured: Measurement, data: Dataset
+) -> list[pd.DataFrame]:
+    """Rows of the ReLU theory for every member: Lipschitz constants, certified radii, and their checks."""
+    found: list[pd.DataFrame] = []
+    nets = [relu_network(networks, k) for k in range(len(members))]
+    for p, norm in NORMS.items():
+        products = [lipschitz.norm_product(net, p=p) for net in nets]
+        paths = [lipschitz.path_norm(net, p=p) for net in nets]
+        both = [np.minimum(a, b) for a, b in zip(products, paths, strict=True)]
+        for name, constants in (("norm product", products), ("path norm", paths)):
+            largest = np.array([table.max() for table in constants])
+            found.append(
+                rows(members, largest, quantity="lipschitz", method=name, kind="upper bound", norm=norm)
+            )
+        gradient = np.nan_to_num(measured.gradient_norm[p], nan=0.0).max(1)
+        found += check(
+            members, gradient, np.array([t.max() for t in both]), name="gradient <= Lipschitz", norm=norm
+        )
+        certified = np.array(
+            [
+                certified_radius(net, data.x_test, data.y_test, p=p, lipschitz=constants)
+                for net, constants in zip(nets, both, strict=True)
+            ]
+        )
+        found.append(
+            rows(members, certified, quantity="radius", method="certificate", kind="lower bound", norm=norm)
+        )
+        mean = capped_mean(certified, data.diameter(p))
+        found.append(
+            rows(members, mean, quantity="mean_radius", method="certificate", kind="lower bound", norm=norm)
+        )
+        found += _check_attacks(members, certified, measured, p=p, name="certificate <= attack")
+        found += _ceiling(members, measured.correct, certified, data, p=p)
+    return found
+
+
+def compare_masks(
+    members: Members,
+    dense: MLPEnsemble,
+    data: Dataset,
+    alphas: tuple[float, ...],
+    *,
+    pair: tuple[int, int],
+    copies: int,
+) -> list[pd.DataFrame]:
+    """Rows of the random-mask theorem: every rung at every sparsity, beside Monte Carlo over masks.
+
+    The hidden layers of every dense member are masked, the last layer is not, as in the theorem. The Monte
+    Carlo value is a lower estimate: the largest gradient norm over some test examples.
+    """
+    found: list[pd.DataFrame] = []
+    device = dense.weights[0].device
+    x = torch.tensor(data.x_test[:MASK_EXAMPLES], dtype=dense.weights[0].dtype, device=device)
+    settings = np.array([[alpha] * (len(dense.weights) - 1) + [0.0] for alpha in alphas])
+    for k, seed in enumerate(members.seed):
+        net = relu_network(dense, k)
+        described = Members(
+            members.dataset, members.family, ["random"] * len(alphas), alphas, alphas, [seed] * len(alphas)
+        )
+        generator = torch.Generator().manual_seed(seed)
+        samples = [
+            mask_gradient_norms(
+                dense.select([k]), x, pair, sparsity=alpha, copies=copies, generator=generator
+            )
+            for alpha in alphas
+        ]
+        for p, norm in NORMS.items():
+            drawn = np.stack([sample[p] for sample in samples]).astype(np.float64)
+            mean, error = drawn.mean(1), drawn.std(1, ddof=1) / math.sqrt(copies)
+            for quantity, values in (("expected_lipschitz", mean), ("standard_error", error)):
+                found.append(
+                    rows(
+                        described, values, quantity=quantity, method="Monte Carlo", kind="estimate", norm=norm
+                    )
+                )
+            rungs = masks.ladder(net, settings, pair, p=p)
+            rungs["best"] = np.min(list(rungs.values()), axis=0)
+            for name, bound in rungs.items():
+                found.append(
+                    rows(
+                        described,
+                        bound,
+                        quantity="expected_lipschitz",
+                        method=name,
+                        kind="upper bound",
+                        norm=norm,
+                    )
+                )
+                surely = np.maximum(mean - STANDARD_ERRORS * error, 0.0)
+                found += check(described, surely, bound, name=f"random masks, {name}", norm=norm)
+            dominated, dominating = ("P2", "F") if p == 2 else ("P1", "M")
+            found += check(
+                described,
+                rungs[dominated],
+                rungs[dominating],
+                name=f"{dominated} <= {dominating}",
+                norm=norm,
+            )
+    return found
+
+
+def _with_boundary(clf: BinaryLinear | LinearClassifier) -> BinaryLinear | LinearClassifier | None:
+    """The classifier, or None for a binary one whose weights are all pruned: it has no boundary."""
+    return None if isinstance(clf, BinaryLinear) and not clf.weight.any() else clf
+
+
+def _check_attacks(
+    members: Members, radius: Float[Array, "K n"], measured: Measurement, *, p: float, name: str
+) -> list[pd.DataFrame]:
+    """No attack found a point nearer than ``radius``."""
+    attacks = [value for (norm, _), value in measured.radius.items() if norm == p]
+    return check(members, radius, np.min(attacks, axis=0), name=name, norm=NORMS[p])
+
+
+def _ceiling(
+    members: Members,
+    correct: Bool[Array, "K n"],
+    radius: Float[Array, "K n"],
+    data: Dataset,
+    *,
+    p: float,
+) -> list[pd.DataFrame]:
+    """The ceiling at every network's correct set, and the check that exact or certified radii obey it."""
+    ceilings: dict[bytes, float] = {}
+    for flags in correct:
+        if flags.tobytes() not in ceilings:
+            ceilings[flags.tobytes()] = mean_radius_ceiling(data.x_test, data.y_test, flags, p=p)
+    ceiling = np.array([ceilings[flags.tobytes()] for flags in correct])
+    norm = NORMS[p]
+    return [
+        rows(
+            members,
+            ceiling,
+            quantity="mean_radius",
+            method="universal ceiling",
+            kind="upper bound",
+            norm=norm,
+        ),
+        *check(members, radius.mean(1), ceiling, name="universal ceiling", norm=norm),
+    ]
+
+
+def _interpolated(
+    classifiers: list[BinaryLinear | LinearClassifier | None], l2: Float[Array, "K n"]
+) -> tuple[Float[Array, "K n"], Float[Array, "K n"]]:
+    """Lowest and highest l_inf radius that the l_2 radii allow; NaN for a classifier without boundary."""
+    ends = [
+        linear.norm_interpolation(clf, r) if clf else (np.full_like(r, np.nan),) * 2
+        for clf, r in zip(classifiers, l2, strict=True)
+    ]
+    return np.array([low for low, _ in ends]), np.array([high for _, high in ends])

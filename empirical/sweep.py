@@ -1,0 +1,36 @@
+"""Units of work: each writes one file, so that a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from empirical.results import read_table, table, write_table
+
+
+def unit_path(folder: Path, settings: dict[str, object], *parts: str) -> Path:
+    """Where the unit ``parts`` of the run with these settings is stored: its name and their common hash."""
+    digest = hashlib.sha256(json.dumps([settings, parts], sort_keys=True).encode()).hexdigest()[:12]
+    return folder / f"{'-'.join(parts)}-{digest}.parquet"
+
+
+def settings_id(settings: dict[str, object]) -> str:
+    """Twelve hexadecimal digits that name the settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_unit(path: Path, compute: Callable[[], list[pd.DataFrame]], provenance: dict[str, str]) -> pa.Table:
+    """The unit's rows: read from ``path`` if they are there, else computed and written there.
+
+    Raises: InvalidInput if the file is there but damaged or of another schema.
+    """
+    if path.is_file():
+        return read_table(path)
+    content = table(compute(), provenance=provenance)
+    write_table(path, content)
+    return content
