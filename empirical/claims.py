@@ -99,9 +99,7 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
 
 def violations(content: pa.Table) -> pd.DataFrame:
     """Every case in which a theorem failed, the largest excess first; ``example`` is NA for a mean."""
-    failed = content.filter(
-        pc.and_(pc.equal(content["kind"], "check"), pc.equal(content["quantity"], "excess"))
-    )
+    failed = content.filter((pc.field("kind") == "check") & (pc.field("quantity") == "excess"))
     named = ["method", "norm", "dataset", "family", "pruning", "sparsity", "seed", "example", "value"]
     frame = failed.select(named).to_pandas().rename(columns={"method": "theorem", "value": "excess"})
     return frame.sort_values("excess", ascending=False, ignore_index=True)
@@ -125,7 +123,7 @@ def _gains(table: pd.DataFrame, family: str, measure: Measure) -> pd.DataFrame:
     """Relative gain of magnitude pruning over the equally trained dense network, seeds x sparsities > 0."""
     pruned, dense = (curve(table, family, pruning, measure) for pruning in ("magnitude", "dense"))
     gains = (pruned - dense) / dense
-    return gains.loc[:, gains.columns > 0]
+    return gains.drop(columns=0.0)
 
 
 def _verdict(
@@ -171,7 +169,7 @@ def _trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     if seeds < 2 or gains.shape[1] < 3:
         note = "a trend needs 2 seeds and 3 sparsities above 0 before collapse"
         return _verdict("C1", family, label, "inconclusive", seeds=seeds, note=note)
-    long = gains.stack().rename("gain").reset_index()
+    long = gains.reset_index().melt(id_vars="seed", var_name="sparsity", value_name="gain").astype(float)
     design = pd.get_dummies(long["seed"], dtype=float).assign(sparsity=long["sparsity"])
     fit = sm.OLS(long["gain"], design).fit(cov_type="cluster", cov_kwds={"groups": long["seed"]}, use_t=True)
     low, high = fit.conf_int(LEVEL).loc["sparsity"]
@@ -209,7 +207,7 @@ def _best_gain(gains: pd.DataFrame) -> _BestGain:
     mean, error = gains.mean(), gains.std(ddof=1) / np.sqrt(count)
     reach = stats.t.ppf(1 - LEVEL / (2 * tried), count - 1) * error
     statistic = (mean / error).where(error > 0, np.sign(mean) * np.inf).fillna(0.0)
-    p_values = multipletests(stats.t.sf(statistic, count - 1), method="holm")[1]
+    p_values = np.asarray(multipletests(stats.t.sf(statistic, count - 1), method="holm")[1])
     best = int(mean.to_numpy().argmax())
     size = TTestPower().solve_power(nobs=count, alpha=LEVEL / tried, power=0.8, alternative="larger")
     return _BestGain(
@@ -304,7 +302,7 @@ def _falls_again(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
         family,
         label,
         verdict,
-        effect=grid[mean.argmax()],
+        effect=float(grid[mean.argmax()]),
         interval=(low, high),
         what="best sparsity alpha*",
         test=f"bootstrap over seeds, {RESAMPLES} resamples",

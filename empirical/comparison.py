@@ -156,7 +156,7 @@ def compare_linear(
                 lambda clf, stats, p=p: linear.support_ceiling(stats, clf.weight != 0, p=p)
             )
             bounds["Hölder at this sparsity"] = per_network(
-                lambda clf, stats, p=p: linear.sparse_ceiling(stats, np.count_nonzero(clf.weight), p=p)
+                lambda clf, stats, p=p: linear.sparse_ceiling(stats, int(np.count_nonzero(clf.weight)), p=p)
             )
         for name, bound in bounds.items():
             found.append(

@@ -120,8 +120,10 @@ def _digits() -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    x, y = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        x / 16.0, y, test_size=0.2, random_state=0, stratify=y
+    bunch = load_digits()
+    x, y = np.asarray(bunch["data"]) / 16, np.asarray(bunch["target"])
+    train, test = (
+        np.asarray(part)
+        for part in train_test_split(np.arange(len(y)), test_size=0.2, random_state=0, stratify=y)
     )
-    return Dataset("digits", x_train, y_train, x_test, y_test, classes=10)
+    return Dataset("digits", x[train], y[train], x[test], y[test], classes=10)

@@ -188,8 +188,8 @@ def _check_same(note: Path, settings: dict[str, object]) -> None:
         )
 
 
-def _constant(text: str, length: int) -> pd.Categorical:
-    return pd.Categorical.from_codes(np.zeros(length, dtype=np.int8), categories=[text])
+def _constant(text: str, length: int) -> object:
+    return pd.Categorical.from_codes(np.zeros(length, dtype=np.int8), dtype=pd.CategoricalDtype([text]))
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from empirical.claims import judge, violations
@@ -97,7 +98,7 @@ def verify(
             parts += _family(settings, data, family, out, described, provenance, device, advance)
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
-    network_level = content.filter(pa.compute.is_null(content["example"])).to_pandas()
+    network_level = content.filter(pc.field("example").is_null()).to_pandas()
     claims = judge(network_level)
     failed = violations(content)
     report = write_report(out, network_level, claims, failed, described)

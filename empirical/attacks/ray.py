@@ -8,7 +8,7 @@ deeper slopes are recomputed, so a step costs far less than a forward pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -154,16 +154,20 @@ class _Walk:
 
     def pack(self, active: ActiveSet) -> _Walk:
         """The walk of the rays that are not done."""
-
-        def packed(name: str, value: Tensor) -> Tensor:
-            return value[active.members] if name in ("member", "weights") else active.take(value)
-
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        take = active.take
         return _Walk(
-            **{
-                name: [packed(name, v) for v in part] if isinstance(part, list) else packed(name, part)
-                for name, part in parts.items()
-            }
+            member=self.member[active.members],
+            row=take(self.row),
+            y=take(self.y),
+            t=take(self.t),
+            weights=[weight[active.members] for weight in self.weights],
+            first_times=take(self.first_times),
+            first_units=take(self.first_units),
+            first_slopes=take(self.first_slopes),
+            passed=take(self.passed),
+            values=[take(value) for value in self.values],
+            slopes=[take(slope) for slope in self.slopes],
+            active=[take(gate) for gate in self.active],
         )
 
     def next_sign_change(self) -> tuple[Tensor, Tensor, list[Tensor]]:

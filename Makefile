@@ -1,0 +1,29 @@
+# make verify: the main job on scikit-learn's digits.   make test: all tests.
+# One environment, .venv, built from constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: verify test lint bench figures clean
+.DEFAULT_GOAL := verify
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+verify: $(INSTALLED)
+	$(BIN)/sparse-robustness verify
+
+test: $(INSTALLED)
+	$(BIN)/pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/pre-commit run --all-files
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .pytest_cache .hypothesis .ruff_cache
