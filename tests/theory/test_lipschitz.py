@@ -70,6 +70,13 @@ def test_path_norm_is_the_rational_one_rounded_up_at_every_scale(net):
     laws.law_equals_exact_path_norm(path_norm, net)
 
 
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_a_path_that_underflows_on_the_way_is_not_lost(p):
+    """The only live path, 1e-200 * 1e-200 * 1e300, has a product below every float before its last factor."""
+    net = net_of([[0.0], [1e300]], [[1.0, 0.0], [0.0, 1e-200]], [[1.0, 1e-200], [0.0, 0.0]])
+    assert path_norm(net, p=p)[0, 1] >= 1e-100
+
+
 @pytest.mark.parametrize("bound", BOUNDS)
 @given(net=relu_networks(max_depth=1), p=attack_norms())
 def test_linear_classifiers_are_exact(bound, net, p):

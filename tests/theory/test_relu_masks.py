@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from scipy.linalg import hadamard
 
 from tests import laws_relu as laws
 from tests.strategies import arrays, attack_norms, relu_networks, sparsities
@@ -206,6 +207,7 @@ def test_no_sparsity_gives_a_global_constant_and_full_sparsity_zero(rung, p, cas
 
 
 @given(net=relu_networks())
+@example(net=net_of([[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, -1]], [[0, 0, 0], [0, 1, 1]]))  # sqrt(n) B is best
 def test_dense_rungs_are_the_norm_products_and_path_norms(net):
     dense = np.zeros(len(net.weights))
     for p, rung in [(math.inf, expected_path_norm), (2.0, second_moment_bound)]:
@@ -300,6 +302,14 @@ def test_the_bound_law_rejects_broken_formulas(broken, p):
     alphas = np.array([0.9 if net is FLAT else 0.0, 0.0])
     with pytest.raises(AssertionError):
         laws.law_bounds_expected_supremum(broken, net, alphas, PAIR, p=p)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.9])
+def test_bernstein_covers_the_deviation_of_large_flat_layers_and_its_law_rejects_the_mean(alpha):
+    flat = hadamard(64).astype(float)
+    laws.law_bounds_sampled_spectral_norms(bernstein_bound, flat, alpha)
+    with pytest.raises(AssertionError):
+        laws.law_bounds_sampled_spectral_norms(bernstein_without_variance, flat, alpha)
 
 
 def test_the_norm_product_law_rejects_an_expectation_inside_the_maximum():

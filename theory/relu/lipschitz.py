@@ -138,9 +138,20 @@ def path_norm(net: ReLUNetwork, *, p: float) -> Float[Array, "c c"]:
 def lipschitz(net: ReLUNetwork, *, p: float) -> Float[Array, "c c"]:
     """Global Lipschitz constants of g_i - g_k in l_p, a bound: the smaller of norm product and path norm.
 
+    For p = inf also sqrt(n) times the norm product in l_2, as ||.||_1 <= sqrt(n) ||.||_2 on n inputs.
+
     Raises: InvalidInput unless p is 2 or inf.
     """
-    return np.minimum(norm_product(net, p=p), path_norm(net, p=p))
+    smallest = np.minimum(norm_product(net, p=p), path_norm(net, p=p))
+    if dual(p) == 2:
+        return smallest
+    return np.minimum(smallest, l1_from_l2(norm_product(net, p=2.0), width=net.weights[0].shape[1]))
+
+
+def l1_from_l2(sizes: Float[Array, "*s"], *, width: int) -> Float[Array, "*s"]:
+    """sqrt(width) times bounds of l_2 norms, a bound of the l_1 norms of vectors with ``width`` entries."""
+    with np.errstate(over="ignore"):
+        return np.asarray(sizes * (math.sqrt(width) * (1 + 4 * EPS)) + np.where(sizes > 0, 5e-324, 0.0))
 
 
 def path_sums(

@@ -27,6 +27,7 @@ from scipy.optimize import fminbound
 from theory.norms import dual, norm
 from theory.relu.lipschitz import (
     EPS,
+    l1_from_l2,
     magnitudes,
     outward,
     path_sums,
@@ -178,9 +179,7 @@ def ladder(
     if dual(p) == 2:
         squares = second_moment_bound(net, alphas, pair)
         return {"F": frobenius_bound(net, alphas, pair), "P1": paths, "P2": squares, "B": spectral}
-    width = math.nextafter(math.sqrt(net.weights[0].shape[1]), math.inf)
-    with np.errstate(over="ignore"):
-        widened = np.nextafter(spectral * width, math.inf, where=spectral > 0, out=np.zeros_like(spectral))
+    widened = l1_from_l2(spectral, width=net.weights[0].shape[1])
     return {"M": column_sum_bound(net, alphas, pair), "P1": paths, "B": widened}
 
 
