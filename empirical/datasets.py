@@ -120,8 +120,8 @@ def _digits() -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    x, y = np.asarray(bunch["data"]) / 16, np.asarray(bunch["target"])
+    pixels, y = (np.asarray(part) for part in load_digits(return_X_y=True))
+    x = pixels / 16
     train, test = (
         np.asarray(part)
         for part in train_test_split(np.arange(len(y)), test_size=0.2, random_state=0, stratify=y)

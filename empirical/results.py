@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -188,7 +189,7 @@ def _check_same(note: Path, settings: dict[str, object]) -> None:
         )
 
 
-def _constant(text: str, length: int) -> object:
+def _constant(text: str, length: int) -> Any:  # pandas' stubs cannot name a Categorical of str
     return pd.Categorical.from_codes(np.zeros(length, dtype=np.int8), dtype=pd.CategoricalDtype([text]))
 
 
