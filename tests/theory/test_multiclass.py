@@ -2,11 +2,13 @@
 
 import math
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 
 from tests import laws
 from tests.strategies import attack_norms, labelled_data, linear_classifiers
@@ -19,6 +21,7 @@ from theory.linear import (
     hoelder_ceiling,
     jensen_bound,
     mean_radius,
+    multiclass,
     paper_multiclass_bound,
     radius,
     robust_accuracy,
@@ -138,6 +141,18 @@ def test_weight_free_bound_can_be_far_below_the_average_over_pairs():
     assert average_over_pairs(stats, p=2.0) > 30
 
 
+def test_weight_free_bound_holds_though_the_solver_stops_early(monkeypatch):
+    stats = ClassStatistics(np.array([0.2, 0.3, 0.5]), np.ones(3), np.array([[0.0, 0], [1, 2], [4, -3]]))
+    exact, solve = weight_free_bound(stats, p=2.0), multiclass.linprog
+    for share in (0.999, 0.5, 0.0):
+
+        def early(*args, share=share, **options):
+            return SimpleNamespace(x=share * solve(*args, **options).x)
+
+        monkeypatch.setattr(multiclass, "linprog", early)
+        assert exact * (1 - laws.ROUNDING) <= weight_free_bound(stats, p=2.0) <= 2 * exact
+
+
 def test_fgs_accuracy_can_exceed_the_paper_form():
     """Found by search: equal priors, all inputs correct, no bias. Robust accuracy obeys, FGS does not."""
     clf = LinearClassifier(np.array([[-3.0, 1.0], [0.0, 0.3], [-20.0, -30.0]]), np.zeros(3))
@@ -168,6 +183,21 @@ def test_fgs_accuracy_obeys_the_paper_form_where_wrong_classes_are_equally_likel
     y = np.tile(np.arange(classes), 2)
     limit = paper_multiclass_bound(clf, class_statistics(clf, x, y), p=math.inf) / eps
     assert fgs_accuracy(clf, x, y, eps=eps * (1 + laws.NUDGE)) <= limit
+
+
+def test_fgs_steps_along_the_numerical_gradient_of_the_loss():
+    rng, h = np.random.default_rng(4), 1e-6
+    clf = LinearClassifier(rng.normal(size=(4, 3)), rng.normal(size=4))
+    x, y = rng.normal(size=(60, 3)), rng.integers(0, 4, size=60)
+
+    def loss(z):
+        scores = clf.scores(z)
+        return logsumexp(scores, axis=1) - scores[np.arange(60), y]
+
+    gradient = np.stack([loss(x + h * e) - loss(x - h * e) for e in np.eye(3)], axis=1)
+    for eps in (0.05, 0.2, 0.5):
+        expected = (clf.scores(x + eps * np.sign(gradient)).argmax(axis=1) == y).mean()
+        assert fgs_accuracy(clf, x, y, eps=eps) == expected
 
 
 @given(problems(), st.floats(0, 3))

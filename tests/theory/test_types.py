@@ -9,7 +9,7 @@ import pytest
 from tests.strategies import EXTREME
 from theory import linear
 from theory.ceiling import mean_radius_ceiling, universal_ceiling
-from theory.linear import ClassStatistics, class_statistics
+from theory.linear import ClassStatistics, GaussianClasses, class_statistics
 from theory.norms import dual, norm
 from theory.types import (
     BinaryLinear,
@@ -26,9 +26,10 @@ CLF = BinaryLinear(np.array([1.0, 2.0]))
 ZERO = BinaryLinear(np.zeros(2))
 THREE = LinearClassifier(np.eye(3)[:, :2], np.zeros(3))
 X, Y = np.array([[1.0, 1.0], [-1.0, 0.0]]), np.array([1, 0])
-STATS = class_statistics(CLF, X, Y)
-STATS3 = ClassStatistics(np.full(3, 1 / 3), np.ones(3), np.eye(3)[:, :2])
 HALF = np.array([0.5, 0.5])
+STATS = class_statistics(CLF, X, Y)
+GAUSSIAN = GaussianClasses(X, np.eye(2), HALF)
+STATS3 = ClassStatistics(np.full(3, 1 / 3), np.ones(3), np.eye(3)[:, :2])
 
 ILLEGAL = {
     "p is 1.0": lambda: check_p(1.0),
@@ -82,6 +83,21 @@ ILLEGAL = {
     "0 true entries": lambda: linear.support_ceiling(STATS, np.zeros(2, dtype=bool), p=2.0),
     "nonzeros is 0": lambda: linear.sparse_ceiling(STATS, 0, p=2.0),
     "nonzeros is 3": lambda: linear.sparse_ceiling(STATS, 3, p=2.0),
+    "mean has shape (3, 2), covariance": lambda: GaussianClasses(STATS3.mean, np.eye(2), HALF),
+    "prior is [0.5 0.6]": lambda: GaussianClasses(X, np.eye(2), np.array([0.5, 0.6])),
+    "covariance has smallest eigenvalue -1": lambda: GaussianClasses(X, np.diag([1.0, -1.0]), HALF),
+    "covariance has": lambda: GaussianClasses(X, np.array([[1.0, 0.5], [0.0, 1.0]]), HALF),
+    "data has 2 features; the classifier takes 3": lambda: linear.gaussian_mean_radius(
+        BinaryLinear(np.ones(3)), GAUSSIAN, p=2.0
+    ),
+    "weight is 0 in every": lambda: linear.gaussian_robust_accuracy(ZERO, GAUSSIAN, p=2.0, eps=0.0),
+    "alphas[1] is 1": lambda: linear.gaussian_pruning_limit(np.array([0.0, 1.0]), p=2.0),
+    "alphas[0] is -0.1": lambda: linear.laplace_pruning_limit(np.array([-0.1]), p=2.0),
+    "alphas[1] is 1.5": lambda: linear.masked_mean_radius(HALF, HALF, np.array([0.0, 1.5]), p=2.0),
+    "alphas[0] is nan": lambda: linear.masked_mean_radius(HALF, HALF, np.array([math.nan]), p=2.0),
+    "gain has shape (3,)": lambda: linear.masked_mean_radius(HALF, np.ones(3), HALF, p=2.0),
+    "weight is 0": lambda: linear.masked_mean_radius(np.zeros(2), HALF, HALF, p=2.0),
+    "weight[0] is nan": lambda: linear.masked_mean_radius(np.array([math.nan]), np.ones(1), HALF, p=2.0),
     "correct has shape (1,)": lambda: mean_radius_ceiling(X, Y, np.ones(1, dtype=bool), p=2.0),
 }
 

@@ -1,4 +1,4 @@
-"""Linear classifiers: exact radii, and what class statistics alone allow."""
+"""Linear classifiers: exact radii, what class statistics alone allow, Gaussian classes, random masks."""
 
 from theory.linear.binary import (
     binary_mean_radius,
@@ -16,6 +16,15 @@ from theory.linear.exact import (
     radius,
     robust_accuracy,
 )
+from theory.linear.gaussian import (
+    GaussianClasses,
+    gaussian_mean_radius,
+    gaussian_pruning_limit,
+    gaussian_robust_accuracy,
+    gaussian_statistics,
+    laplace_pruning_limit,
+)
+from theory.linear.masks import MaskAverage, masked_mean_radius
 from theory.linear.multiclass import (
     RunnerUp,
     jensen_bound,
@@ -27,15 +36,23 @@ from theory.linear.statistics import ClassStatistics, class_statistics
 
 __all__ = [
     "ClassStatistics",
+    "GaussianClasses",
+    "MaskAverage",
     "RunnerUp",
     "binary_mean_radius",
     "boundary_distances",
     "class_statistics",
     "fgs_accuracy",
+    "gaussian_mean_radius",
+    "gaussian_pruning_limit",
+    "gaussian_robust_accuracy",
+    "gaussian_statistics",
     "hoelder_ceiling",
     "jensen_bound",
+    "laplace_pruning_limit",
     "margins",
     "markov_bound",
+    "masked_mean_radius",
     "mean_radius",
     "norm_interpolation",
     "paper_multiclass_bound",

@@ -137,8 +137,9 @@ def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:
     if unit == 0:
         return 0.0
     incidence = np.equal.outer(np.arange(mass.size), first) | np.equal.outer(np.arange(mass.size), second)
-    solution = linprog(distance / unit, A_ub=-incidence.astype(float), b_ub=-mass, method="highs")
-    cover = np.maximum(solution.x, 0.0)
+    share = mass / mass.max()
+    solution = linprog(distance / unit, A_ub=-incidence.astype(float), b_ub=-share, method="highs")
+    cover = np.maximum(solution.x, 0.0) * mass.max()
     shortfall = np.maximum(mass - incidence @ cover, 0.0)
     cheapest = np.where(incidence, distance, math.inf).min(axis=1)
     return float(cover @ distance + shortfall @ cheapest)
