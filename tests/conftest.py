@@ -2,11 +2,17 @@
 
 import os
 
+import jaxtyping
+import pytest
+import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
+
+from tests import typecheck
+
+torch.set_num_threads(1)  # tests run in several processes; more threads each would only compete
 
 # Checks the array shapes written in annotations on every call of the package under test.
-install_import_hook(["theory", "empirical"], "beartype.beartype")
+jaxtyping.install_import_hook(["theory", "empirical"], f"{typecheck.__name__}.check")
 
 _SLOW_SETUP = [HealthCheck.too_slow]  # drawing arrays is slow on a loaded two-core machine
 settings.register_profile("dev", max_examples=30, deadline=None, suppress_health_check=_SLOW_SETUP)
@@ -15,3 +21,11 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=100_000, deadline=None, suppress_health_check=_SLOW_SETUP)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the run-time shape checks off: what a user sees, and how bad shapes reach our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,130 @@
+"""The exact walk along a ray agrees with an independent account of where the ray leaves its class."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from empirical.attacks import first_crossing, shorten
+from empirical.attacks.active import margins
+from empirical.ensemble import MLPEnsemble, from_networks
+from tests.empirical.rays import leaving_times
+from tests.strategies import arrays, relu_networks
+from theory.types import InvalidInput, ReLUNetwork
+
+# Times are quotients of sums of a few products of order 1 to 10^3.
+TIME_ERROR = 1e-9
+END = 8.0
+
+
+@st.composite
+def rays(draw: st.DrawFn) -> tuple[list[ReLUNetwork], np.ndarray, np.ndarray, np.ndarray]:
+    """Two networks of one shape, three examples with labels, and a direction for each pair."""
+    net = draw(relu_networks(scales=(1.0,), max_depth=4))
+    other = ReLUNetwork(
+        tuple(draw(arrays(w.shape)) for w in net.weights), tuple(draw(arrays(b.shape)) for b in net.biases)
+    )
+    n = net.weights[0].shape[1]
+    y = np.array(draw(st.lists(st.integers(0, net.classes - 1), min_size=3, max_size=3)))
+    return [net, other], draw(arrays((3, n))), y, draw(arrays((2, 3, n)))
+
+
+def law_first_crossing(crossing, nets, x, y, direction):
+    """The time found lies between the first touch of a boundary and the first point of another class."""
+    at, beyond = crossing(
+        from_networks(nets), torch.tensor(x), torch.tensor(y), torch.tensor(direction), max_step=END
+    )
+    for k, net in enumerate(nets):
+        for i in range(len(x)):
+            touch, leave = leaving_times(net, x[i], int(y[i]), direction[k, i], end=END)
+            found = float(at[k, i])
+            assert found <= leave * (1 + TIME_ERROR) + TIME_ERROR or leave > END * (1 - TIME_ERROR)
+            if math.isfinite(found):
+                assert found >= touch * (1 - TIME_ERROR) - TIME_ERROR
+                assert found <= float(beyond[k, i]) <= END
+
+
+@given(rays())
+def test_first_crossing_is_the_first(case):
+    law_first_crossing(first_crossing, *case)
+
+
+def test_law_rejects_a_bisection_that_misses_a_dip():
+    """Success is not monotone in the step: class 0 loses on (1, 2) only, and holds at the end."""
+    dip = ReLUNetwork(
+        (np.array([[1.0], [1.0], [1.0]]), np.array([[1.0, -2.0, 1.0], [0.0, 0.0, 0.0]])),
+        (np.array([0.0, -1.0, -2.0]), np.array([0.0, 0.5])),
+    )
+    # g_0 = t - 2 (t - 1)_+ + (t - 2)_+ climbs to 1, falls to 0 at t = 2 and stays there; g_1 = 0.5.
+    x, y, u = np.array([[0.75]]), np.array([0]), np.array([[[1.0]]])
+    at, _ = first_crossing(from_networks([dip]), torch.tensor(x), torch.tensor(y), torch.tensor(u))
+    assert float(at) == pytest.approx(0.75, abs=1e-12)
+
+    def at_the_end_only(ensemble, x, y, direction, *, max_step):
+        lost = margins(ensemble.logits(x + max_step * direction), y) <= 0
+        return torch.where(lost, max_step, torch.inf), torch.where(lost, max_step, torch.inf)
+
+    with pytest.raises(AssertionError):
+        law_first_crossing(at_the_end_only, [dip], x, y, u)
+
+
+def test_misclassified_is_zero_and_a_constant_network_is_never_left():
+    net = ReLUNetwork((np.zeros((2, 3)),), (np.array([1.0, 0.0]),))
+    x, u = torch.ones(2, 3, dtype=torch.float64), torch.ones(1, 2, 3, dtype=torch.float64)
+    at, beyond = first_crossing(from_networks([net]), x, torch.tensor([0, 1]), u)
+    assert at.tolist() == beyond.tolist() == [[math.inf, 0.0]]
+
+
+@given(rays())
+def test_shorten_never_moves_away_and_stays_adversarial(case):
+    nets, x, y, direction = case
+    ensemble, x, y = from_networks(nets), torch.tensor(x), torch.tensor(y)
+    x_adv = x + 3 * torch.tensor(direction)
+    found = margins(ensemble.logits(x_adv), y) < 0
+    shorter, still = shorten(ensemble, x, y, x_adv, found)
+    assert torch.equal(still, found)
+    assert (margins(ensemble.logits(shorter), y)[found] < 0).all()
+    assert ((shorter - x).norm(dim=2) <= (x_adv - x).norm(dim=2) * (1 + 1e-12))[found].all()
+    assert torch.equal(shorter[~found], x_adv[~found])
+
+
+def test_many_members_and_examples_agree_with_one_at_a_time():
+    """Packing and dropping finished rays never mixes them up."""
+    torch.manual_seed(0)
+    widths = [6, 9, 8, 4]
+    weights = tuple(torch.randn(7, b, a, dtype=torch.float64) for a, b in zip(widths, widths[1:], strict=False))
+    biases = tuple(torch.randn(7, b, dtype=torch.float64) for b in widths[1:])
+    ensemble = MLPEnsemble(weights, biases, tuple(torch.ones_like(w, dtype=torch.bool) for w in weights))
+    x, y = torch.randn(40, 6, dtype=torch.float64), torch.randint(0, 4, (40,))
+    u = torch.randn(7, 40, 6, dtype=torch.float64)
+    at, _ = first_crossing(ensemble, x, y, u)
+    for k in range(7):
+        for i in range(40):
+            one, _ = first_crossing(ensemble.select([k]), x[i : i + 1], y[i : i + 1], u[k : k + 1, i : i + 1])
+            assert float(one) == pytest.approx(float(at[k, i]), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.zeros(2, 4), torch.tensor([0, 1]), "x has shape"),
+        (torch.full((2, 3), torch.nan), torch.tensor([0, 1]), "NaN or infinity"),
+        (torch.zeros(2, 3), torch.tensor([0]), "y has shape"),
+        (torch.zeros(2, 3), torch.tensor([0, 2]), r"labels lie in \[0, 2\)"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_is_named(x, y, message):
+    net = from_networks([ReLUNetwork((np.ones((2, 3)),), (np.zeros(2),))])
+    with pytest.raises(InvalidInput, match=message):
+        first_crossing(net, x.double(), y, torch.ones(1, *x.shape, dtype=torch.float64))
+
+
+def test_negative_max_step_is_named():
+    net = from_networks([ReLUNetwork((np.ones((2, 3)),), (np.zeros(2),))])
+    x, u = torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 1, 3, dtype=torch.float64)
+    with pytest.raises(InvalidInput, match="max_step is -1"):
+        first_crossing(net, x, torch.tensor([0]), u, max_step=-1)
