@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from numpy import ndarray as Array
 
 from theory.types import InvalidInput, check_labels, check_p, finite_array
@@ -26,9 +26,9 @@ class Dataset:
 
     name: str
     x_train: Float[Array, "n d"]
-    y_train: Int[Array, " n"]
+    y_train: Integer[Array, " n"]
     x_test: Float[Array, "m d"]
-    y_test: Int[Array, " m"]
+    y_test: Integer[Array, " m"]
     classes: int
     box: tuple[float, float] = (0.0, 1.0)
 
@@ -89,7 +89,7 @@ def load(name: str) -> Dataset:
     if not path.is_file():
         raise InvalidInput(f"data is {name!r}; no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [key for key in _NPZ_KEYS if key not in archive]
             if missing:
                 raise InvalidInput(

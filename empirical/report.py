@@ -1,5 +1,226 @@
-"""Stub."""
+"""The report of a run: figures, and one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.table import Table
+from rich.text import Text
+
+from empirical.results import write_atomically
+from paper_figures.gallery import ENTRIES, FORMATS, caption, render
+
+# Offending rows shown in the report; the results table has all.
+SHOWN = 50
+_VERDICTS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+_SIGNS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
+_NORMS = {"l2": "l_2", "linf": "l_inf", "": "–"}
+_PROVENANCE = ("dataset", "settings", "version", "commit", "device", "dtype")
 
 
-def write_report(out, network_level, claims, failed, described):
-    return out / "report.html"
+def write_report(
+    out: Path,
+    table: pd.DataFrame,
+    claims: pd.DataFrame,
+    failed: pd.DataFrame,
+    settings: dict[str, object],
+) -> Path:
+    """Write figures/*.svg, figures/*.png and report.html into ``out``; returns the report's path.
+
+    ``table`` holds the rows about whole networks, ``claims`` the verdicts, ``failed`` every case in which a
+    theorem failed.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        datasets=sorted(table["dataset"].unique()),
+        summary=summary(table, claims, failed),
+        claims=[_claim(row) for _, row in claims.iterrows()],
+        figures=_figures(out / "figures", table),
+        checks=_checks(table),
+        failed=[_offence(row) for _, row in failed.head(SHOWN).iterrows()],
+        failures=len(failed),
+        settings={name: _setting(value) for name, value in settings.items()},
+        provenance={name: ", ".join(map(str, table[name].unique())) for name in _PROVENANCE},
+    )
+    path = out / "report.html"
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return path
+
+
+def claims_table(claims: pd.DataFrame) -> Table:
+    """The verdicts for a terminal of 80 columns or more, the statements below them."""
+    statements = claims.drop_duplicates("claim")
+    legend = "\n".join(f"{row['claim']}  {row['statement']}" for _, row in statements.iterrows())
+    shown = Table(
+        box=None, pad_edge=False, padding=(0, 1), caption=Text("\n" + legend), caption_justify="left"
+    )
+    shown.add_column("", no_wrap=True)
+    shown.add_column("Family", no_wrap=True)
+    shown.add_column("Measure", overflow="fold")
+    shown.add_column("Verdict", no_wrap=True)
+    shown.add_column("Effect [95 %]", overflow="fold")
+    shown.add_column("p", no_wrap=True, justify="right")
+    for _, row in claims.iterrows():
+        told = _claim(row)
+        shown.add_row(
+            told["claim"],
+            told["family"],
+            Text(told["measure"]),
+            Text(told["verdict"], style=_VERDICTS[told["verdict"]]),
+            Text(told["effect"] if told["violations"] == "–" else f"{told['violations']} violations"),
+            told["p"],
+        )
+    return shown
+
+
+def summary(table: pd.DataFrame, claims: pd.DataFrame, failed: pd.DataFrame) -> str:
+    """One paragraph: whether any theorem failed, which claims hold, which do not, which are mixed."""
+    cases = int(table.loc[(table["kind"] == "check") & (table["quantity"] == "cases"), "value"].sum())
+    if failed.empty:
+        sentences = [f"No theorem was violated in {cases:,} checked cases."]
+    else:
+        theorems = ", ".join(sorted(failed["theorem"].astype(str).unique()))
+        sentences = [f"{len(failed):,} of {cases:,} checked cases violate a theorem: {theorems}."]
+    uniform: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
+    mixed = []
+    for claim, rows in claims.groupby("claim", sort=False):
+        found = rows["verdict"].unique()
+        named = f"{rows['statement'].iloc[0]} ({claim})"
+        if len(found) == 1:
+            uniform[found[0]].append(named)
+            continue
+        parts = []
+        for verdict in _VERDICTS:
+            of_verdict = rows[rows["verdict"] == verdict]
+            if len(of_verdict):
+                several = rows["family"].nunique() > 1
+                measures = [
+                    f"{row['measure']} ({row['family']})" if several else row["measure"]
+                    for _, row in of_verdict.iterrows()
+                ]
+                parts.append(f"{verdict} for {'; '.join(measures)}")
+        mixed.append(f"{named}: {', '.join(parts)}")
+    for verdict, named in uniform.items():
+        if named:
+            sentences.append(f"{verdict.capitalize()} in every measure: {'; '.join(named)}.")
+    sentences += [f"Mixed: {text}." for text in mixed]
+    return " ".join(sentences)
+
+
+def _claim(row: pd.Series) -> dict[str, str]:
+    """A verdict as text, ready to show."""
+    return {
+        "claim": row["claim"],
+        "statement": row["statement"],
+        "family": row["family"],
+        "measure": _norm(row["measure"]),
+        "verdict": row["verdict"],
+        "sign": _SIGNS[row["verdict"]],
+        "effect": _effect(row["claim"], row["effect"], row["low"], row["high"]),
+        "what": row["what"],
+        "test": row["test"],
+        "p": _p_value(row["p_value"]),
+        "seeds": str(row["seeds"]),
+        "violations": "–" if pd.isna(row["violations"]) else f"{int(row['violations']):,}",
+        "note": row["note"],
+    }
+
+
+def _effect(claim: str, value: float, low: float, high: float) -> str:
+    """C1 is a slope, C2 and C3 are relative gains, C4 a sparsity, the others errors or ratios."""
+    if np.isnan(value):
+        return "–"
+    form, scale, unit = {
+        "C1": ("{:+.2f}", 1, ""),
+        "C2": ("{:+.1f}", 100, " %"),
+        "C3": ("{:+.1f}", 100, " %"),
+    }.get(claim, ("{:.3g}", 1, ""))
+    text = form.format(scale * value)
+    if np.isfinite([low, high]).all():
+        text += f" [{form.format(scale * low)}, {form.format(scale * high)}]"
+    return text + unit
+
+
+def _norm(name: str) -> str:
+    return _NORMS.get(name, name)
+
+
+def _p_value(value: float) -> str:
+    if np.isnan(value):
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _checks(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Every theorem and norm that was checked: families, cases, violations, tightness or error."""
+    checks = table[table["kind"] == "check"]
+    found = []
+    for (theorem, norm), rows in checks.groupby(["method", "norm"], observed=True, sort=False):
+        by_quantity = rows.groupby("quantity", observed=True)["value"]
+        total = by_quantity.sum()
+        if "relative_error" in total:
+            agreement = f"largest relative error {by_quantity.max()['relative_error']:.2g}"
+        else:
+            agreement = f"mean tightness {by_quantity.mean().get('tightness', np.nan):.2g}"
+        found.append(
+            {
+                "theorem": str(theorem),
+                "norm": _norm(str(norm)),
+                "families": ", ".join(map(str, rows["family"].unique())),
+                "cases": f"{int(total['cases']):,}",
+                "violations": f"{int(total['violations']):,}",
+                "agreement": agreement,
+            }
+        )
+    return found
+
+
+def _offence(row: pd.Series) -> dict[str, str]:
+    """A case in which a theorem failed, as text."""
+    told = {name: str(row[name]) for name in ("theorem", "dataset", "family", "pruning", "seed")}
+    return told | {
+        "norm": _norm(str(row["norm"])),
+        "sparsity": f"{row['sparsity']:g}",
+        "example": "mean" if pd.isna(row["example"]) else str(int(row["example"])),
+        "excess": f"{row['excess']:.3g}",
+    }
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_setting(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _figures(folder: Path, table: pd.DataFrame) -> list[dict[str, str]]:
+    """Write every figure in every format; returns title, caption and the SVG as a data URI."""
+    folder.mkdir(exist_ok=True)
+    shown = []
+    for entry in ENTRIES:
+        figure = entry.draw(table)
+        contents = {format: render(figure, format) for format in FORMATS}
+        for format, content in contents.items():
+            write_atomically(
+                folder / f"{entry.name}.{format}",
+                lambda temporary, content=content: temporary.write_bytes(content),
+            )
+        shown.append(
+            {
+                "title": entry.title,
+                "caption": caption(entry, table),
+                "source": f"data:image/svg+xml;base64,{base64.b64encode(contents['svg']).decode()}",
+            }
+        )
+    return shown

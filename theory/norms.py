@@ -20,7 +20,7 @@ def dual(p: float) -> float:
 
 
 def norm(v: Float[Array, "*batch n"], *, p: float) -> Float[Array, "*batch"]:
-    """l_p norm over the last axis for p in {1, 2, inf}, scaled so that it neither overflows nor underflows."""
+    """l_p norm over the last axis, an identity for p in {1, 2, inf}, scaled: it neither over- nor underflows."""
     absolute = np.abs(v)
     largest = absolute.max(axis=-1)
     if p == math.inf:

@@ -95,7 +95,9 @@ def test_many_members_and_examples_agree_with_one_at_a_time():
     """Packing and dropping finished rays never mixes them up."""
     torch.manual_seed(0)
     widths = [6, 9, 8, 4]
-    weights = tuple(torch.randn(7, b, a, dtype=torch.float64) for a, b in zip(widths, widths[1:], strict=False))
+    weights = tuple(
+        torch.randn(7, b, a, dtype=torch.float64) for a, b in zip(widths, widths[1:], strict=False)
+    )
     biases = tuple(torch.randn(7, b, dtype=torch.float64) for b in widths[1:])
     ensemble = MLPEnsemble(weights, biases, tuple(torch.ones_like(w, dtype=torch.bool) for w in weights))
     x, y = torch.randn(40, 6, dtype=torch.float64), torch.randint(0, 4, (40,))

@@ -1,0 +1,141 @@
+"""The results table keeps every row, and a damaged or foreign file is never taken for one."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from empirical.results import (
+    SCHEMA,
+    Members,
+    open_run,
+    read_table,
+    rows,
+    table,
+    write_atomically,
+    write_table,
+)
+from empirical.sweep import run_unit, unit_path
+from theory.types import InvalidInput
+
+MEMBERS = Members("digits", "mlp", ["dense", "magnitude"], [0.0, 0.5], [0.0, 0.49], [3, 4])
+PROVENANCE = {"settings": "s", "version": "0", "commit": "c", "device": "cpu", "dtype": "float64"}
+
+
+def both_levels() -> list[pd.DataFrame]:
+    return [
+        rows(MEMBERS, np.array([0.5, 0.25]), quantity="accuracy", method="clean", kind="measured"),
+        rows(
+            MEMBERS,
+            np.array([[1.0, np.inf, 0.0], [2.0, np.nan, 0.5]]),
+            quantity="radius",
+            method="fgs",
+            kind="measured",
+            norm="linf",
+            eps=0.1,
+        ),
+    ]
+
+
+def test_rows_round_trip(tmp_path):
+    content = table(both_levels(), provenance=PROVENANCE)
+    assert content.schema.equals(SCHEMA, check_metadata=True)
+    write_table(tmp_path / "t.parquet", content)
+    back = read_table(tmp_path / "t.parquet")
+    assert back.schema.equals(SCHEMA)
+    frame = back.to_pandas()
+    assert len(frame) == 8
+    per_network, per_example = frame[frame["example"].isna()], frame[frame["example"].notna()]
+    assert per_network["value"].tolist() == [0.5, 0.25]
+    assert per_network["pruning"].tolist() == ["dense", "magnitude"]
+    assert per_example["example"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert per_example["seed"].tolist() == [3, 3, 3, 4, 4, 4]
+    assert per_example["achieved_sparsity"].tolist() == [0.0] * 3 + [0.49] * 3
+    np.testing.assert_array_equal(per_example["value"], [1.0, np.inf, 0.0, 2.0, np.nan, 0.5])
+    assert set(frame["settings"]) == {"s"}
+
+
+def test_rows_check_their_shape_and_kind():
+    with pytest.raises(InvalidInput, match="one row per 2 members"):
+        rows(MEMBERS, np.zeros(3), quantity="accuracy", method="clean", kind="measured")
+    with pytest.raises(InvalidInput, match="kind is 'guess'"):
+        rows(MEMBERS, np.zeros(2), quantity="accuracy", method="clean", kind="guess")
+
+
+def test_damaged_and_foreign_tables_are_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    path.write_bytes(b"not parquet")
+    with pytest.raises(InvalidInput, match="is damaged"):
+        read_table(path)
+    write_table(path, table(both_levels(), provenance=PROVENANCE))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InvalidInput, match="is damaged"):
+        read_table(path)
+    pq.write_table(pa.table({"value": [1.0]}), path)
+    with pytest.raises(InvalidInput, match="has schema none"):
+        read_table(path)
+    pq.write_table(table(both_levels(), provenance=PROVENANCE).drop_columns(["norm"]), path)
+    with pytest.raises(InvalidInput, match="lacks column norm"):
+        read_table(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "note"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["note"]
+
+
+def test_a_run_folder_belongs_to_its_settings(tmp_path):
+    out = tmp_path / "run"
+    open_run(out, {"seeds": 5, "data": "digits"})
+    open_run(out, {"seeds": 5, "data": "digits"})
+    with pytest.raises(InvalidInput, match="a run with seeds = 5, not 6"):
+        open_run(out, {"seeds": 6, "data": "digits"})
+    assert json.loads((out / "settings.json").read_text()) == {"seeds": 5, "data": "digits"}
+    (out / "settings.json").write_text("{")
+    with pytest.raises(InvalidInput, match="settings.json is damaged"):
+        open_run(out, {"seeds": 5})
+    (out / "settings.json").write_text("[]")
+    with pytest.raises(InvalidInput, match="settings.json is damaged"):
+        open_run(out, {"seeds": 5})
+
+
+def test_other_folders_are_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InvalidInput, match=r"holds mine.txt and no settings.json"):
+        open_run(tmp_path, {"seeds": 5})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        open_run(tmp_path / "file", {"seeds": 5})
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        open_run(tmp_path / "file" / "below", {"seeds": 5})
+
+
+def test_units_are_computed_once_and_named_by_their_configuration(tmp_path):
+    first = unit_path(tmp_path, {"seeds": 5}, "mlp", "03")
+    assert first.name.startswith("mlp-03-")
+    assert first != unit_path(tmp_path, {"seeds": 6}, "mlp", "03")
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return both_levels()
+
+    one, two = (run_unit(first, compute, PROVENANCE) for _ in range(2))
+    assert len(calls) == 1
+    assert one.num_rows == two.num_rows == 8
+    first.write_bytes(b"damaged")
+    with pytest.raises(InvalidInput, match="is damaged"):
+        run_unit(first, compute, PROVENANCE)
