@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,7 +11,11 @@ from numpy import ndarray as Array
 
 from theory.relu.lipschitz import EPS, TINY, outward
 from theory.relu.lipschitz import lipschitz as global_lipschitz
+from theory.relu.margins import local_lipschitz, margin_bounds
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
+
+CHUNK_ENTRIES = 2**24  # entries of the largest array of a chunk of examples: 128 MiB
+LARGEST_RADIUS = 1e300  # where the doubling of a radius stops
 
 
 def certified_radius(
@@ -44,6 +49,89 @@ def certified_radius(
     return radius_from_margins(
         margin_lower_bounds(net, x, labels), constants[labels], domain_radius=domain_radius
     )
+
+
+def local_certified_radius(
+    net: ReLUNetwork,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    *,
+    p: float,
+    domain_radius: float = math.inf,
+    iterations: int = 18,
+) -> Float[Array, " m"]:
+    """Certificate with local Lipschitz constants, a bound: the best R <= min_k margin / L[k] on its ball.
+
+    Bisection on R, with the constants of :func:`theory.relu.margins.local_lipschitz`; every R tried gives a
+    certificate and the largest is kept, so ``iterations`` costs tightness only. Never below
+    :func:`certified_radius` with its default constants.
+
+    Raises: InvalidInput as :func:`certified_radius`.
+    Reference: the paper, section 3.2; Weng et al. 2018, section 3.4 (Fast-Lip).
+    """
+    start = certified_radius(net, x, y, p=p, domain_radius=domain_radius)
+    margins = margin_lower_bounds(net, x, y)
+
+    def certify(rows: Int[Array, " k"], radius: Float[Array, " k"]) -> Float[Array, " k"]:
+        constants = local_lipschitz(net, x[rows], y[rows], p=p, radius=radius)
+        return np.minimum(radius_from_margins(margins[rows], constants), radius)
+
+    return _largest_certified(net, start, certify, domain_radius=domain_radius, iterations=iterations)
+
+
+def crown_certified_radius(
+    net: ReLUNetwork,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    *,
+    p: float,
+    domain_radius: float = math.inf,
+    iterations: int = 18,
+) -> Float[Array, " m"]:
+    """Certificate by linear relaxation, a bound: the largest R found with all margins positive on the ball.
+
+    Bisection on R, with the margins of :func:`theory.relu.margins.margin_bounds`; ``iterations`` costs
+    tightness only. Never below :func:`certified_radius` with its default constants.
+
+    Raises: InvalidInput as :func:`certified_radius`.
+    Reference: Zhang et al. 2018 (CROWN).
+    """
+    start = certified_radius(net, x, y, p=p, domain_radius=domain_radius)
+
+    def certify(rows: Int[Array, " k"], radius: Float[Array, " k"]) -> Float[Array, " k"]:
+        margins = margin_bounds(net, x[rows], y[rows], p=p, radius=radius)
+        return np.where((margins > 0).all(axis=1), radius, 0.0)
+
+    return _largest_certified(net, start, certify, domain_radius=domain_radius, iterations=iterations)
+
+
+def _largest_certified(
+    net: ReLUNetwork,
+    start: Float[Array, " m"],
+    certify: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    *,
+    domain_radius: float,
+    iterations: int,
+) -> Float[Array, " m"]:
+    """Double the radius from ``start`` until ``certify`` gives less, then bisect; the largest certified.
+
+    Examples at 0, at infinity or at the domain radius stay there. The others go in chunks of bounded memory.
+    """
+    best = start.copy()
+    sizes = [weight.size + weight.shape[0] * net.classes for weight in net.weights]
+    chunk = max(1, CHUNK_ENTRIES // max(sizes))
+    open_rows = np.flatnonzero((start > 0) & (start < min(domain_radius, LARGEST_RADIUS)))
+    for first in range(0, len(open_rows), chunk):
+        rows = open_rows[first : first + chunk]
+        low, high = start[rows], np.full(len(rows), math.inf)
+        for _ in range(iterations):
+            trial = np.where(np.isinf(high), 2 * low, low / 2 + high / 2)
+            trial = np.minimum(trial, min(domain_radius, LARGEST_RADIUS))
+            found = certify(rows, trial)
+            best[rows] = np.maximum(best[rows], found)
+            high = np.where(found < trial, np.minimum(high, trial), high)
+            low = np.maximum(low, found)
+    return best
 
 
 def radius_from_margins(
