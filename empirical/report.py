@@ -19,7 +19,14 @@ SHOWN = 50
 _VERDICTS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 _SIGNS = {"supported": "✓", "refuted": "✗", "inconclusive": "?"}
 _NORMS = {"l2": "l_2", "linf": "l_inf", "": "–"}
-_PROVENANCE = ("dataset", "settings", "version", "commit", "device", "dtype")
+_PROVENANCE = {
+    "datasets": "dataset",
+    "settings id": "settings",
+    "version": "version",
+    "commit": "commit",
+    "device": "device",
+    "measured in": "dtype",
+}
 
 
 def write_report(
@@ -49,8 +56,8 @@ def write_report(
         checks=_checks(table),
         failed=[_offence(row) for _, row in failed.head(SHOWN).iterrows()],
         failures=len(failed),
-        settings={name: _setting(value) for name, value in settings.items()},
-        provenance={name: ", ".join(map(str, table[name].unique())) for name in _PROVENANCE},
+        settings={name: _setting(value) for name, value in settings.items()}
+        | {label: ", ".join(map(str, table[name].unique())) for label, name in _PROVENANCE.items()},
     )
     path = out / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -105,15 +112,15 @@ def summary(table: pd.DataFrame, claims: pd.DataFrame, failed: pd.DataFrame) -> 
             if len(of_verdict):
                 several = rows["family"].nunique() > 1
                 measures = [
-                    f"{row['measure']} ({row['family']})" if several else row["measure"]
+                    f"“{row['measure']}” ({row['family']})" if several else f"“{row['measure']}”"
                     for _, row in of_verdict.iterrows()
                 ]
-                parts.append(f"{verdict} for {'; '.join(measures)}")
-        mixed.append(f"{named}: {', '.join(parts)}")
+                parts.append(f"{verdict} for {', '.join(measures)}")
+        mixed.append(f"{named} is {'; '.join(parts)}")
     for verdict, named in uniform.items():
         if named:
             sentences.append(f"{verdict.capitalize()} in every measure: {'; '.join(named)}.")
-    sentences += [f"Mixed: {text}." for text in mixed]
+    sentences += [f"{text}." for text in mixed]
     return " ".join(sentences)
 
 
