@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,9 +81,10 @@ def verify(
 
     A run that was killed goes on where it stopped; a finished one is only reported again.
     """
-    from empirical.report import claims_table
+    from empirical.report import claims_table, write_report
     from theory.types import InvalidInput
 
+    started = time.perf_counter()
     with _one_line_errors():
         from empirical.datasets import load
         from empirical.experiment import SPARSITIES, Settings
@@ -98,11 +100,13 @@ def verify(
         folder = out or default_folder(settings, load(data))
         with _progress(total_steps(settings)) as advance:
             outcome = run(settings, folder, device=chosen, advance=advance)
+        report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
     console = _console()
     console.print(claims_table(outcome.claims))
     _print_violations(outcome.violations)
-    console.print(f"Report  {outcome.report}\nTable   {outcome.table}", highlight=False, soft_wrap=True)
-    console.print(f"Took {outcome.seconds:.0f} s on {chosen.type}.", highlight=False)
+    seconds = time.perf_counter() - started
+    summary = f"Report  {report}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
+    console.print(summary, highlight=False, soft_wrap=True)
     sys.exit(_OK if outcome.violations.empty else _VIOLATED)
 
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
@@ -18,7 +17,7 @@ from numpy import ndarray as Array
 from empirical.datasets import Dataset
 from empirical.ensemble import MLPEnsemble, linear_classifier, relu_network
 from empirical.measurement import Measurement, capped_mean, mask_gradient_norms
-from empirical.results import NORMS, Members, rows
+from empirical.results import NORMS, Members, Rows
 from theory import linear
 from theory.ceiling import mean_radius_ceiling
 from theory.relu import lipschitz, masks
@@ -43,7 +42,7 @@ def check(
     name: str,
     norm: str = "",
     slack: float = ROUNDING,
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """Rows that judge ``smaller <= larger`` for every network, and how tight it is.
 
     NaN on either side means that the statement does not apply there. ``tightness`` is the mean of
@@ -57,7 +56,7 @@ def check(
     mean = np.divide(total, usable.sum(1), out=np.full(len(members), np.nan), where=usable.any(1))
     return [
         *_judged(members, excess, slack * (1 + np.abs(larger)), name=name, norm=norm),
-        rows(members, mean, quantity="tightness", method=name, kind="check", norm=norm),
+        Rows(members, mean, quantity="tightness", method=name, kind="check", norm=norm),
     ]
 
 
@@ -69,7 +68,7 @@ def check_equal(
     name: str,
     norm: str = "",
     slack: float = ROUNDING,
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """Rows that judge ``one == other`` for every network, and the largest relative error.
 
     NaN on either side means that the statement does not apply there.
@@ -80,7 +79,7 @@ def check_equal(
     worst = np.where(np.isnan(relative), 0.0, relative).max(axis=1)
     return [
         *_judged(members, error, slack * (1 + np.abs(other)), name=name, norm=norm),
-        rows(members, worst, quantity="relative_error", method=name, kind="check", norm=norm),
+        Rows(members, worst, quantity="relative_error", method=name, kind="check", norm=norm),
     ]
 
 
@@ -91,31 +90,31 @@ def _judged(
     *,
     name: str,
     norm: str,
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """How many cases were tried and how many exceed what is allowed, and a row for each that does."""
     applies = ~np.isnan(excess)
     violated = applies & ~(excess <= np.where(np.isfinite(allowed), allowed, 0.0))
 
-    def count(flags: np.ndarray, quantity: str) -> pd.DataFrame:
+    def count(flags: np.ndarray, quantity: str) -> Rows:
         totals = flags.reshape(len(members), -1).sum(1)
-        return rows(members, totals, quantity=quantity, method=name, kind="check", norm=norm)
+        return Rows(members, totals, quantity=quantity, method=name, kind="check", norm=norm)
 
     found = [count(applies, "cases"), count(violated, "violations")]
     if violated.any():
-        named = np.where(violated, excess, np.nan)
-        offending = rows(members, named, quantity="excess", method=name, kind="check", norm=norm)
-        found.append(offending[offending["value"].notna()])
+        found.append(
+            Rows(members, excess, quantity="excess", method=name, kind="check", norm=norm, keep=violated)
+        )
     return found
 
 
 def compare_linear(
     members: Members, networks: MLPEnsemble, measured: Measurement, data: Dataset, *, eps: float
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """Rows of the linear theory for every member: exact radii, identities, bounds, and their checks."""
     x, y = data.x_test, data.y_test
     classifiers = [_with_boundary(linear_classifier(networks, k)) for k in range(len(members))]
     statistics = [linear.class_statistics(clf, x, y) if clf else None for clf in classifiers]
-    found: list[pd.DataFrame] = []
+    found: list[Rows] = []
     exact: dict[float, np.ndarray] = {}
 
     def per_network(formula: Callable[..., float]) -> Float[Array, " K"]:
@@ -129,9 +128,9 @@ def compare_linear(
         radius = exact[p]
         mean = radius.mean(1)
         capped = capped_mean(radius, data.diameter(p))
-        found.append(rows(members, radius, quantity="radius", method="exact", kind="identity", norm=norm))
+        found.append(Rows(members, radius, quantity="radius", method="exact", kind="identity", norm=norm))
         found.append(
-            rows(members, capped, quantity="mean_radius", method="exact", kind="identity", norm=norm)
+            Rows(members, capped, quantity="mean_radius", method="exact", kind="identity", norm=norm)
         )
         attack = measured.radius[p, "deepfool+line"]
         found += check_equal(members, attack, radius, name="linear radius", norm=norm, slack=ATTACK_SLACK)
@@ -160,7 +159,7 @@ def compare_linear(
             )
         for name, bound in bounds.items():
             found.append(
-                rows(members, bound, quantity="mean_radius", method=name, kind="upper bound", norm=norm)
+                Rows(members, bound, quantity="mean_radius", method=name, kind="upper bound", norm=norm)
             )
             found += check(members, mean, bound, name=name, norm=norm)
     low, high = _interpolated(classifiers, exact[2.0])
@@ -169,7 +168,7 @@ def compare_linear(
     if networks.is_binary:
         markov = per_network(lambda clf, stats: linear.markov_bound(clf, stats, eps=eps))
         found.append(
-            rows(
+            Rows(
                 members,
                 markov,
                 quantity="fgs_accuracy",
@@ -184,11 +183,9 @@ def compare_linear(
     return found
 
 
-def compare_relu(
-    members: Members, networks: MLPEnsemble, measured: Measurement, data: Dataset
-) -> list[pd.DataFrame]:
+def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement, data: Dataset) -> list[Rows]:
     """Rows of the ReLU theory for every member: Lipschitz constants, certified radii, and their checks."""
-    found: list[pd.DataFrame] = []
+    found: list[Rows] = []
     nets = [relu_network(networks, k) for k in range(len(members))]
     for p, norm in NORMS.items():
         products = [lipschitz.norm_product(net, p=p) for net in nets]
@@ -197,7 +194,7 @@ def compare_relu(
         for name, constants in (("norm product", products), ("path norm", paths)):
             largest = np.array([table.max() for table in constants])
             found.append(
-                rows(members, largest, quantity="lipschitz", method=name, kind="upper bound", norm=norm)
+                Rows(members, largest, quantity="lipschitz", method=name, kind="upper bound", norm=norm)
             )
         gradient = np.nan_to_num(measured.gradient_norm[p], nan=0.0).max(1)
         found += check(
@@ -210,11 +207,11 @@ def compare_relu(
             ]
         )
         found.append(
-            rows(members, certified, quantity="radius", method="certificate", kind="lower bound", norm=norm)
+            Rows(members, certified, quantity="radius", method="certificate", kind="lower bound", norm=norm)
         )
         mean = capped_mean(certified, data.diameter(p))
         found.append(
-            rows(members, mean, quantity="mean_radius", method="certificate", kind="lower bound", norm=norm)
+            Rows(members, mean, quantity="mean_radius", method="certificate", kind="lower bound", norm=norm)
         )
         found += _check_attacks(members, certified, measured, p=p, name="certificate <= attack")
         found += _ceiling(members, measured.correct, certified, data, p=p)
@@ -229,13 +226,13 @@ def compare_masks(
     *,
     pair: tuple[int, int],
     copies: int,
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """Rows of the random-mask theorem: every rung at every sparsity, beside Monte Carlo over masks.
 
     The hidden layers of every dense member are masked, the last layer is not, as in the theorem. The Monte
     Carlo value is a lower estimate: the largest gradient norm over some test examples.
     """
-    found: list[pd.DataFrame] = []
+    found: list[Rows] = []
     device = dense.weights[0].device
     x = torch.tensor(data.x_test[:MASK_EXAMPLES], dtype=dense.weights[0].dtype, device=device)
     settings = np.array([[alpha] * (len(dense.weights) - 1) + [0.0] for alpha in alphas])
@@ -256,7 +253,7 @@ def compare_masks(
             mean, error = drawn.mean(1), drawn.std(1, ddof=1) / math.sqrt(copies)
             for quantity, values in (("expected_lipschitz", mean), ("standard_error", error)):
                 found.append(
-                    rows(
+                    Rows(
                         described, values, quantity=quantity, method="Monte Carlo", kind="estimate", norm=norm
                     )
                 )
@@ -264,7 +261,7 @@ def compare_masks(
             rungs["best"] = np.min(list(rungs.values()), axis=0)
             for name, bound in rungs.items():
                 found.append(
-                    rows(
+                    Rows(
                         described,
                         bound,
                         quantity="expected_lipschitz",
@@ -293,7 +290,7 @@ def _with_boundary(clf: BinaryLinear | LinearClassifier) -> BinaryLinear | Linea
 
 def _check_attacks(
     members: Members, radius: Float[Array, "K n"], measured: Measurement, *, p: float, name: str
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """No attack found a point nearer than ``radius``."""
     attacks = [value for (norm, _), value in measured.radius.items() if norm == p]
     return check(members, radius, np.min(attacks, axis=0), name=name, norm=NORMS[p])
@@ -306,7 +303,7 @@ def _ceiling(
     data: Dataset,
     *,
     p: float,
-) -> list[pd.DataFrame]:
+) -> list[Rows]:
     """The ceiling at every network's correct set, and the check that exact or certified radii obey it."""
     ceilings: dict[bytes, float] = {}
     for flags in correct:
@@ -315,7 +312,7 @@ def _ceiling(
     ceiling = np.array([ceilings[flags.tobytes()] for flags in correct])
     norm = NORMS[p]
     return [
-        rows(
+        Rows(
             members,
             ceiling,
             quantity="mean_radius",

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
@@ -16,7 +15,7 @@ from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.datasets import Dataset
 from empirical.ensemble import MLPEnsemble
-from empirical.results import NORMS, Members, rows
+from empirical.results import NORMS, Members, Rows
 
 # Networks measured together: enough to fill a GPU, few enough to stay in a CPU's cache.
 _BATCH = {"cpu": 10, "cuda": 256}
@@ -68,21 +67,19 @@ def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
     )
 
 
-def measured_rows(
-    members: Members, measured: Measurement, data: Dataset, *, eps: float
-) -> list[pd.DataFrame]:
+def measured_rows(members: Members, measured: Measurement, data: Dataset, *, eps: float) -> list[Rows]:
     """The measurement as rows: every radius per example, and per network what is averaged from them.
 
     A mean radius counts at most the largest distance inside the data's box (``capped`` tells how many
     examples that concerned) and 0 for a misclassified example.
     """
-    found = [rows(members, measured.correct.mean(1), quantity="accuracy", method="clean", kind="measured")]
+    found = [Rows(members, measured.correct.mean(1), quantity="accuracy", method="clean", kind="measured")]
     for (p, method), radius in measured.radius.items():
         norm = NORMS[p]
         cap = data.diameter(p)
 
-        def one(values: np.ndarray, quantity: str, *, method: str = method, norm: str = norm) -> pd.DataFrame:
-            return rows(members, values, quantity=quantity, method=method, kind="measured", norm=norm)
+        def one(values: np.ndarray, quantity: str, *, method: str = method, norm: str = norm) -> Rows:
+            return Rows(members, values, quantity=quantity, method=method, kind="measured", norm=norm)
 
         if method != "best":
             found.append(one(radius, "radius"))
@@ -90,7 +87,7 @@ def measured_rows(
         found.append(one(capped_mean(radius**2, cap**2), "mean_squared_distance"))
         found.append(one((radius > cap).sum(1), "capped"))
         found.append(
-            rows(
+            Rows(
                 members,
                 (radius > eps).mean(1),
                 quantity="robust_accuracy",
@@ -103,7 +100,7 @@ def measured_rows(
     for clipped, correct in measured.fgs_correct.items():
         method = "fgs in the box" if clipped else "fgs"
         found.append(
-            rows(
+            Rows(
                 members,
                 correct.mean(1),
                 quantity="fgs_accuracy",
@@ -122,7 +119,7 @@ def measured_rows(
             total = np.where(known, values, 0.0).sum(1)
             mean = np.divide(total, known.sum(1), out=np.full(len(members), np.nan), where=known.any(1))
             found.append(
-                rows(members, mean, quantity=quantity, method="nearest boundary", kind="measured", norm=norm)
+                Rows(members, mean, quantity=quantity, method="nearest boundary", kind="measured", norm=norm)
             )
     return found
 

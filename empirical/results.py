@@ -11,13 +11,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
 from theory.types import InvalidInput
@@ -67,54 +65,66 @@ class Members:
         return len(self.seed)
 
 
-def rows(
-    members: Members,
-    values: Shaped[Array, "K *n"],
-    *,
-    quantity: str,
-    method: str,
-    kind: str,
-    norm: str = "",
-    eps: float = np.nan,
-) -> pd.DataFrame:
-    """Rows of one quantity: ``values`` is (K,), one per network, or (K, n), one per example.
+@dataclass(frozen=True)
+class Rows:
+    """One quantity of every member: ``values`` is (K,), one row per network, or (K, n), one per example.
 
+    Where ``keep`` is given, only the entries it marks become rows.
     Raises: InvalidInput if the first dimension is not the number of members or the kind is unknown.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) != len(members):
-        raise InvalidInput(
-            f"{quantity} has shape {values.shape}; expected one row per {len(members)} members"
-        )
-    if kind not in KINDS:
-        raise InvalidInput(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
-    each = values.shape[1] if values.ndim == 2 else 1
-    columns: dict[str, object] = {
-        name: np.repeat(np.asarray(getattr(members, name)), each)
-        for name in ("pruning", "sparsity", "achieved_sparsity", "seed")
-    }
-    columns["example"] = (
-        pd.array(np.tile(np.arange(each), len(members)), dtype="Int32")
-        if values.ndim == 2
-        else pd.array([pd.NA] * len(members), dtype="Int32")
-    )
-    frame = pd.DataFrame(columns)
-    constants = {"dataset": members.dataset, "family": members.family, "norm": norm}
-    for name, text in (constants | {"quantity": quantity, "method": method, "kind": kind}).items():
-        frame[name] = _constant(text, len(frame))
-    frame["eps"], frame["value"] = eps, values.ravel()
-    frame["pruning"] = frame["pruning"].astype("category")
-    return frame
+
+    members: Members
+    values: Shaped[Array, "K *n"]
+    quantity: str
+    method: str
+    kind: str
+    norm: str = ""
+    eps: float = np.nan
+    keep: Bool[Array, "K *n"] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.members):
+            raise InvalidInput(
+                f"{self.quantity} has shape {self.values.shape}; expected one row for each of "
+                f"{len(self.members)} members"
+            )
+        if self.kind not in KINDS:
+            raise InvalidInput(f"kind is {self.kind!r}; choose one of {', '.join(KINDS)}")
+
+    def kept(self) -> Bool[Array, "K n"]:
+        """Which entries become rows."""
+        keep = np.ones(self.values.shape, dtype=bool) if self.keep is None else self.keep
+        return keep.reshape(len(self.values), -1)
 
 
-def table(parts: Sequence[pd.DataFrame], *, provenance: dict[str, str] | None = None) -> pa.Table:
+def table(parts: Sequence[Rows], *, provenance: dict[str, str]) -> pa.Table:
     """All parts as one table of the documented schema; ``provenance`` fills the columns about the run."""
-    arrow = []
-    for part in parts:
-        for name, text in (provenance or {}).items():
-            part[name] = _constant(text, len(part))
-        arrow.append(pa.Table.from_pandas(part[SCHEMA.names], schema=SCHEMA, preserve_index=False))
-    return pa.concat_tables(arrow).unify_dictionaries().replace_schema_metadata(SCHEMA.metadata)
+    kept = [part.kept() for part in parts]
+    counts = [keep.sum(1) for keep in kept]
+    totals = [int(count.sum()) for count in counts]
+    columns: dict[str, pa.Array] = {name: _text([text], [sum(totals)]) for name, text in provenance.items()}
+    for name in ("dataset", "family"):
+        columns[name] = _text([getattr(part.members, name) for part in parts], totals)
+    for name in ("norm", "quantity", "method", "kind"):
+        columns[name] = _text([getattr(part, name) for part in parts], totals)
+    runs = np.concatenate(counts)
+    columns["pruning"] = _text([text for part in parts for text in part.members.pruning], runs)
+    for name in ("sparsity", "achieved_sparsity", "seed"):
+        each = np.concatenate([np.asarray(getattr(part.members, name)) for part in parts])
+        columns[name] = pa.array(np.repeat(each, runs))
+    columns["eps"] = pa.array(np.repeat([part.eps for part in parts], totals))
+    values = [part.values.reshape(keep.shape)[keep] for part, keep in zip(parts, kept, strict=True)]
+    columns["value"] = pa.array(np.concatenate(values).astype(np.float64))
+    example = np.concatenate([np.nonzero(keep)[1] for keep in kept])
+    whole = np.repeat([part.values.ndim == 1 for part in parts], totals)
+    columns["example"] = pa.array(example.astype(np.int32), mask=whole)
+    return pa.table([columns[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _text(texts: Sequence[str], lengths: Sequence[int] | np.ndarray) -> pa.DictionaryArray:
+    """Each text repeated ``length`` times, stored as codes."""
+    words, codes = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+    return pa.DictionaryArray.from_arrays(np.repeat(codes.astype(np.int32), lengths), words.tolist())
 
 
 def write_table(path: Path, content: pa.Table) -> None:
@@ -187,10 +197,6 @@ def _check_same(note: Path, settings: dict[str, object]) -> None:
             f"out is {note.parent}, a run with {key} = {found.get(key)!r}, not {settings.get(key)!r}; "
             "choose a new folder"
         )
-
-
-def _constant(text: str, length: int) -> Any:  # pandas' stubs cannot name a Categorical of str
-    return pd.Categorical.from_codes(np.zeros(length, dtype=np.int8), dtype=pd.CategoricalDtype([text]))
 
 
 def _first_line(error: Exception) -> str:

@@ -7,10 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 
-from empirical.results import read_table, table, write_table
+from empirical.results import Rows, read_table, table, write_table
 
 
 def unit_path(folder: Path, settings: dict[str, object], *parts: str) -> Path:
@@ -24,7 +23,7 @@ def settings_id(settings: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def run_unit(path: Path, compute: Callable[[], list[pd.DataFrame]], provenance: dict[str, str]) -> pa.Table:
+def run_unit(path: Path, compute: Callable[[], list[Rows]], provenance: dict[str, str]) -> pa.Table:
     """The unit's rows: read from ``path`` if they are there, else computed and written there.
 
     Raises: InvalidInput if the file is there but damaged or of another schema.

@@ -1,10 +1,9 @@
-"""The main job: train, prune, attack, compute the theory, compare, and say whether they agree."""
+"""The main job: train, prune, attack, compute the theory, and judge whether they agree."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +19,20 @@ from empirical.datasets import Dataset, load
 from empirical.ensemble import MLPEnsemble
 from empirical.experiment import FAMILIES, Settings, family_data, levels, package_version
 from empirical.measurement import measure, measured_rows
-from empirical.report import write_report
-from empirical.results import Members, open_run, read_table, write_table
+from empirical.results import Members, Rows, open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
 from theory.types import InvalidInput
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves: its files, the judged claims, and every case in which a theorem failed."""
+    """What a run found: its rows per network, the judged claims, every case in which a theorem failed."""
 
-    table: Path
-    report: Path
+    path: Path
+    networks: pd.DataFrame
     claims: pd.DataFrame
     violations: pd.DataFrame
-    seconds: float
+    settings: dict[str, object]
 
 
 def choose_device(name: str) -> torch.device:
@@ -76,7 +74,6 @@ def verify(
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
     damaged file; TrainingDiverged if a network's weights become infinite.
     """
-    started = time.perf_counter()
     data = load(settings.data)
     described = settings.describe(data)
     for family in FAMILIES:
@@ -98,11 +95,8 @@ def verify(
             parts += _family(settings, data, family, out, described, provenance, device, advance)
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
-    network_level = content.filter(pc.field("example").is_null()).to_pandas()
-    claims = judge(network_level)
-    failed = violations(content)
-    report = write_report(out, network_level, claims, failed, described)
-    return Outcome(final, report, claims, failed, time.perf_counter() - started)
+    networks = content.filter(pc.field("example").is_null()).to_pandas()
+    return Outcome(final, networks, judge(networks), violations(content), described)
 
 
 def _family(
@@ -128,16 +122,14 @@ def _family(
     parts = []
     for level, (members, networks) in enumerate(trained):
 
-        def unit(members: Members = members, networks: MLPEnsemble = networks) -> list[pd.DataFrame]:
+        def unit(members: Members = members, networks: MLPEnsemble = networks) -> list[Rows]:
             return _level_rows(members, networks, problem, eps=settings.eps)
 
         parts.append(run_unit(unit_path(out / "units", described, family, f"{level:02d}"), unit, provenance))
         advance(f"measure {family}")
         if family == "mlp" and level == 0:
 
-            def masks_unit(
-                members: Members = members, networks: MLPEnsemble = networks
-            ) -> list[pd.DataFrame]:
+            def masks_unit(members: Members = members, networks: MLPEnsemble = networks) -> list[Rows]:
                 return _mask_rows(settings, members, networks, problem)
 
             parts.append(run_unit(unit_path(out / "units", described, "masks"), masks_unit, provenance))
@@ -145,9 +137,7 @@ def _family(
     return parts
 
 
-def _level_rows(
-    members: Members, networks: MLPEnsemble, problem: Dataset, *, eps: float
-) -> list[pd.DataFrame]:
+def _level_rows(members: Members, networks: MLPEnsemble, problem: Dataset, *, eps: float) -> list[Rows]:
     measured = measure(networks, problem, eps=eps)
     found = measured_rows(members, measured, problem, eps=eps)
     if len(networks.weights) == 1:
@@ -155,9 +145,7 @@ def _level_rows(
     return found + compare_relu(members, networks, measured, problem)
 
 
-def _mask_rows(
-    settings: Settings, members: Members, networks: MLPEnsemble, problem: Dataset
-) -> list[pd.DataFrame]:
+def _mask_rows(settings: Settings, members: Members, networks: MLPEnsemble, problem: Dataset) -> list[Rows]:
     """The random-mask theorem on the dense networks, which come first among the members."""
     dense = Members(
         members.dataset,

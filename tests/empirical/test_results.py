@@ -4,7 +4,6 @@ import json
 import os
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,9 +11,9 @@ import pytest
 from empirical.results import (
     SCHEMA,
     Members,
+    Rows,
     open_run,
     read_table,
-    rows,
     table,
     write_atomically,
     write_table,
@@ -26,10 +25,10 @@ MEMBERS = Members("digits", "mlp", ["dense", "magnitude"], [0.0, 0.5], [0.0, 0.4
 PROVENANCE = {"settings": "s", "version": "0", "commit": "c", "device": "cpu", "dtype": "float64"}
 
 
-def both_levels() -> list[pd.DataFrame]:
+def both_levels() -> list[Rows]:
     return [
-        rows(MEMBERS, np.array([0.5, 0.25]), quantity="accuracy", method="clean", kind="measured"),
-        rows(
+        Rows(MEMBERS, np.array([0.5, 0.25]), quantity="accuracy", method="clean", kind="measured"),
+        Rows(
             MEMBERS,
             np.array([[1.0, np.inf, 0.0], [2.0, np.nan, 0.5]]),
             quantity="radius",
@@ -60,10 +59,21 @@ def test_rows_round_trip(tmp_path):
 
 
 def test_rows_check_their_shape_and_kind():
-    with pytest.raises(InvalidInput, match="one row per 2 members"):
-        rows(MEMBERS, np.zeros(3), quantity="accuracy", method="clean", kind="measured")
+    with pytest.raises(InvalidInput, match="one row for each of 2 members"):
+        Rows(MEMBERS, np.zeros(3), quantity="accuracy", method="clean", kind="measured")
     with pytest.raises(InvalidInput, match="kind is 'guess'"):
-        rows(MEMBERS, np.zeros(2), quantity="accuracy", method="clean", kind="guess")
+        Rows(MEMBERS, np.zeros(2), quantity="accuracy", method="clean", kind="guess")
+
+
+def test_only_kept_entries_become_rows():
+    values = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    keep = np.array([[False, True, False], [True, False, True]])
+    part = Rows(MEMBERS, values, quantity="excess", method="law", kind="check", keep=keep)
+    frame = table([part], provenance=PROVENANCE).to_pandas()
+    assert frame["value"].tolist() == [2.0, 4.0, 6.0]
+    assert frame["example"].tolist() == [1, 0, 2]
+    assert frame["pruning"].tolist() == ["dense", "magnitude", "magnitude"]
+    assert frame["seed"].tolist() == [3, 4, 4]
 
 
 def test_damaged_and_foreign_tables_are_named(tmp_path):

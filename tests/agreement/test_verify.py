@@ -1,0 +1,226 @@
+"""The main job end to end: what it leaves, how it resumes, and what it says when a theorem fails."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+import empirical.comparison
+from empirical.cli import main
+from empirical.experiment import CONDITIONS, FAMILIES, Settings
+from empirical.results import read_table
+from empirical.verify import choose_device, total_steps, verify
+from theory.types import InvalidInput
+
+CPU = torch.device("cpu")
+VALUES = ["family", "pruning", "sparsity", "seed", "example", "norm", "quantity", "method", "eps", "value"]
+
+
+def values(out) -> pd.DataFrame:
+    return read_table(out / "results.parquet").to_pandas()[VALUES]
+
+
+def test_no_theorem_is_violated(small_run):
+    _, outcome = small_run
+    assert outcome.violations.empty
+    assert set(outcome.claims["claim"]) == {"C1", "C2", "C3", "C4", "C5", "C7", "C8"}
+    theorems = outcome.claims[outcome.claims["claim"].isin(["C5", "C7", "C8"])]
+    assert (theorems["violations"] == 0).all()
+    assert (theorems["verdict"] == "supported").all()
+
+
+def test_every_network_is_measured(small_run, small_settings):
+    out, _ = small_run
+    table = values(out)
+    accuracy = table[table["quantity"] == "accuracy"]
+    networks = accuracy.groupby(["family", "pruning", "sparsity", "seed"], observed=True).size()
+    assert len(networks) == len(FAMILIES) * len(CONDITIONS) * len(small_settings.sparsities) * 2
+    assert (networks == 1).all()
+    radii = table[(table["quantity"] == "radius") & (table["family"] == "mlp") & (table["method"] == "fgs")]
+    assert len(radii) == len(CONDITIONS) * 3 * 2 * 60
+
+
+def test_aggregates_follow_from_the_examples(small_run):
+    """Mean radius, capped count and squared distance are recomputed from the per-example rows."""
+    out, _ = small_run
+    table = values(out)
+    keys = ["family", "pruning", "sparsity", "seed", "norm", "method"]
+    each = table[(table["quantity"] == "radius") & (table["method"].isin(["fgs", "deepfool"]))].copy()
+    cap = each["norm"].map({"l2": 8.0, "linf": 1.0}).astype(float)
+    each["capped"] = np.minimum(each["value"], cap)
+    each["squared"], each["beyond"] = each["capped"] ** 2, each["value"] > cap
+    expected = each.groupby(keys, observed=True).agg(
+        mean_radius=("capped", "mean"), mean_squared_distance=("squared", "mean"), capped=("beyond", "sum")
+    )
+    for quantity in expected.columns:
+        found = table[(table["quantity"] == quantity) & table["method"].isin(["fgs", "deepfool"])]
+        found = found.set_index(keys)["value"].reindex(expected.index)
+        np.testing.assert_allclose(found, expected[quantity], rtol=1e-12)
+
+
+def test_dense_condition_is_never_pruned_and_magnitude_is_exact(small_run):
+    out, _ = small_run
+    table = read_table(out / "results.parquet").to_pandas()
+    rows = table[(table["quantity"] == "accuracy") & (table["family"] == "mlp")]
+    assert (rows[rows["pruning"] == "dense"]["achieved_sparsity"] == 0).all()
+    pruned = rows[rows["pruning"] == "magnitude"]
+    # Each of the three layers rounds its count to the nearest weight.
+    weights = 64 * 20 + 20 * 12 + 12 * 10
+    assert (pruned["achieved_sparsity"] - pruned["sparsity"]).abs().max() <= 1.5 / weights
+
+
+def test_a_second_run_reuses_everything(small_run, small_settings):
+    out, _ = small_run
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    steps = []
+    verify(small_settings, out, device=CPU, advance=steps.append)
+    assert not steps
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == kept
+
+
+@pytest.mark.parametrize("stop", [3, 15, 29, 40])
+def test_a_killed_run_resumes_to_the_same_rows(small_run, small_settings, tmp_path, stop):
+    calls = []
+
+    def killed(stage):
+        calls.append(stage)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(small_settings, tmp_path / "run", device=CPU, advance=killed)
+    verify(small_settings, tmp_path / "run", device=CPU)
+    pd.testing.assert_frame_equal(values(tmp_path / "run"), values(small_run[0]))
+
+
+def test_progress_counts_every_step(small_settings, tmp_path):
+    calls = []
+    verify(small_settings, tmp_path / "run", device=CPU, advance=calls.append)
+    assert len(calls) == total_steps(small_settings)
+
+
+def test_other_settings_do_not_touch_a_run(small_run, small_settings):
+    out, _ = small_run
+    from dataclasses import replace
+
+    before = (out / "results.parquet").read_bytes()
+    with pytest.raises(InvalidInput, match=r"a run with eps = 0\.1, not 0\.2"):
+        verify(replace(small_settings, eps=0.2), out, device=CPU)
+    assert (out / "results.parquet").read_bytes() == before
+
+
+def test_damaged_files_are_named(small_settings, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        verify(small_settings, out, device=CPU, advance=_stop_at("measure linear"))
+    checkpoint = sorted((out / "checkpoints").iterdir())[0]
+    good = checkpoint.read_bytes()
+    checkpoint.write_bytes(good[: len(good) // 2])
+    with pytest.raises(InvalidInput, match=f"checkpoint .*{checkpoint.name} is damaged"):
+        verify(small_settings, out, device=CPU)
+    checkpoint.write_bytes(good)
+    unit = sorted((out / "units").iterdir())[0]
+    unit.write_bytes(b"PAR1")
+    with pytest.raises(InvalidInput, match=f"results file .*{unit.name} is damaged"):
+        verify(small_settings, out, device=CPU)
+
+
+def _stop_at(stage):
+    def advance(current):
+        if current == stage:
+            raise KeyboardInterrupt
+
+    return advance
+
+
+def test_a_violated_theorem_ends_with_1_and_names_its_rows(monkeypatch, tmp_path):
+    """A certificate a hundred times too large is caught by the attacks."""
+    honest = empirical.comparison.certified_radius
+    monkeypatch.setattr(
+        empirical.comparison, "certified_radius", lambda *args, **named: 100 * honest(*args, **named)
+    )
+    out = tmp_path / "run"
+    result = CliRunner().invoke(
+        main, ["verify", "--seeds", "1", "--sparsities", "0,0.9", "--out", str(out), "--device", "cpu"]
+    )
+    assert result.exit_code == 1, result.output
+    assert "violate a theorem (certificate <= attack" in result.output
+    named = read_table(out / "results.parquet").to_pandas()
+    named = named[(named["kind"] == "check") & (named["quantity"] == "excess")]
+    assert set(named["family"]) == {"mlp"}
+    assert (named["value"] > 0).all()
+    assert "certificate &lt;= attack" in (out / "report.html").read_text()
+    figures = sorted(path.suffix for path in (out / "figures").iterdir())
+    assert figures.count(".svg") == figures.count(".png") >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "seeds is 0"),
+        (["--sparsities", "0,1.5"], "sparsities is 1.5"),
+        (["--sparsities", "0,a"], "sparsities is '0,a'"),
+        (["--sparsities", "0,0.5,0.4"], "rising from 0"),
+        (["--sparsities", "0.1,0.5"], "rising from 0"),
+        (["--data", "mnits"], "data is 'mnits'"),
+        (["--data", "none.npz"], "no such file"),
+        (["--pair", "1", "1"], "pair is (1, 1)"),
+        (["--pair", "1", "12"], "class 12"),
+        (["--eps", "-0.1"], "eps is -0.1"),
+        (["--eps", "nan"], "eps is nan"),
+    ],
+)
+def test_bad_usage_is_one_line_and_2(arguments, message, tmp_path):
+    out = tmp_path / "run"
+    result = CliRunner().invoke(main, ["verify", "--out", str(out), *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+    assert not out.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = CliRunner().invoke(main, ["verify", "--out", str(tmp_path / "locked" / "run")])
+    assert result.exit_code == 2
+    assert "cannot be written" in result.stderr
+
+
+def test_bad_devices_are_named():
+    with pytest.raises(InvalidInput, match="device is 'gpu'"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInput, match="no CUDA device"):
+            choose_device("cuda")
+    assert choose_device("cpu") == CPU
+
+
+def test_help_reads_without_loading_torch():
+    import subprocess
+    import sys
+
+    code = "import sys; from empirical.cli import main; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    result = CliRunner().invoke(main, ["verify", "--help"])
+    assert result.exit_code == 0
+    for option in ("--data", "--out", "--seeds", "--device", "--sparsities"):
+        assert option in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": ()}, "hidden is"),
+        ({"hidden": (0,)}, "hidden is"),
+        ({"masks": 1}, "masks is 1"),
+        ({"sparsities": (0.0,)}, "at least two"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        Settings(**changes)
