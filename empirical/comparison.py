@@ -45,12 +45,14 @@ def check(
 ) -> list[Rows]:
     """Rows that judge ``smaller <= larger`` for every network, and how tight it is.
 
-    NaN on either side means that the statement does not apply there. ``tightness`` is the mean of
-    smaller / larger where that is finite, 1 where the two agree.
+    NaN on either side means that the statement does not apply there, and a ``larger`` of inf that it says
+    nothing; neither counts as a case. ``tightness`` is the mean of smaller / larger over the cases, 1 where
+    both are 0.
     """
+    larger = np.where(np.isinf(larger), np.nan, larger)
+    excess = smaller - larger
     with np.errstate(invalid="ignore", divide="ignore"):
-        excess = np.where(smaller == larger, 0.0, smaller - larger)
-        ratio = np.where(smaller == larger, 1.0, smaller / larger).reshape(len(members), -1)
+        ratio = np.where(excess == 0, 1.0, smaller / larger).reshape(len(members), -1)
     usable = np.isfinite(ratio)
     total = np.where(usable, ratio, 0.0).sum(1)
     mean = np.divide(total, usable.sum(1), out=np.full(len(members), np.nan), where=usable.any(1))
@@ -196,7 +198,8 @@ def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement,
             found.append(
                 Rows(members, largest, quantity="lipschitz", method=name, kind="upper bound", norm=norm)
             )
-        gradient = np.nan_to_num(measured.gradient_norm[p], nan=0.0).max(1)
+        known = np.nan_to_num(measured.gradient_norm[p], nan=-np.inf).max(1)
+        gradient = np.where(known < 0, np.nan, known)  # NaN for a network that is right nowhere
         found += check(
             members, gradient, np.array([t.max() for t in both]), name="gradient <= Lipschitz", norm=norm
         )

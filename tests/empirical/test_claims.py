@@ -1,0 +1,136 @@
+"""Verdicts follow the data: planted effects are found, planted nothing is not, and n = 1 decides nothing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from empirical.claims import judge, violations
+from empirical.results import SCHEMA, Members, Rows, table
+
+PROVENANCE = {"settings": "s", "version": "0", "commit": "c", "device": "cpu", "dtype": "float64"}
+SPARSITIES = (0.0, 0.3, 0.6, 0.9, 0.99)
+
+
+def made_up(gain, *, seeds: int = 8, noise: float = 0.01, accuracy=lambda alpha: 0.95) -> pd.DataFrame:
+    """A table in which magnitude pruning changes every robustness by the factor 1 + gain(alpha)."""
+    rng = np.random.default_rng(0)
+    parts = []
+    measures = [
+        ("mean_radius", "linf", "exact", "identity"),
+        ("mean_radius", "l2", "exact", "identity"),
+        ("fgs_accuracy", "linf", "fgs in the box", "measured"),
+        ("fgs_accuracy", "linf", "fgs", "measured"),
+        ("mean_radius", "linf", "fgs", "measured"),
+        ("mean_radius", "linf", "best", "measured"),
+        ("mean_radius", "l2", "deepfool", "measured"),
+        ("mean_radius", "l2", "best", "measured"),
+    ]
+    for family in ("linear", "mlp"):
+        for alpha in SPARSITIES:
+            for pruning, factor in (("dense", 1.0), ("magnitude", 1.0 + gain(alpha))):
+                members = Members(
+                    "d", family, [pruning] * seeds, [alpha] * seeds, [alpha] * seeds, range(seeds)
+                )
+                clean = np.full(seeds, accuracy(alpha) if pruning == "magnitude" else 0.95)
+                parts.append(Rows(members, clean, "accuracy", "clean", "measured"))
+                for quantity, norm, method, kind in measures:
+                    values = factor * 0.1 * (1 + noise * rng.normal(size=seeds))
+                    parts.append(Rows(members, values, quantity, method, kind, norm))
+    return table(parts, provenance=PROVENANCE).to_pandas()
+
+
+def verdicts(frame: pd.DataFrame, claim: str) -> set[str]:
+    judged = judge(frame)
+    return set(judged[judged["claim"] == claim]["verdict"])
+
+
+def test_a_rise_is_found():
+    rising = made_up(lambda alpha: 0.3 * alpha)
+    assert verdicts(rising, "C1") == {"supported"}
+    assert verdicts(rising, "C2") == {"refuted"}
+    assert verdicts(rising, "C3") == {"supported"}
+    # The best sparsity is the last one: no fall was seen.
+    assert verdicts(rising, "C4") == {"refuted"}
+
+
+def test_a_fall_is_found():
+    falling = made_up(lambda alpha: -0.3 * alpha)
+    assert verdicts(falling, "C1") == {"refuted"}
+    assert verdicts(falling, "C2") == {"supported"}
+    assert verdicts(falling, "C3") == {"refuted"}
+    assert verdicts(falling, "C4") == {"refuted"}
+
+
+def test_a_rise_and_a_fall_are_found():
+    assert verdicts(made_up(lambda alpha: 0.8 * alpha * (1 - alpha)), "C4") == {"supported"}
+
+
+def test_nothing_is_not_called_an_effect():
+    flat = made_up(lambda alpha: 0.0)
+    assert verdicts(flat, "C2") == {"supported"}
+    assert verdicts(flat, "C3") == {"refuted"}
+
+
+def test_noise_is_inconclusive_and_says_what_could_be_seen():
+    noisy = made_up(lambda alpha: 0.0, seeds=3, noise=0.3)
+    assert verdicts(noisy, "C2") == {"inconclusive"}
+    judged = judge(noisy)
+    notes = judged[(judged["claim"] == "C3") & (judged["verdict"] == "inconclusive")]["note"]
+    assert len(notes)
+    assert notes.str.contains("80 % power for a gain of").all()
+
+
+def test_one_seed_decides_nothing():
+    single = made_up(lambda alpha: 0.3 * alpha, seeds=1)
+    judged = judge(single)
+    assert set(judged["verdict"]) == {"inconclusive"}
+
+
+def test_false_alarms_are_rare():
+    """C3 on pure noise: Holm keeps the share of false 'supported' near its 5 % (limit: 5 standard errors)."""
+    rng = np.random.default_rng(1)
+    from empirical.claims import _best_gain
+
+    trials = 400
+    alarms = sum(
+        _best_gain(pd.DataFrame(rng.normal(size=(5, 12)), columns=np.linspace(0.1, 0.99, 12))).p_value < 0.05
+        for _ in range(trials)
+    )
+    assert alarms / trials < 0.05 + 5 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def test_collapsed_sparsities_do_not_count_for_the_trend():
+    """After collapse the radius of what is left is meaningless; a rise there must not support C1."""
+    table_ = made_up(lambda a: 5.0 if a >= 0.99 else -0.3 * a, accuracy=lambda a: 0.5 if a >= 0.99 else 0.95)
+    assert verdicts(table_, "C1") == {"refuted"}
+
+
+def test_slope_and_gain_are_those_planted():
+    judged = judge(made_up(lambda alpha: 0.3 * alpha, noise=1e-6))
+    slopes = judged[judged["claim"] == "C1"]["effect"]
+    assert slopes.tolist() == pytest.approx([0.3] * len(slopes), abs=1e-4)
+    gains = judged[judged["claim"] == "C3"]["effect"]
+    assert gains.tolist() == pytest.approx([0.3 * 0.99] * len(gains), abs=1e-4)
+
+
+def test_violations_are_counted_and_named():
+    members = Members("d", "mlp", ["magnitude"] * 2, [0.5, 0.9], [0.5, 0.9], [0, 1])
+    excess = np.array([[0.0, 0.2, 0.0], [0.7, 0.0, 0.0]])
+    name = "certificate <= attack"
+    content = table(
+        [
+            Rows(members, np.array([3, 3]), "cases", name, "check", "l2"),
+            Rows(members, np.array([1, 1]), "violations", name, "check", "l2"),
+            Rows(members, np.array([0.5, 0.7]), "tightness", name, "check", "l2"),
+            Rows(members, excess, "excess", name, "check", "l2", keep=excess > 0),
+        ],
+        provenance=PROVENANCE,
+    )
+    assert content.schema.equals(SCHEMA)
+    named = violations(content)
+    assert named["excess"].tolist() == [0.7, 0.2]
+    assert named["example"].tolist() == [0, 1]
+    assert named["sparsity"].tolist() == [0.9, 0.5]
+    judged = judge(content.to_pandas())
+    row = judged[judged["claim"] == "C7"].iloc[0]
+    assert (row["verdict"], row["violations"], row["test"]) == ("refuted", 2, "6 cases")
