@@ -32,7 +32,7 @@ from theory.types import InvalidInput, check_sparsity
 FAMILIES = ("linear-binary", "linear", "mlp")
 TRAINED = ("dense", "magnitude", "random-retrained")
 CONDITIONS = (*TRAINED, "random")
-SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+SPARSITIES = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 
 
 @dataclass(frozen=True)

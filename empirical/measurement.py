@@ -42,7 +42,8 @@ class Measurement:
 def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
     """Attack every network at every test example (*measured*: each radius is an upper bound on rho_p).
 
-    Attacks run in float64 and every hit is checked by running the network again on the point found.
+    DeepFool iterates in the ensemble's own precision, everything else runs in float64, and every hit is
+    checked by running the network in float64 on the point found.
     Methods: ``fgs`` (smallest step, l_inf), ``deepfool`` (as published, overshoot 0.02) and
     ``deepfool+line`` (pulled back to the first boundary on its ray), in l_2 and l_inf; ``best``, the
     smallest of the same norm.
@@ -53,8 +54,8 @@ def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
     y = torch.tensor(data.y_test, device=device)
     size = _BATCH["cuda" if device.type == "cuda" else "cpu"]
     parts = [
-        _measure(exact.select(range(k, min(k + size, exact.members))), x, y, eps=eps, box=data.box)
-        for k in range(0, exact.members, size)
+        _measure(ensemble.select(part), exact.select(part), x, y, eps=eps, box=data.box)
+        for part in (range(k, min(k + size, exact.members)) for k in range(0, exact.members, size))
     ]
     return Measurement(
         correct=np.concatenate([part.correct for part in parts]),
@@ -129,11 +130,15 @@ def capped_mean(radius: Float[Array, "K n"], cap: float) -> Float[Array, " K"]:
     return np.minimum(radius, cap).mean(1)
 
 
-def _measure(nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[float, float]) -> Measurement:
+def _measure(
+    own: MLPEnsemble, nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[float, float]
+) -> Measurement:
+    """``own`` are the networks in their own precision, ``nets`` the same in float64."""
     correct = margins(nets.logits(x), y) > 0
     radius = {(math.inf, "fgs"): verified_radius(nets, x, y, *minimal_fgs(nets, x, y), p=math.inf)}
     for p in (2.0, math.inf):
-        x_adv, found = deepfool(nets, x, y, p=p)
+        x_adv, found = deepfool(own, x.to(own.weights[0].dtype), y, p=p)
+        x_adv = torch.where(found[..., None], x_adv.to(x.dtype), x)
         radius[p, "deepfool"] = verified_radius(nets, x, y, x_adv, found, p=p)
         radius[p, "deepfool+line"] = verified_radius(nets, x, y, *shorten(nets, x, y, x_adv, found), p=p)
     radius[2.0, "best"] = radius[2.0, "deepfool+line"]

@@ -23,6 +23,8 @@ from theory.types import InvalidInput
 # after x + t * direction has been rounded, negligible as a distance.
 OVERSHOOT = 1e-7
 _ROUNDING = 1e-12
+# The least |pre-activation| of a hidden unit: a unit at zero stays on its side until it changes it.
+_ZERO = 1e-300
 # Examples that are done are dropped from the batch once they make up this share of it.
 _DROP_SHARE = 0.25
 
@@ -114,9 +116,11 @@ class _Walk:
     first_units: Tensor  # (k, m, h + 1)
     first_slopes: Tensor  # (k, m, h + 1) change of the unit's output slope at that time
     passed: Tensor  # (k, m) sign changes of layer 0 behind us
-    values: list[Tensor]  # pre-activations at t of the layers after the first; last: logits
+    # Of the layers after the first, the logits last. A hidden unit's value is |pre-activation|, its side is
+    # +1 where it is active and -1 where not, and its slope is that of the value.
+    values: list[Tensor]
     slopes: list[Tensor]
-    active: list[Tensor]  # of the hidden layers after the first
+    sides: list[Tensor]
 
     @staticmethod
     def start(ensemble: MLPEnsemble, x: Tensor, y: Tensor, direction: Tensor) -> _Walk:
@@ -132,11 +136,17 @@ class _Walk:
         end = torch.full((k, m, 1), torch.inf, dtype=x.dtype, device=x.device)
         times, units, changes = end, torch.zeros_like(end, dtype=torch.int64), torch.zeros_like(end)
         if gates:
-            change_times = torch.cat([_time_to_zero(values[0], slopes[0], gates[0]), end], dim=2)
+            approaching = ((slopes[0] < 0) == gates[0]) & (slopes[0] != 0)
+            change_times = (-values[0] / slopes[0]).masked_fill_(~approaching, torch.inf).clamp_(min=0.0)
+            change_times = torch.cat([change_times, end], dim=2)
             times, units = change_times.sort(dim=2)
             # |slope| either way: a unit that turns on has positive slope, one that turns off loses it.
             changes = torch.cat([slopes[0].abs(), torch.zeros_like(end)], dim=2).gather(2, units)
             units = units.clamp_(max=gates[0].shape[2] - 1)
+        sides = [torch.where(gate, 1.0, -1.0).to(x.dtype) for gate in gates[1:]]
+        for i, side in enumerate(sides, start=1):
+            values[i] = (values[i] * side).clamp_(min=_ZERO)
+            slopes[i] = slopes[i] * side
         return _Walk(
             member=torch.arange(k, device=x.device),
             row=torch.arange(m, device=x.device).expand(k, m),
@@ -149,7 +159,7 @@ class _Walk:
             passed=torch.zeros_like(units[..., 0]),
             values=values[1:] or values,
             slopes=slopes[1:] or slopes,
-            active=gates[1:],
+            sides=sides,
         )
 
     def pack(self, active: ActiveSet) -> _Walk:
@@ -167,7 +177,7 @@ class _Walk:
             passed=take(self.passed),
             values=[take(value) for value in self.values],
             slopes=[take(slope) for slope in self.slopes],
-            active=[take(gate) for gate in self.active],
+            sides=[take(side) for side in self.sides],
         )
 
     def next_sign_change(self) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -175,10 +185,10 @@ class _Walk:
         at = self.passed[..., None]
         times = [self.first_times.gather(2, at)[..., 0] - self.t]
         units = [self.first_units.gather(2, at)[..., 0]]
-        for value, slope, gate in zip(self.values[:-1], self.slopes[:-1], self.active, strict=True):
-            first = _time_to_zero(value, slope, gate).min(2)
-            times.append(first.values)
-            units.append(first.indices)
+        for value, slope in zip(self.values[:-1], self.slopes[:-1], strict=True):
+            fastest = (slope / value).min(2)
+            times.append((-1 / fastest.values).masked_fill_(fastest.values >= 0, torch.inf))
+            units.append(fastest.indices)
         soonest = torch.stack(times).min(0)
         return soonest.values.clamp_(min=0.0), soonest.indices, units
 
@@ -197,17 +207,23 @@ class _Walk:
         self.t = self.t + time
         for value, slope in zip(self.values, self.slopes, strict=True):
             value.addcmul_(slope, time[..., None])
-        for gate, unit, flip in zip(self.active, units[1:], flips[1:], strict=True):
-            at = unit[..., None]
-            gate.scatter_(2, at, gate.gather(2, at) ^ flip[..., None])
+        for i, side in enumerate(self.sides):
+            self.values[i].clamp_(min=_ZERO)
+            at, sign = units[i + 1][..., None], torch.where(flips[i + 1], -1.0, 1.0)[..., None]
+            for oriented in (side, self.slopes[i]):
+                oriented.scatter_(2, at, oriented.gather(2, at) * sign)
         if self.weights:
             at = self.passed[..., None]
             change = self.first_slopes.gather(2, at)[..., 0] * flips[0]
             columns = self.weights[0][torch.arange(len(at), device=at.device)[:, None], units[0]]
+            if self.sides:
+                columns = columns * self.sides[0]
             self.slopes[0].addcmul_(columns, change[..., None])
             self.passed = self.passed + flips[0]
             for i, weight in enumerate(self.weights[1:]):
-                self.slopes[i + 1] = torch.bmm(self.slopes[i] * self.active[i], weight)
+                self.slopes[i + 1] = torch.bmm(self.slopes[i] * (self.sides[i] > 0), weight)
+                if i + 1 < len(self.sides):
+                    self.slopes[i + 1] *= self.sides[i + 1]
 
 
 def _without_first(ensemble: MLPEnsemble) -> list[Tensor]:
@@ -216,9 +232,3 @@ def _without_first(ensemble: MLPEnsemble) -> list[Tensor]:
     if weights and ensemble.is_binary:
         weights[-1] = torch.cat([torch.zeros_like(weights[-1]), weights[-1]], dim=2)
     return weights
-
-
-def _time_to_zero(value: Tensor, slope: Tensor, active: Tensor) -> Tensor:
-    """Time until an active unit falls to zero or an inactive one rises from it; inf if it does not."""
-    approaching = ((slope < 0) == active) & (slope != 0)
-    return (-value / slope).masked_fill_(~approaching, torch.inf).clamp_(min=0.0)

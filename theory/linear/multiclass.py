@@ -47,11 +47,15 @@ def runner_up_decomposition(
     mass = np.zeros((classes, classes))
     mean = np.zeros((classes, classes, x.shape[1]))
     contribution = np.zeros((classes, classes))
-    for k, j in np.unique(np.stack([y, runner_up], axis=1)[correct], axis=0):
-        cell = correct & (y == k) & (runner_up == j)
-        mass[k, j] = cell.sum() / count
-        mean[k, j] = x[cell].mean(axis=0)
-        to_boundary = boundary_distances(clf, mean[k, j][None], np.array([k]), p=p)[0, j]
+    cells, member = np.unique(np.stack([y, runner_up], axis=1)[correct], axis=0, return_inverse=True)
+    if len(cells):
+        k, j = cells.T
+        size = np.bincount(member.ravel())
+        total = np.zeros((len(cells), x.shape[1]))
+        np.add.at(total, member.ravel(), x[correct])
+        mass[k, j] = size / count
+        mean[k, j] = total / size[:, None]
+        to_boundary = boundary_distances(clf, mean[k, j], k, p=p)[np.arange(len(cells)), j]
         contribution[k, j] = mass[k, j] * to_boundary
     return RunnerUp(mass, mean, contribution)
 
