@@ -50,8 +50,8 @@ class Settings:
     pair: tuple[int, int] = (1, 7)
     eps: float = 0.1
     masks: int = 100
-    first: Recipe = field(default_factory=lambda: Recipe(epochs=40))
-    retrain: Recipe = field(default_factory=lambda: Recipe(epochs=12))
+    first: Recipe = field(default_factory=lambda: Recipe(epochs=30))
+    retrain: Recipe = field(default_factory=lambda: Recipe(epochs=10))
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

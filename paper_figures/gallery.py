@@ -81,8 +81,9 @@ def render(figure: Figure, format: str) -> bytes:
     """The figure as an SVG or PNG file's content; equal figures give equal bytes."""
     content = io.BytesIO()
     with rc_context(fname=STYLE):
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is settled: the next format need not repeat it
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+            figure.set_layout_engine(None)  # settled: neither saving nor the next format need repeat it
         metadata = {"Date": None} if format == "svg" else {}
         figure.savefig(content, format=format, metadata=metadata)
     return content.getvalue()
