@@ -1,0 +1,1 @@
+"""Timings beside a peer and beside the arithmetic floor; see ``python -m benchmarks --help``."""
