@@ -21,9 +21,11 @@ from statsmodels.stats.power import TTestPower
 LEVEL = 0.05
 # An improvement of less than this share of the dense network's robustness counts as none (C2, C3).
 MARGIN = 0.05
-# A sparsity has collapsed once this share of the dense network's accuracy is lost (C1).
+# A sparsity has collapsed once this share of the dense network's accuracy is lost: what is left of such a
+# network is no classifier, and its radii decide neither C1, C2 nor C3.
 COLLAPSE = 0.10
 RESAMPLES = 2000
+NO_TEST = "a paired test needs 2 seeds and a sparsity before collapse"
 
 Measure = tuple[str, str, str, str]  # label, quantity, norm, method
 ACCURACY: Measure = ("accuracy", "accuracy", "", "clean")
@@ -130,10 +132,16 @@ def curve(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> p
 
 
 def _gains(table: pd.DataFrame, family: str, measure: Measure) -> pd.DataFrame:
-    """Relative gain of magnitude pruning over the equally trained dense network, seeds x sparsities > 0."""
+    """Relative gain of magnitude pruning over the equally trained dense network, seeds x sparsities.
+
+    Only sparsities above 0 and before collapse.
+    """
+    kept, reference = (curve(table, family, pruning, ACCURACY).mean() for pruning in ("magnitude", "dense"))
     pruned, dense = (curve(table, family, pruning, measure) for pruning in ("magnitude", "dense"))
     gains = (pruned - dense) / dense
-    return gains.drop(columns=0.0)
+    return gains[
+        [alpha for alpha in gains.columns if alpha != 0 and kept[alpha] >= (1 - COLLAPSE) * reference[alpha]]
+    ]
 
 
 def _verdict(
@@ -171,10 +179,7 @@ def _verdict(
 
 def _trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     """C1: slope of the gain over sparsity, seed effects, errors clustered by seed."""
-    pruned, dense = (curve(table, family, pruning, ACCURACY).mean() for pruning in ("magnitude", "dense"))
-    kept = pruned >= (1 - COLLAPSE) * dense
     gains = _gains(table, family, measure)
-    gains = gains[[alpha for alpha in gains.columns if kept[alpha]]]
     seeds, label = len(gains), measure[0]
     if seeds < 2 or gains.shape[1] < 3:
         note = "a trend needs 2 seeds and 3 sparsities above 0 before collapse"
@@ -194,7 +199,7 @@ def _trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
         test="OLS, seed effects, errors clustered by seed",
         p_value=fit.pvalues["sparsity"],
         seeds=seeds,
-        note=f"sparsity 0 to {gains.columns.max():g}, before collapse",
+        note=f"before collapse: up to sparsity {gains.columns.max():g}",
     )
 
 
@@ -261,10 +266,8 @@ def _no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdi
 def _some_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     """C3: one-sided paired tests of a gain at every sparsity, Holm-corrected."""
     gains, label = _gains(table, family, measure), measure[0]
-    if len(gains) < 2:
-        return _verdict(
-            "C3", family, label, "inconclusive", seeds=len(gains), note="a paired test needs 2 seeds"
-        )
+    if len(gains) < 2 or gains.empty:
+        return _verdict("C3", family, label, "inconclusive", seeds=len(gains), note=NO_TEST)
     best = _best_gain(gains)
     note = f"at sparsity {best.sparsity:g}"
     if best.p_value < LEVEL:

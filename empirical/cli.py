@@ -45,7 +45,7 @@ def main() -> None:
 @click.option(
     "--sparsities",
     metavar="A,B,...",
-    help="Fractions of weights to remove, rising from 0.  [default: 14 values from 0 to 0.99]",
+    help="Fractions of weights to remove, rising from 0.  [default: 13 values from 0 to 0.99]",
 )
 @click.option(
     "--pair",

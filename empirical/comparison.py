@@ -18,10 +18,8 @@ from empirical.datasets import Dataset
 from empirical.ensemble import MLPEnsemble, linear_classifier, relu_network
 from empirical.measurement import Measurement, capped_mean, mask_gradient_norms
 from empirical.results import NORMS, Members, Rows
-from theory import linear
+from theory import linear, relu
 from theory.ceiling import mean_radius_ceiling
-from theory.relu import lipschitz, masks
-from theory.relu.certificate import certified_radius
 from theory.types import BinaryLinear, LinearClassifier
 
 # Both sides round in float64: sums of a few hundred terms of order 1.
@@ -190,9 +188,9 @@ def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement,
     found: list[Rows] = []
     nets = [relu_network(networks, k) for k in range(len(members))]
     for p, norm in NORMS.items():
-        products = [lipschitz.norm_product(net, p=p) for net in nets]
-        paths = [lipschitz.path_norm(net, p=p) for net in nets]
-        both = [np.minimum(a, b) for a, b in zip(products, paths, strict=True)]
+        products = [relu.norm_product(net, p=p) for net in nets]
+        paths = [relu.path_norm(net, p=p) for net in nets]
+        best = [relu.lipschitz_constants(net, p=p) for net in nets]
         for name, constants in (("norm product", products), ("path norm", paths)):
             largest = np.array([table.max() for table in constants])
             found.append(
@@ -201,12 +199,12 @@ def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement,
         known = np.nan_to_num(measured.gradient_norm[p], nan=-np.inf).max(1)
         gradient = np.where(known < 0, np.nan, known)  # NaN for a network that is right nowhere
         found += check(
-            members, gradient, np.array([t.max() for t in both]), name="gradient <= Lipschitz", norm=norm
+            members, gradient, np.array([t.max() for t in best]), name="gradient <= Lipschitz", norm=norm
         )
         certified = np.array(
             [
-                certified_radius(net, data.x_test, data.y_test, p=p, lipschitz=constants)
-                for net, constants in zip(nets, both, strict=True)
+                relu.certified_radius(net, data.x_test, data.y_test, p=p, lipschitz=constants)
+                for net, constants in zip(nets, best, strict=True)
             ]
         )
         found.append(
@@ -260,7 +258,7 @@ def compare_masks(
                         described, values, quantity=quantity, method="Monte Carlo", kind="estimate", norm=norm
                     )
                 )
-            rungs = masks.ladder(net, settings, pair, p=p)
+            rungs = relu.ladder(net, settings, pair, p=p)
             rungs["best"] = np.min(list(rungs.values()), axis=0)
             for name, bound in rungs.items():
                 found.append(

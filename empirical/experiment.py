@@ -32,7 +32,7 @@ from theory.types import InvalidInput, check_sparsity
 FAMILIES = ("linear-binary", "linear", "mlp")
 TRAINED = ("dense", "magnitude", "random-retrained")
 CONDITIONS = (*TRAINED, "random")
-SPARSITIES = (0.0, 0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+SPARSITIES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Settings:
     pair: tuple[int, int] = (1, 7)
     eps: float = 0.1
     masks: int = 100
-    first: Recipe = field(default_factory=lambda: Recipe(epochs=30))
-    retrain: Recipe = field(default_factory=lambda: Recipe(epochs=10))
+    first: Recipe = field(default_factory=lambda: Recipe(epochs=40))
+    retrain: Recipe = field(default_factory=lambda: Recipe(epochs=12))
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

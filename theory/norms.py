@@ -20,12 +20,12 @@ def dual(p: float) -> float:
 
 
 def norm(v: Float[Array, "*batch n"], *, p: float) -> Float[Array, "*batch"]:
-    """l_p norm over the last axis, an identity for p in {1, 2, inf}, scaled: it neither over- nor underflows."""
-    absolute = np.abs(v)
-    largest = absolute.max(axis=-1)
+    """l_p norm over the last axis, an identity; p in {1, 2, inf}, scaled against over- and underflow."""
+    absolute = np.asarray(np.abs(v))
+    largest = np.asarray(absolute.max(axis=-1))
     if p == math.inf:
         return largest
     unit = np.where(largest > 0, largest, 1.0)
     scaled = absolute / unit[..., None]
     total = scaled.sum(axis=-1) if p == 1 else np.sqrt((scaled * scaled).sum(axis=-1))
-    return total * unit
+    return np.asarray(total * unit)

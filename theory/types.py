@@ -97,7 +97,9 @@ class LinearClassifier:
         if weight.shape[0] < 2:
             raise InvalidInput(f"weight has {weight.shape[0]} row; use BinaryLinear for a single score")
         if bias.shape != (weight.shape[0],):
-            raise InvalidInput(f"bias has shape {bias.shape}; weight {weight.shape} needs ({weight.shape[0]},)")
+            raise InvalidInput(
+                f"bias has shape {bias.shape}; weight {weight.shape} needs ({weight.shape[0]},)"
+            )
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "bias", bias)
 
@@ -129,7 +131,7 @@ class ReLUNetwork:
                 raise InvalidInput(f"biases[{i}] has shape {b.shape}; weights[{i}] needs ({w.shape[0]},)")
             if i and w.shape[1] != weights[i - 1].shape[0]:
                 raise InvalidInput(
-                    f"weights[{i}] takes {w.shape[1]} inputs; weights[{i - 1}] gives {weights[i - 1].shape[0]}"
+                    f"weights[{i}] takes {w.shape[1]} inputs; layer {i - 1} gives {weights[i - 1].shape[0]}"
                 )
         if weights[-1].shape[0] < 2:
             raise InvalidInput("weights[-1] has one row; give one row per class (two for a binary network)")

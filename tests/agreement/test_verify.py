@@ -8,11 +8,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import empirical.comparison
 from empirical.cli import main
 from empirical.experiment import CONDITIONS, FAMILIES, Settings
 from empirical.results import read_table
 from empirical.verify import choose_device, total_steps, verify
+from theory import relu
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
@@ -138,10 +138,8 @@ def _stop_at(stage):
 
 def test_a_violated_theorem_ends_with_1_and_names_its_rows(monkeypatch, tmp_path):
     """A certificate a hundred times too large is caught by the attacks."""
-    honest = empirical.comparison.certified_radius
-    monkeypatch.setattr(
-        empirical.comparison, "certified_radius", lambda *args, **named: 100 * honest(*args, **named)
-    )
+    honest = relu.certified_radius
+    monkeypatch.setattr(relu, "certified_radius", lambda *args, **named: 100 * honest(*args, **named))
     out = tmp_path / "run"
     result = CliRunner().invoke(
         main, ["verify", "--seeds", "1", "--sparsities", "0,0.9", "--out", str(out), "--device", "cpu"]

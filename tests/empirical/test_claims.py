@@ -45,7 +45,7 @@ def verdicts(frame: pd.DataFrame, claim: str) -> set[str]:
 
 
 def test_a_rise_is_found():
-    rising = made_up(lambda alpha: 0.3 * alpha)
+    rising = made_up(lambda alpha: 0.3 * alpha, noise=1e-3)
     assert verdicts(rising, "C1") == {"supported"}
     assert verdicts(rising, "C2") == {"refuted"}
     assert verdicts(rising, "C3") == {"supported"}
@@ -91,7 +91,7 @@ def test_false_alarms_are_rare():
     rng = np.random.default_rng(1)
     from empirical.claims import _best_gain
 
-    trials = 400
+    trials = 100  # without the correction 46 % would be alarms
     alarms = sum(
         _best_gain(pd.DataFrame(rng.normal(size=(5, 12)), columns=np.linspace(0.1, 0.99, 12))).p_value < 0.05
         for _ in range(trials)

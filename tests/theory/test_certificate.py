@@ -11,7 +11,7 @@ from tests import laws_relu as laws
 from tests.strategies import EXTREME, arrays, attack_norms, relu_networks
 from theory.norms import dual, norm
 from theory.relu.certificate import certified_radius, margin_lower_bounds, radius_from_margins
-from theory.relu.lipschitz import lipschitz
+from theory.relu.lipschitz import lipschitz_constants
 from theory.types import InvalidInput, ReLUNetwork
 
 # The run-time shape checks pick random items of the tuples in a network, also while Hypothesis draws one.
@@ -72,7 +72,7 @@ def test_laws_reject_unsound_certificates():
     x = np.array([[1.0, 1.0]])
     y = np.array([0])
     laws.law_no_attack_inside(certified_radius(LINEAR, x, y, p=math.inf), LINEAR, x, y, p=math.inf)
-    wrong_dual = certified_radius(LINEAR, x, y, p=math.inf, lipschitz=lipschitz(LINEAR, p=2.0))
+    wrong_dual = certified_radius(LINEAR, x, y, p=math.inf, lipschitz=lipschitz_constants(LINEAR, p=2.0))
     with pytest.raises(AssertionError):
         laws.law_no_attack_inside(wrong_dual, LINEAR, x, y, p=math.inf)
     too_far = 1.01 * certified_radius(LINEAR, x, y, p=2.0)
@@ -110,7 +110,7 @@ def test_larger_constants_and_smaller_domains_never_enlarge_the_radius(net, p, s
     x = data.draw(arrays((3, net.weights[0].shape[1])))
     y = net.scores(x).argmax(axis=1)
     gamma = certified_radius(net, x, y, p=p)
-    looser = scale * lipschitz(net, p=p)
+    looser = scale * lipschitz_constants(net, p=p)
     assert (certified_radius(net, x, y, p=p, lipschitz=looser) <= gamma).all()
     assert (certified_radius(net, x, y, p=p, domain_radius=0.5) == np.minimum(gamma, 0.5)).all()
 

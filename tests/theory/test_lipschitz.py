@@ -13,7 +13,7 @@ from tests.strategies import EXTREME, arrays, attack_norms, relu_networks
 from theory.norms import dual, norm
 from theory.relu.lipschitz import (
     gradient_norms,
-    lipschitz,
+    lipschitz_constants,
     local_gradient,
     norm_product,
     outward,
@@ -24,7 +24,7 @@ from theory.types import InvalidInput, ReLUNetwork
 # The run-time shape checks pick random items of the tuples in a network, also while Hypothesis draws one.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
-BOUNDS = [norm_product, path_norm, lipschitz]
+BOUNDS = [norm_product, path_norm, lipschitz_constants]
 # Autograd and ours multiply the same numbers in another order.
 AUTOGRAD_TOLERANCE = 1e-10
 
@@ -138,7 +138,7 @@ def test_difference_quotients_stay_below_the_constants(net, p, data):
     scores = net.scores(ends)
     rise = (scores[0] - scores[1])[:, None] - (scores[0] - scores[1])
     rounding = 1e-12 * sum(np.abs(s).max() for s in [scores, *_magnitudes(net, ends)])
-    assert (np.abs(rise) <= lipschitz(net, p=p) * step * (1 + 1e-12) + rounding).all()
+    assert (np.abs(rise) <= lipschitz_constants(net, p=p) * step * (1 + 1e-12) + rounding).all()
 
 
 def _magnitudes(net, x):
@@ -169,7 +169,7 @@ def test_local_gradients_agree_with_automatic_differentiation(net, p, data):
     expected = norm(ours[:, pairs[:, 0]] - ours[:, pairs[:, 1]], p=dual(p))
     found = gradient_norms(net, x, pairs, p=p)
     np.testing.assert_allclose(found, expected, atol=AUTOGRAD_TOLERANCE * _scale(net), rtol=0)
-    assert (found <= lipschitz(net, p=p)[pairs[:, 0], pairs[:, 1]] + 1e-12 * paths).all()
+    assert (found <= lipschitz_constants(net, p=p)[pairs[:, 0], pairs[:, 1]] + 1e-12 * paths).all()
 
 
 def _kinks(net, x):
@@ -194,7 +194,7 @@ def test_outward_covers_the_worst_rounding():
 
 def test_illegal_calls_name_the_argument():
     with pytest.raises(InvalidInput, match="p is 1.0"):
-        lipschitz(WITNESS, p=1.0)
+        lipschitz_constants(WITNESS, p=1.0)
     with pytest.raises(InvalidInput, match="classes must lie in"):
         gradient_norms(WITNESS, np.ones((1, 3)), np.array([[0, 3]]), p=2.0)
     with pytest.raises(InvalidInput, match="takes 3 features"):

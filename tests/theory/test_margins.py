@@ -13,7 +13,7 @@ from tests.strategies import arrays, attack_norms, relu_networks
 from theory.norms import dual, norm
 from theory.relu import margins as module
 from theory.relu.certificate import certified_radius, crown_certified_radius, local_certified_radius
-from theory.relu.lipschitz import gradient_norms, lipschitz
+from theory.relu.lipschitz import gradient_norms, lipschitz_constants
 from theory.relu.margins import interval_step, local_lipschitz, margin_bounds, preactivation_bounds
 from theory.types import InvalidInput, ReLUNetwork
 
@@ -74,7 +74,7 @@ def law_margins_hold_in_the_ball(margins, net, x, y, *, p, radius) -> None:
 
 def law_constants_bound_gradients_in_the_ball(constants, net, x, y, *, p, radius) -> None:
     """Gradient norms at points of the ball are at most the constants, which are at most the global ones."""
-    largest = lipschitz(net, p=p)
+    largest = lipschitz_constants(net, p=p)
     paths = math.prod(np.abs(w).sum() for w in net.weights)
     for row, point, label, size in zip(constants, x, y, radius, strict=True):
         pairs = np.array([(label, k) for k in range(net.classes)])

@@ -14,7 +14,7 @@ from tests import laws_relu as laws
 from tests.strategies import arrays, attack_norms, relu_networks, sparsities
 from theory.norms import dual
 from theory.relu import masks
-from theory.relu.lipschitz import gradient_norms, lipschitz, path_norm
+from theory.relu.lipschitz import gradient_norms, lipschitz_constants, path_norm
 from theory.relu.masks import (
     bernstein_bound,
     best_bound,
@@ -213,7 +213,7 @@ def test_dense_rungs_are_the_norm_products_and_path_norms(net):
     for p, rung in [(math.inf, expected_path_norm), (2.0, second_moment_bound)]:
         np.testing.assert_allclose(rung(net, dense, PAIR), path_norm(net, p=p)[PAIR], rtol=1e-12)
     for p in (2.0, math.inf):
-        assert lipschitz(net, p=p)[PAIR] * (1 - 1e-12) <= best_bound(net, dense, PAIR, p=p)
+        assert lipschitz_constants(net, p=p)[PAIR] * (1 - 1e-12) <= best_bound(net, dense, PAIR, p=p)
 
 
 @given(net=tiny_networks(), data=st.data(), p=attack_norms())
@@ -222,7 +222,7 @@ def test_every_masked_gradient_is_below_its_masked_and_its_dense_path_norm(net, 
     thinned = ReLUNetwork(tuple(w * m for w, m in zip(net.weights, kept, strict=True)), net.biases)
     x = data.draw(arrays((2, net.weights[0].shape[1])))
     at_x = gradient_norms(thinned, x, np.array([PAIR]), p=p).max()
-    below = lipschitz(thinned, p=p)[PAIR]
+    below = lipschitz_constants(thinned, p=p)[PAIR]
     masked_path, dense_path = path_norm(thinned, p=p)[PAIR], path_norm(net, p=p)[PAIR]
     assert at_x <= below * (1 + laws.ENUMERATION_TOLERANCE) + 1e-15 * dense_path
     assert below <= masked_path

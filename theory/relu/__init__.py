@@ -1,0 +1,47 @@
+"""ReLU networks: Lipschitz constants, certified radii, and expectations under random masks."""
+
+from theory.relu.certificate import (
+    certified_radius,
+    crown_certified_radius,
+    local_certified_radius,
+    margin_lower_bounds,
+)
+from theory.relu.lipschitz import gradient_norms, lipschitz_constants, local_gradient, norm_product, path_norm
+from theory.relu.margins import local_lipschitz, margin_bounds, preactivation_bounds
+from theory.relu.masks import (
+    bernstein_bound,
+    best_bound,
+    column_sum_bound,
+    eta_frobenius,
+    eta_path,
+    expected_path_norm,
+    frobenius_bound,
+    ladder,
+    monte_carlo,
+    second_moment_bound,
+)
+
+__all__ = [
+    "bernstein_bound",
+    "best_bound",
+    "certified_radius",
+    "column_sum_bound",
+    "crown_certified_radius",
+    "eta_frobenius",
+    "eta_path",
+    "expected_path_norm",
+    "frobenius_bound",
+    "gradient_norms",
+    "ladder",
+    "lipschitz_constants",
+    "local_certified_radius",
+    "local_gradient",
+    "local_lipschitz",
+    "margin_bounds",
+    "margin_lower_bounds",
+    "monte_carlo",
+    "norm_product",
+    "path_norm",
+    "preactivation_bounds",
+    "second_moment_bound",
+]

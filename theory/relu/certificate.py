@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from theory.relu.lipschitz import EPS, TINY, outward
-from theory.relu.lipschitz import lipschitz as global_lipschitz
+from theory.relu.lipschitz import EPS, TINY, lipschitz_constants, outward
 from theory.relu.margins import local_lipschitz, margin_bounds
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
 
@@ -31,9 +30,9 @@ def certified_radius(
 
     gamma(x) = min( min_{k != y} (g_y - g_k)(x) / L[y, k], R ), and 0 where x is not classified as y.
     ``lipschitz`` holds constants of g_i - g_k in l_p, valid on the ball of radius R = ``domain_radius``
-    around every x (default: :func:`theory.relu.lipschitz.lipschitz`, valid everywhere). Margins enter as
-    the lower bounds of :func:`margin_lower_bounds`, so the result holds for the network in exact
-    arithmetic; a margin too small to be told from rounding (an exact tie included) is certified 0.
+    around every x (default: :func:`theory.relu.lipschitz.lipschitz_constants`, valid everywhere). Margins
+    enter as the lower bounds of :func:`margin_lower_bounds`, so the result holds for the network in
+    exact arithmetic; a margin too small to be told from rounding (an exact tie included) is certified 0.
 
     Raises: InvalidInput for bad x, y or p, a lipschitz of another shape, negative or NaN, or domain_radius
       < 0.
@@ -42,7 +41,7 @@ def certified_radius(
     """
     check_p(p)
     classes = net.classes
-    constants = global_lipschitz(net, p=p) if lipschitz is None else lipschitz
+    constants = lipschitz_constants(net, p=p) if lipschitz is None else lipschitz
     if constants.shape != (classes, classes):
         raise InvalidInput(f"lipschitz has shape {constants.shape}; expected ({classes}, {classes})")
     labels = check_labels("y", y, n=len(x), classes=classes)

@@ -135,7 +135,7 @@ def path_norm(net: ReLUNetwork, *, p: float) -> Float[Array, "c c"]:
     return table
 
 
-def lipschitz(net: ReLUNetwork, *, p: float) -> Float[Array, "c c"]:
+def lipschitz_constants(net: ReLUNetwork, *, p: float) -> Float[Array, "c c"]:
     """Global Lipschitz constants of g_i - g_k in l_p, a bound: the smaller of norm product and path norm.
 
     For p = inf also sqrt(n) times the norm product in l_2, as ||.||_1 <= sqrt(n) ||.||_2 on n inputs.

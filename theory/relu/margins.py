@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from theory.norms import dual, norm
-from theory.relu.lipschitz import EPS, TINY, lipschitz, outward
+from theory.relu.lipschitz import EPS, TINY, lipschitz_constants, outward
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels
 
 Bounds = list[tuple[np.ndarray, np.ndarray]]  # (lower, upper), each (m, width), one per hidden layer
@@ -107,7 +107,7 @@ def local_lipschitz(
     """Lipschitz constants of g_y - g_k in l_p on the ball, a bound by the interval Jacobian (Fast-Lip).
 
     Units that keep one sign on the whole ball, by :func:`preactivation_bounds`, are fixed; the others may be
-    on or off. Never above the global constant of :func:`theory.relu.lipschitz.lipschitz`.
+    on or off. Never above the global constant of :func:`theory.relu.lipschitz.lipschitz_constants`.
 
     Raises: InvalidInput as :func:`margin_bounds`.
     Reference: Weng et al. 2018, Towards Fast Computation of Certified Robustness, section 3.4.
@@ -131,7 +131,7 @@ def local_lipschitz(
         constants = outward(constants, roundings=size.shape[-1] + EXTRA)
     constants = np.where(np.isinf(size).any(axis=-1), math.inf, constants)
     constants[np.arange(len(labels)), labels] = 0.0
-    return np.minimum(constants, lipschitz(net, p=p)[labels])
+    return np.minimum(constants, lipschitz_constants(net, p=p)[labels])
 
 
 def _linear_lower(
