@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 LEVEL = 0.05
-# An improvement of less than this share of the dense network's robustness counts as none (C2, C3).
+# A change of less than this share of the robustness counts as none (C2, C3, C4).
 MARGIN = 0.05
 # A sparsity has collapsed once this share of the dense network's accuracy is lost: what is left of such a
 # network is no classifier, and its radii decide neither C1, C2 nor C3.
@@ -134,14 +134,13 @@ def curve(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> p
 def _gains(table: pd.DataFrame, family: str, measure: Measure) -> pd.DataFrame:
     """Relative gain of magnitude pruning over the equally trained dense network, seeds x sparsities.
 
-    Only sparsities above 0 and before collapse.
+    Only sparsities above 0, without collapse, at which every dense network has some robustness.
     """
     kept, reference = (curve(table, family, pruning, ACCURACY).mean() for pruning in ("magnitude", "dense"))
     pruned, dense = (curve(table, family, pruning, measure) for pruning in ("magnitude", "dense"))
-    gains = (pruned - dense) / dense
-    return gains[
-        [alpha for alpha in gains.columns if alpha != 0 and kept[alpha] >= (1 - COLLAPSE) * reference[alpha]]
-    ]
+    gains = (pruned - dense) / dense.where(dense > 0)
+    sound = (kept >= (1 - COLLAPSE) * reference) & gains.notna().all()
+    return gains[[alpha for alpha in gains.columns if alpha != 0 and sound[alpha]]]
 
 
 def _verdict(
@@ -205,7 +204,11 @@ def _trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
 
 @dataclass(frozen=True)
 class _BestGain:
-    """The largest mean gain over the sparsities, with intervals and tests for looking at all of them."""
+    """One sparsity's gain, interval and test; the latter two allow for having tried all sparsities.
+
+    That with the largest mean gain, among the significant ones if there are any. ``highest`` is the largest
+    upper limit of any sparsity.
+    """
 
     sparsity: float
     gain: float
@@ -223,7 +226,9 @@ def _best_gain(gains: pd.DataFrame) -> _BestGain:
     reach = stats.t.ppf(1 - LEVEL / (2 * tried), count - 1) * error
     statistic = (mean / error).where(error > 0, np.sign(mean) * np.inf).fillna(0.0)
     p_values = np.asarray(multipletests(stats.t.sf(statistic, count - 1), method="holm")[1])
-    best = int(mean.to_numpy().argmax())
+    significant = p_values < LEVEL
+    candidates = np.where(significant | ~significant.any(), mean, -np.inf)
+    best = int(candidates.argmax())
     size = TTestPower().solve_power(nobs=count, alpha=LEVEL / tried, power=0.8, alternative="larger")
     return _BestGain(
         sparsity=float(mean.index[best]),
@@ -231,7 +236,7 @@ def _best_gain(gains: pd.DataFrame) -> _BestGain:
         low=float((mean - reach).iloc[best]),
         high=float((mean + reach).iloc[best]),
         highest=float((mean + reach).max()),
-        p_value=float(p_values.min()),
+        p_value=float(p_values[best]),
         detectable=float(size * gains.iloc[:, best].std(ddof=1)),
     )
 
@@ -239,15 +244,13 @@ def _best_gain(gains: pd.DataFrame) -> _BestGain:
 def _no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     """C2: every sparsity's simultaneous upper limit of the gain must lie below the margin."""
     gains, label = _gains(table, family, measure), measure[0]
-    if len(gains) < 2:
-        return _verdict(
-            "C2", family, label, "inconclusive", seeds=len(gains), note="an interval needs 2 seeds"
-        )
+    if len(gains) < 2 or gains.empty:
+        return _verdict("C2", family, label, "inconclusive", seeds=len(gains), note=NO_TEST)
     best = _best_gain(gains)
     if best.highest < MARGIN:
         verdict = "supported"
     else:
-        verdict = "refuted" if best.p_value < LEVEL and best.gain > MARGIN else "inconclusive"
+        verdict = "refuted" if best.p_value < LEVEL else "inconclusive"
     return _verdict(
         "C2",
         family,
@@ -255,7 +258,7 @@ def _no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdi
         verdict,
         effect=best.gain,
         interval=(best.low, best.high),
-        what="largest relative gain over the sparsities",
+        what="best relative gain over the sparsities",
         test=f"paired t, Bonferroni limits all below +{MARGIN:.0%}",
         p_value=best.p_value,
         seeds=len(gains),
@@ -270,11 +273,11 @@ def _some_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Ver
         return _verdict("C3", family, label, "inconclusive", seeds=len(gains), note=NO_TEST)
     best = _best_gain(gains)
     note = f"at sparsity {best.sparsity:g}"
-    if best.p_value < LEVEL:
-        verdict = "supported"
-    elif best.highest < MARGIN:
+    if best.highest < MARGIN:
         verdict = "refuted"
         note += f"; no sparsity gains {MARGIN:.0%}"
+    elif best.p_value < LEVEL:
+        verdict = "supported"
     else:
         verdict = "inconclusive"
         note += f"; 80 % power for a gain of {best.detectable:.1%}"
@@ -285,7 +288,7 @@ def _some_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Ver
         verdict,
         effect=best.gain,
         interval=(best.low, best.high),
-        what="largest relative gain over the sparsities",
+        what="best relative gain over the sparsities",
         test="paired t per sparsity, Holm",
         p_value=best.p_value,
         seeds=len(gains),
@@ -297,8 +300,8 @@ def _falls_again(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     """C4: bootstrap over seeds of the best sparsity, and of the fall from there to the last one."""
     values, label = curve(table, family, "magnitude", measure), measure[0]
     grid, draws = values.columns.to_numpy(), values.to_numpy()
-    if len(draws) < 2 or len(grid) < 3:
-        note = "an optimum inside the grid needs 2 seeds and 3 sparsities"
+    if len(draws) < 2 or len(grid) < 3 or not draws.any():
+        note = "an optimum inside the grid needs 2 seeds, 3 sparsities and some robustness"
         return _verdict("C4", family, label, "inconclusive", seeds=len(draws), note=note)
     rng = np.random.default_rng(0)
     means = draws[rng.integers(len(draws), size=(RESAMPLES, len(draws)))].mean(axis=1)
@@ -306,7 +309,7 @@ def _falls_again(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     low, high = np.quantile(best, [LEVEL / 2, 1 - LEVEL / 2])
     falls = np.quantile(means[:, -1] / means.max(axis=1) - 1, [LEVEL / 2, 1 - LEVEL / 2])
     inside = grid[0] < low and high < grid[-1]
-    verdict = "supported" if inside and falls[1] < 0 else "inconclusive"
+    verdict = "supported" if inside and falls[1] < -MARGIN else "inconclusive"
     mean = draws.mean(axis=0)
     fall = f"{mean[-1] / mean.max() - 1:+.0%} [{falls[0]:+.0%}, {falls[1]:+.0%}] at {grid[-1]:g}"
     note = f"then {fall}"

@@ -16,11 +16,26 @@ if TYPE_CHECKING:
 
 # Rows of a violated theorem that the terminal names; the table has all.
 _NAMED = 20
-_OK, _VIOLATED, _USAGE = 0, 1, 2
+_OK, _VIOLATED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+
+
+def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
+    if asked:
+        from empirical.experiment import package_version
+
+        click.echo(f"sparse-robustness {package_version()}")
+        context.exit()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="sparse-robustness", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """What weight sparsity does to adversarial robustness: theorems, measurements, and their agreement.
 
@@ -92,12 +107,12 @@ def verify(
         from empirical.verify import verify as run
 
         try:
-            grid = tuple(float(part) for part in sparsities.split(",")) if sparsities else SPARSITIES
+            grid = SPARSITIES if sparsities is None else tuple(map(float, sparsities.split(",")))
         except ValueError as error:
             raise InvalidInput(f"sparsities is {sparsities!r}; give numbers joined by commas") from error
         settings = Settings(data=data, seeds=seeds, sparsities=grid, pair=pair, eps=eps)
         chosen = choose_device(device)
-        folder = out or default_folder(settings, load(data))
+        folder = out or default_folder(settings, load(data), chosen)
         with _progress(total_steps(settings)) as advance:
             outcome = run(settings, folder, device=chosen, advance=advance)
         report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
@@ -124,14 +139,18 @@ def _print_violations(failed: pd.DataFrame) -> None:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Bad input becomes one line on standard error and exit status 2."""
+    """Bad input and failing disks become one line on standard error and exit status 2."""
+    from empirical.training import TrainingDiverged
     from theory.types import InvalidInput
 
     try:
         yield
-    except InvalidInput as error:
+    except (InvalidInput, TrainingDiverged, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(_USAGE)
+    except KeyboardInterrupt:
+        click.echo("Stopped; the same command goes on from here.", err=True)
+        sys.exit(_INTERRUPTED)
 
 
 @contextmanager

@@ -22,10 +22,12 @@ from theory import linear, relu
 from theory.ceiling import mean_radius_ceiling
 from theory.types import BinaryLinear, LinearClassifier
 
-# Both sides round in float64: sums of a few hundred terms of order 1.
+# Relative slack where both sides are sums of a few hundred float64 terms, and where one of them is a
+# measured radius, which lies the attacks' overshoot beyond the exact one.
 ROUNDING = 1e-9
-# A measured radius lies this much beyond the exact one, relatively: the attacks' overshoot and rounding.
 ATTACK_SLACK = 1e-6
+# Absolute slack: inputs and logits are of order 1 to 100 and rounded at 1e-16 of that.
+TINY = 1e-11
 # A Monte Carlo mean contradicts a bound when it exceeds it by this many standard errors (p < 3e-7).
 STANDARD_ERRORS = 5.0
 # Examples whose gradients the Monte Carlo over masks looks at; the largest one counts.
@@ -47,7 +49,7 @@ def check(
     nothing; neither counts as a case. ``tightness`` is the mean of smaller / larger over the cases, 1 where
     both are 0.
     """
-    larger = np.where(np.isinf(larger), np.nan, larger)
+    larger = np.where(larger == np.inf, np.nan, larger)
     excess = smaller - larger
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(excess == 0, 1.0, smaller / larger).reshape(len(members), -1)
@@ -55,7 +57,7 @@ def check(
     total = np.where(usable, ratio, 0.0).sum(1)
     mean = np.divide(total, usable.sum(1), out=np.full(len(members), np.nan), where=usable.any(1))
     return [
-        *_judged(members, excess, slack * (1 + np.abs(larger)), name=name, norm=norm),
+        *_judged(members, excess, TINY + slack * np.abs(larger), name=name, norm=norm),
         Rows(members, mean, quantity="tightness", method=name, kind="check", norm=norm),
     ]
 
@@ -75,10 +77,11 @@ def check_equal(
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.where(one == other, 0.0, np.abs(one - other))
-        relative = np.where(error == 0, 0.0, error / np.abs(other)).reshape(len(members), -1)
-    worst = np.where(np.isnan(relative), 0.0, relative).max(axis=1)
+        # What the absolute slack explains is no relative error; one side being infinite is.
+        relative = np.where(error <= TINY, 0.0, error / np.minimum(np.abs(other), np.finfo(float).max))
+    worst = np.where(np.isnan(relative), 0.0, relative).reshape(len(members), -1).max(axis=1)
     return [
-        *_judged(members, error, slack * (1 + np.abs(other)), name=name, norm=norm),
+        *_judged(members, error, TINY + slack * np.abs(other), name=name, norm=norm),
         Rows(members, worst, quantity="relative_error", method=name, kind="check", norm=norm),
     ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,17 @@ from numpy import ndarray as Array
 
 from theory.types import InvalidInput, check_labels, check_p, finite_array
 
+# What NumPy and its decompressors raise for a file that is damaged, foreign or would run code.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -89,23 +102,29 @@ def load(name: str) -> Dataset:
     if not path.is_file():
         raise InvalidInput(f"data is {name!r}; no such file")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [key for key in _NPZ_KEYS if key not in archive]
-            if missing:
-                raise InvalidInput(
-                    f"data {name!r} lacks {', '.join(missing)}; it needs {', '.join(_NPZ_KEYS)}"
-                )
-            arrays = {key: archive[key] for key in _NPZ_KEYS}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, InvalidInput):
-            raise
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            arrays = {key: archive[key] for key in _NPZ_KEYS if key in archive}
+    except _UNREADABLE as error:
         raise InvalidInput(
             f"data {name!r} cannot be read as .npz ({error}); fetch or export it again"
         ) from error
+    missing = [key for key in _NPZ_KEYS if key not in arrays]
+    if missing:
+        raise InvalidInput(f"data {name!r} lacks {', '.join(missing)}; it needs {', '.join(_NPZ_KEYS)}")
     for part in ("train", "test"):
         arrays[f"x_{part}"] = _scaled(f"x_{part}", arrays[f"x_{part}"])
-    classes = int(arrays["y_train"].max(initial=0)) + 1
-    return Dataset(name=path.stem, classes=classes, **arrays)
+    classes = _classes(arrays["y_train"])
+    x_train, y_train, x_test, y_test = (arrays[key] for key in _NPZ_KEYS)
+    return Dataset(path.stem, x_train, y_train, x_test, y_test, classes)
+
+
+def _classes(y: np.ndarray) -> int:
+    """Number of classes: one more than the largest training label, at most one per training example."""
+    labels = check_labels("y_train", y, n=y.size, classes=max(y.size, 1))
+    return int(labels.max(initial=0)) + 1
 
 
 def _scaled(name: str, x: np.ndarray) -> np.ndarray:

@@ -112,19 +112,19 @@ def levels(
     x = torch.tensor(problem.x_train, dtype=torch.float32, device=device)
     y = torch.tensor(problem.y_train, device=device)
     seeds = settings.member_seeds()
+    hidden = settings.hidden if family == "mlp" else ()
+    widths = [x.shape[1], *hidden, 1 if family == "linear-binary" else problem.classes]
     previous = dense = None
     for level, sparsity in enumerate(settings.sparsities):
         recipe = settings.retrain if level else settings.first
         path = checkpoints / f"{family}-{level:02d}.safetensors"
         if path.is_file():
-            trained = _load(path, device)
+            trained = _load(path, device, widths=widths, members=len(seeds))
             if after_epoch:
                 for _ in range(recipe.epochs):
                     after_epoch()
         elif previous is None:
-            outputs = [1] if family == "linear-binary" else [problem.classes]
-            hidden = list(settings.hidden) if family == "mlp" else []
-            start = initialise([x.shape[1], *hidden, *outputs], seeds=range(settings.seeds), device=device)
+            start = initialise(widths, seeds=range(settings.seeds), device=device)
             order = _order_seeds(range(settings.seeds), level)
             trained = train(start, x, y, recipe, seeds=order, after_epoch=after_epoch)
             trained = concatenate([trained] * len(TRAINED))
@@ -191,12 +191,15 @@ def _save(path: Path, networks: MLPEnsemble) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
 
 
-def _load(path: Path, device: torch.device) -> MLPEnsemble:
+def _load(path: Path, device: torch.device, *, widths: list[int], members: int) -> MLPEnsemble:
     try:
         tensors = load_file(path, device=str(device))
         depth = len(tensors) // 3
-        return MLPEnsemble(
+        found = MLPEnsemble(
             *(tuple(tensors[f"{part}.{i}"] for i in range(depth)) for part in ("weight", "bias", "mask"))
         )
+        if found.members != members or [found.inputs, *(w.shape[1] for w in found.weights)] != widths:
+            raise InvalidInput("it holds other networks")
+        return found
     except (SafetensorError, KeyError, InvalidInput, OSError) as error:
         raise InvalidInput(f"checkpoint {path} is damaged ({error}); delete it and run again") from error

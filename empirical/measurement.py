@@ -13,12 +13,13 @@ from torch import Tensor
 
 from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.attacks.active import margins
+from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
 from empirical.ensemble import MLPEnsemble
 from empirical.results import NORMS, Members, Rows
 
 # Networks measured together: enough to fill a GPU, few enough to stay in a CPU's cache.
-_BATCH = {"cpu": 10, "cuda": 256}
+_BATCH = {"cpu": 5, "cuda": 256}
 # Masked copies of one network evaluated together; the draws do not depend on it.
 _MASKED_COPIES = 25
 
@@ -42,8 +43,7 @@ class Measurement:
 def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
     """Attack every network at every test example (*measured*: each radius is an upper bound on rho_p).
 
-    DeepFool iterates in the ensemble's own precision, everything else runs in float64, and every hit is
-    checked by running the network in float64 on the point found.
+    Attacks run in float64 and every hit is checked by running the network again on the point found.
     Methods: ``fgs`` (smallest step, l_inf), ``deepfool`` (as published, overshoot 0.02) and
     ``deepfool+line`` (pulled back to the first boundary on its ray), in l_2 and l_inf; ``best``, the
     smallest of the same norm.
@@ -52,18 +52,20 @@ def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
     exact = ensemble.to(dtype=torch.float64, device=device)
     x = torch.tensor(data.x_test, device=device)
     y = torch.tensor(data.y_test, device=device)
-    size = _BATCH["cuda" if device.type == "cuda" else "cpu"]
-    parts = [
-        _measure(ensemble.select(part), exact.select(part), x, y, eps=eps, box=data.box)
-        for part in (range(k, min(k + size, exact.members)) for k in range(0, exact.members, size))
-    ]
+    parts = shares(exact.members, at_most=_BATCH["cuda" if device.type == "cuda" else "cpu"])
+    measured = on_cores(
+        lambda part: _measure(exact.select(part), x, y, eps=eps, box=data.box), parts, device=device
+    )
+    first = measured[0]
     return Measurement(
-        correct=np.concatenate([part.correct for part in parts]),
-        radius={key: np.concatenate([part.radius[key] for part in parts]) for key in parts[0].radius},
-        fgs_correct={key: np.concatenate([part.fgs_correct[key] for part in parts]) for key in (False, True)},
-        margin={p: np.concatenate([part.margin[p] for part in parts]) for p in parts[0].margin},
+        correct=np.concatenate([part.correct for part in measured]),
+        radius={key: np.concatenate([part.radius[key] for part in measured]) for key in first.radius},
+        fgs_correct={
+            key: np.concatenate([part.fgs_correct[key] for part in measured]) for key in first.fgs_correct
+        },
+        margin={p: np.concatenate([part.margin[p] for part in measured]) for p in first.margin},
         gradient_norm={
-            p: np.concatenate([part.gradient_norm[p] for part in parts]) for p in parts[0].gradient_norm
+            p: np.concatenate([part.gradient_norm[p] for part in measured]) for p in first.gradient_norm
         },
     )
 
@@ -130,15 +132,12 @@ def capped_mean(radius: Float[Array, "K n"], cap: float) -> Float[Array, " K"]:
     return np.minimum(radius, cap).mean(1)
 
 
-def _measure(
-    own: MLPEnsemble, nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[float, float]
-) -> Measurement:
-    """``own`` are the networks in their own precision, ``nets`` the same in float64."""
-    correct = margins(nets.logits(x), y) > 0
+def _measure(nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[float, float]) -> Measurement:
+    linearised = nets.logits_and_jacobian(x)
+    correct = margins(linearised[0], y) > 0
     radius = {(math.inf, "fgs"): verified_radius(nets, x, y, *minimal_fgs(nets, x, y), p=math.inf)}
     for p in (2.0, math.inf):
-        x_adv, found = deepfool(own, x.to(own.weights[0].dtype), y, p=p)
-        x_adv = torch.where(found[..., None], x_adv.to(x.dtype), x)
+        x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised)
         radius[p, "deepfool"] = verified_radius(nets, x, y, x_adv, found, p=p)
         radius[p, "deepfool+line"] = verified_radius(nets, x, y, *shorten(nets, x, y, x_adv, found), p=p)
     radius[2.0, "best"] = radius[2.0, "deepfool+line"]
@@ -147,7 +146,7 @@ def _measure(
         clip: margins(nets.logits(fgs(nets, x, y, eps=eps, box=box if clip else None)), y) > 0
         for clip in (False, True)
     }
-    margin, gradient_norm = _nearest_boundary(nets, x, y)
+    margin, gradient_norm = _nearest_boundary(*linearised, y)
     return Measurement(
         correct=correct.cpu().numpy(),
         radius={key: value.cpu().numpy() for key, value in radius.items()},
@@ -177,13 +176,12 @@ def verified_radius(
 
 
 def _nearest_boundary(
-    nets: MLPEnsemble, x: Tensor, y: Tensor
+    logits: Tensor, jacobian: Tensor, y: Tensor
 ) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
     """Margin and dual norm of its gradient, for the class with the nearest linearised boundary."""
-    logits, jacobian = nets.logits_and_jacobian(x)
     true = y.expand(logits.shape[:2])[..., None]
     gap = (logits.gather(2, true) - logits).scatter(2, true, torch.inf)
-    pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, x.shape[1]))
+    pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, jacobian.shape[3]))
     wrong = gap.amin(2) <= 0
     margin, gradient_norm = {}, {}
     for p, q in ((2.0, 2), (math.inf, 1)):

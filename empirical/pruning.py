@@ -15,14 +15,14 @@ from theory.types import InvalidInput, check_sparsity
 def magnitude_masks(ensemble: MLPEnsemble, *, sparsity: float) -> tuple[Bool[Tensor, "K _ _"], ...]:
     """Layer-wise magnitude pruning: exactly round(sparsity * size) weights of every layer removed.
 
-    The smallest absolute values go first; among equal ones, the lower flat index goes first. Weights
-    that are pruned already are zero, so they go first too. Raises: InvalidInput unless sparsity is in
+    What is pruned already goes first, then the smallest absolute values; among equal ones, the lower flat
+    index. Raises: InvalidInput unless sparsity is in
     [0, 1].
     """
     check_sparsity("sparsity", sparsity)
     masks = []
-    for weight in ensemble.weights:
-        flat = weight.abs().flatten(1)
+    for weight, kept in zip(ensemble.weights, ensemble.masks, strict=True):
+        flat = torch.where(kept, weight.abs(), -1.0).flatten(1)
         removed = round(sparsity * flat.shape[1])
         mask = torch.ones_like(flat, dtype=torch.bool)
         mask.scatter_(1, flat.argsort(dim=1, stable=True)[:, :removed], value=False)

@@ -136,19 +136,20 @@ def read_table(path: Path) -> pa.Table:
     """Read a results table. Raises: InvalidInput if it is damaged or has another schema."""
     try:
         content = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        version = (content.schema.metadata or {}).get(_SCHEMA_KEY, b"none").decode(errors="replace")
+        if version == SCHEMA_VERSION:
+            content = content.select(SCHEMA.names).cast(SCHEMA)
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise InvalidInput(
             f"results file {path} is damaged ({_first_line(error)}); delete it and run again"
         ) from error
-    version = (content.schema.metadata or {}).get(_SCHEMA_KEY, b"none").decode(errors="replace")
     if version != SCHEMA_VERSION:
         raise InvalidInput(
             f"results file {path} has schema {version}, not {SCHEMA_VERSION}; choose a new folder"
         )
-    missing = [name for name in SCHEMA.names if name not in content.column_names]
-    if missing:
-        raise InvalidInput(f"results file {path} lacks column {missing[0]}; delete it and run again")
-    return content.cast(SCHEMA)
+    if not content.num_rows:
+        raise InvalidInput(f"results file {path} has no rows; delete it and run again")
+    return content
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

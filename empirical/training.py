@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from empirical.cores import on_cores, shares
 from empirical.ensemble import MLPEnsemble
 from theory.types import InvalidInput
 
@@ -61,6 +62,37 @@ def train(
     members whose weights are no longer finite.
     """
     _check(ensemble, x, y, seeds)
+    device = ensemble.weights[0].device
+
+    def share(members: range) -> tuple[list[Tensor], list[Tensor]]:
+        heard = after_epoch if members.start == 0 else None
+        chosen = [seeds[k] for k in members]
+        return _descend(ensemble.select(members), x, y, recipe, seeds=chosen, after_epoch=heard)
+
+    parts = shares(ensemble.members) if device.type == "cpu" else [range(ensemble.members)]
+    trained = on_cores(share, parts, device=device)
+    weights, biases = (
+        [torch.cat(layer) for layer in zip(*half, strict=True)] for half in zip(*trained, strict=True)
+    )
+    finite = torch.stack([torch.isfinite(p).flatten(1).all(1) for p in weights + biases]).all(0)
+    if not finite.all():
+        lost = [f"{k} (seed {seeds[k]})" for k in (~finite).nonzero().flatten().tolist()]
+        raise TrainingDiverged(
+            f"members {', '.join(lost)} diverged; lower learning_rate {recipe.learning_rate}"
+        )
+    return MLPEnsemble(tuple(weights), tuple(biases), ensemble.masks)
+
+
+def _descend(
+    ensemble: MLPEnsemble,
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    after_epoch: Callable[[], None] | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases after training; they may have become infinite."""
     weights = [w.clone() for w in ensemble.weights]
     biases = [b[:, None].clone() for b in ensemble.biases]
     masks = [m.to(w.dtype) for m, w in zip(ensemble.masks, weights, strict=True)]
@@ -83,13 +115,7 @@ def train(
             torch._foreach_add_(parameters, velocity, alpha=-rate)
         if after_epoch:
             after_epoch()
-    finite = torch.stack([torch.isfinite(p).flatten(1).all(1) for p in parameters]).all(0)
-    if not finite.all():
-        lost = [f"{k} (seed {seeds[k]})" for k in (~finite).nonzero().flatten().tolist()]
-        raise TrainingDiverged(
-            f"members {', '.join(lost)} diverged; lower learning_rate {recipe.learning_rate}"
-        )
-    return MLPEnsemble(tuple(weights), tuple(b[:, 0] for b in biases), ensemble.masks)
+    return weights, [b[:, 0] for b in biases]
 
 
 def _gradients(

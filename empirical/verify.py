@@ -48,9 +48,14 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def default_folder(settings: Settings, data: Dataset) -> Path:
+def describe(settings: Settings, data: Dataset, device: torch.device) -> dict[str, object]:
+    """All that decides a run's numbers, as plain JSON values: settings, data, version, kind of device."""
+    return settings.describe(data) | {"device": device.type}
+
+
+def default_folder(settings: Settings, data: Dataset, device: torch.device) -> Path:
     """results/<data>-<settings>: another folder for other settings, so that no run overwrites another."""
-    return Path("results") / f"{data.name}-{settings_id(settings.describe(data))}"
+    return Path("results") / f"{data.name}-{settings_id(describe(settings, data, device))}"
 
 
 def total_steps(settings: Settings) -> int:
@@ -75,7 +80,7 @@ def verify(
     damaged file; TrainingDiverged if a network's weights become infinite.
     """
     data = load(settings.data)
-    described = settings.describe(data)
+    described = describe(settings, data, device)
     for family in FAMILIES:
         family_data(settings, data, family)  # a class that is missing is an error before any work
     open_run(out, described)
@@ -89,6 +94,10 @@ def verify(
     final = out / "results.parquet"
     if final.is_file():
         content = read_table(final)
+        if set(content["settings"].unique().to_pylist()) != {provenance["settings"]}:
+            raise InvalidInput(
+                f"results file {final} belongs to a run with other settings; choose a new folder"
+            )
     else:
         parts = []
         for family in FAMILIES:

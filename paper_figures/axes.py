@@ -97,12 +97,12 @@ def linear_limits(axes: Axes, values: list[np.ndarray]) -> None:
 
 
 def log_limits(axes: Axes, values: list[np.ndarray]) -> None:
-    """A logarithmic axis a little wider than the positive values; plain decimals on a short one."""
+    """A logarithmic axis a little wider than the positive values, if any; plain decimals on a short one."""
     positive = np.concatenate(values)
     positive = positive[np.isfinite(positive) & (positive > 0)]
-    axes.set_yscale("log")
     if not positive.size:
-        return
+        return  # nothing to show: a logarithmic axis would refuse
+    axes.set_yscale("log")
     low, high = positive.min(), positive.max()
     pad = max((high / low) ** 0.06, 1.05)
     axes.set_ylim(low / pad, high * pad)

@@ -21,7 +21,10 @@ def finite_array(name: str, value: object, *, ndim: int) -> np.ndarray:
     NaN or infinity.
     """
     try:
-        array = np.array(value, dtype=np.float64)
+        given = np.asarray(value)
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"its type is {given.dtype}")
+        array = given.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{name} is not a numeric array ({error}); pass real numbers") from error
     if array.ndim != ndim:

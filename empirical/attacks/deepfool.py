@@ -19,12 +19,14 @@ def deepfool(
     p: float,
     overshoot: float = 0.02,
     steps: int = 50,
+    linearised: tuple[Float[Tensor, "K n c"], Float[Tensor, "K n c d"]] | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """DeepFool (Moosavi-Dezfooli et al. 2016) in l_p, p in {2, inf}, against the true label.
 
     The linearised step is taken in full and scaled by 1 + overshoot before each test, as in the authors'
     code. On a linear model one step is exact up to the overshoot. An example whose gradients all vanish
-    is not found. Misclassified examples are found at distance 0.
+    is not found. Misclassified examples are found at distance 0. ``linearised`` are the logits and Jacobian
+    at x, for a caller that has them already.
     Raises: InvalidInput for another p, overshoot < 0, steps < 1, or bad shapes, values or labels.
     """
     check_attack(ensemble, x, y)
@@ -34,17 +36,22 @@ def deepfool(
     if steps < 1:
         raise InvalidInput(f"steps is {steps}; take at least one")
     x_adv = x.expand(ensemble.members, *x.shape).clone()
-    found = margins(ensemble.logits(x), y) <= 0
+    logits, jacobian = linearised or ensemble.logits_and_jacobian(x)
+    found = margins(logits, y) <= 0
     moved = torch.zeros_like(x_adv)
     unfinished = ~found
-    for _ in range(steps):
+    for iteration in range(steps):
         if not unfinished.any():
             break
         active = ActiveSet.of(unfinished)
         nets = ensemble.select(active.members)
         start, total = active.take(x.expand_as(x_adv)), active.take(moved)
         true = active.take(y.expand_as(found))
-        step = _step(nets, start + (1 + overshoot) * total, true, q=q)
+        if iteration == 0:
+            logits, jacobian = active.take(logits), active.take(jacobian)
+        else:
+            logits, jacobian = nets.logits_and_jacobian(start + (1 + overshoot) * total)
+        step = _step(logits, jacobian, true, q=q)
         total = total + step
         reached = start + (1 + overshoot) * total
         hit = margins(nets.logits(reached), true) < 0
@@ -56,18 +63,17 @@ def deepfool(
     return x_adv, found
 
 
-def _step(nets: MLPEnsemble, x: Tensor, y: Tensor, *, q: int) -> Tensor:
+def _step(logits: Tensor, jacobian: Tensor, y: Tensor, *, q: int) -> Tensor:
     """Shortest step onto the nearest linearised boundary g_k = g_y; 0 where no gradient points to one."""
-    logits, jacobian = nets.logits_and_jacobian(x)
-    true = y[..., None]
+    true, inputs = y[..., None], jacobian.shape[3]
     gap = logits.gather(2, true) - logits
-    pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, x.shape[2]))
+    pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, inputs))
     size = pull.abs().sum(3) if q == 1 else pull.norm(dim=3)
     distance = torch.where(size > 0, gap.abs() / size, torch.inf).scatter(2, true, torch.inf)
     nearest = distance.argmin(2, keepdim=True)
     reachable = distance.gather(2, nearest).isfinite()
     size = size.gather(2, nearest)
-    pull = pull.gather(2, nearest[..., None].expand(*true.shape, x.shape[2]))[:, :, 0]
+    pull = pull.gather(2, nearest[..., None].expand(*true.shape, inputs))[:, :, 0]
     unit = pull.sign() if q == 1 else pull / torch.where(reachable, size, 1.0)
     length = (gap.gather(2, nearest).abs() / torch.where(reachable, size, 1.0)) * reachable
     return length * unit

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from empirical import claims
 from empirical.claims import judge, violations
 from empirical.results import SCHEMA, Members, Rows, table
 
@@ -89,13 +90,10 @@ def test_one_seed_decides_nothing():
 def test_false_alarms_are_rare():
     """C3 on pure noise: Holm keeps the share of false 'supported' near its 5 % (limit: 5 standard errors)."""
     rng = np.random.default_rng(1)
-    from empirical.claims import _best_gain
-
     trials = 100  # without the correction 46 % would be alarms
-    alarms = sum(
-        _best_gain(pd.DataFrame(rng.normal(size=(5, 12)), columns=np.linspace(0.1, 0.99, 12))).p_value < 0.05
-        for _ in range(trials)
-    )
+    grid = np.linspace(0.1, 0.99, 12)
+    noise = [pd.DataFrame(rng.normal(size=(5, 12)), columns=grid) for _ in range(trials)]
+    alarms = sum(claims._best_gain(gains).p_value < 0.05 for gains in noise)
     assert alarms / trials < 0.05 + 5 * (0.05 * 0.95 / trials) ** 0.5
 
 
@@ -134,3 +132,28 @@ def test_violations_are_counted_and_named():
     judged = judge(content.to_pandas())
     row = judged[judged["claim"] == "C7"].iloc[0]
     assert (row["verdict"], row["violations"], row["test"]) == ("refuted", 2, "6 cases")
+
+
+def test_effect_and_p_value_belong_to_one_sparsity():
+    """A sure gain of 0.1 % beside a wild one of +8 % supports nothing: no gain that counts is sure."""
+    rng = np.random.default_rng(0)
+    wild = rng.normal(size=8)
+    gains = pd.DataFrame({0.1: 0.001 + 1e-5 * rng.normal(size=8), 0.9: 0.08 + wild - wild.mean()})
+    best = claims._best_gain(gains)
+    assert best.sparsity == 0.1
+    assert best.low < best.gain < best.high < 0.002
+    assert best.highest > 0.05
+
+
+def test_a_fall_too_small_to_count_is_not_one():
+    def rise_and_dip(alpha):
+        return 0.2 * min(alpha, 0.6) - (0.001 if alpha > 0.95 else 0.0)
+
+    assert verdicts(made_up(rise_and_dip, noise=1e-5), "C4") <= {"inconclusive", "refuted"}
+
+
+def test_networks_without_any_robustness_are_inconclusive():
+    nothing = made_up(lambda alpha: -1.0)
+    nothing.loc[nothing["quantity"] != "accuracy", "value"] = 0.0
+    judged = judge(nothing)
+    assert set(judged["verdict"]) == {"inconclusive"}

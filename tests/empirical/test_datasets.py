@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,13 @@ def arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
         "y_test": np.array([0, 1, 2]),
     }
     return good | changes
+
+
+def save(path: Path, content: dict[str, np.ndarray], compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, value in content.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, value)
 
 
 def test_digits_are_stratified_and_in_the_box():
@@ -54,10 +62,7 @@ def test_npz_files_of_images(tmp_path, compression):
         x_test=rng.integers(0, 256, (3, 2, 2), dtype=np.uint8),
     )
     path = tmp_path / "mine.npz"
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, value in images.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, value)
+    save(path, images, compression)
     data = load(str(path))
     assert data.name == "mine"
     assert data.classes == 3
@@ -77,12 +82,17 @@ def test_npz_files_of_images(tmp_path, compression):
         ({"y_train": np.array([0.0, 1.0, 2.0, 0.0, 1.0, 2.0])}, "labels must be integers"),
         ({"y_test": np.array([0, 1, 3])}, r"y_test\[2\] is 3; labels must lie in \[0, 3\)"),
         ({"y_train": np.array([0, -1, 2, 0, 1, 2])}, r"y_train\[1\] is -1"),
+        ({"y_train": np.array([0, 10**12, 2, 0, 1, 2])}, r"y_train\[1\] is 1000000000000"),
+        ({"y_train": np.array(["a", "b", "c", "a", "b", "c"])}, "labels must be integers"),
+        ({"y_train": np.array([0, 1, 2, 0, 1, np.nan])}, "labels must be integers"),
+        ({"x_train": np.full((6, 4), "0.5")}, "x_train is not a numeric array"),
+        ({"x_train": np.full((6, 4), 0.5 + 1j)}, "x_train is not a numeric array"),
         ({"y_train": np.ones(6, int), "y_test": np.ones(3, int)}, "y_train holds only class 1"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_bad_arrays_are_named(tmp_path, changes, message):
-    np.savez(tmp_path / "bad.npz", **arrays(**changes))
+    save(tmp_path / "bad.npz", arrays(**changes))
     with pytest.raises(InvalidInput, match=message):
         load(str(tmp_path / "bad.npz"))
 
@@ -100,14 +110,32 @@ def test_bad_names_and_files_are_named(tmp_path):
     with pytest.raises(InvalidInput, match="lacks y_train, x_test, y_test"):
         load(str(tmp_path / "part.npz"))
     whole = tmp_path / "whole.npz"
-    np.savez(whole, **arrays())
+    save(whole, arrays())
     whole.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(InvalidInput, match="cannot be read"):
         load(str(whole))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_single_arrays_and_corrupt_bytes_are_named(tmp_path):
+    with (tmp_path / "one.npz").open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(InvalidInput, match="holds a single array"):
+        load(str(tmp_path / "one.npz"))
+    path = tmp_path / "flipped.npz"
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        save(path, arrays(x_train=np.random.default_rng(0).random((6, 400)) > 0.5), compression)
+        good = path.read_bytes()
+        for place in range(60, len(good), 97):
+            path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+            try:
+                load(str(path))
+            except InvalidInput:
+                continue
+
+
 def test_pickled_objects_are_refused(tmp_path):
-    np.savez(tmp_path / "code.npz", **arrays(y_train=np.array([0, 1, 2, 0, 1, None], dtype=object)))
+    save(tmp_path / "code.npz", arrays(y_train=np.array([0, 1, 2, 0, 1, None], dtype=object)))
     with pytest.raises(InvalidInput, match="cannot be read"):
         load(str(tmp_path / "code.npz"))
 

@@ -39,6 +39,11 @@ def test_ties_go_by_index_and_pruned_weights_go_first():
     assert mask.flatten().tolist() == [True, False, False, True]
     (deeper,) = magnitude_masks(nets.masked((mask,)), sparsity=0.75)
     assert deeper.flatten().tolist() == [True, False, False, False]
+    # A live weight that happens to be zero does not take the place of a pruned one.
+    zero = layer([0.0, 5.0, 2.0, 3.0])
+    kept = torch.tensor([[[True, False], [True, True]]])
+    (mask,) = magnitude_masks(zero.masked((kept,)), sparsity=0.25)
+    assert (mask & kept).sum() == 3
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.9, 1.0])
@@ -50,7 +55,7 @@ def test_agrees_with_torch_prune(sparsity):
             module = nn.Linear(weight.shape[2], weight.shape[1])
             module.weight.data = weight[k].clone()
             prune.l1_unstructured(module, "weight", amount=sparsity)
-            assert torch.equal(module.weight_mask.bool(), mask[k])
+            assert torch.equal(module.get_buffer("weight_mask").bool(), mask[k])
 
 
 def test_bernoulli_masks_are_nested_and_of_the_right_rate():

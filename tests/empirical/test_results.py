@@ -89,8 +89,16 @@ def test_damaged_and_foreign_tables_are_named(tmp_path):
     with pytest.raises(InvalidInput, match="has schema none"):
         read_table(path)
     pq.write_table(table(both_levels(), provenance=PROVENANCE).drop_columns(["norm"]), path)
-    with pytest.raises(InvalidInput, match="lacks column norm"):
+    with pytest.raises(InvalidInput, match="is damaged .*norm"):
         read_table(path)
+    whole = table(both_levels(), provenance=PROVENANCE)
+    values = whole.schema.get_field_index("value")
+    for wrong in (whole.set_column(values, "value", pa.array(["x"] * 8)), whole.slice(0, 0)):
+        pq.write_table(wrong.replace_schema_metadata(SCHEMA.metadata), path)
+        with pytest.raises(InvalidInput, match="is damaged|has no rows"):
+            read_table(path)
+    pq.write_table(whole.append_column("extra", pa.array(range(8))), path)
+    assert read_table(path).num_rows == 8
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
