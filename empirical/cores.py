@@ -29,8 +29,12 @@ def on_cores(work: Callable[[Part], Result], parts: Sequence[Part], *, device: t
         torch.set_num_threads(cores)
 
 
-def shares(members: int, *, at_most: int | None = None) -> list[range]:
-    """Members 0 .. members-1 in consecutive parts: one per core, or more where ``at_most`` says how large."""
-    size = -(-members // torch.get_num_threads())
+def shares(members: int, *, device: torch.device, at_most: int | None = None) -> list[range]:
+    """Members 0 .. members-1 in consecutive parts: one per core of a CPU, one in all elsewhere.
+
+    More where ``at_most`` says how many members a part may have.
+    """
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    size = -(-members // cores)
     size = max(1, min(size, at_most or size))
     return [range(start, min(start + size, members)) for start in range(0, members, size)]

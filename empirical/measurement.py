@@ -18,8 +18,10 @@ from empirical.datasets import Dataset
 from empirical.ensemble import MLPEnsemble
 from empirical.results import NORMS, Members, Rows
 
-# Networks measured together: enough to fill a GPU, few enough to stay in a CPU's cache.
-_BATCH = {"cpu": 5, "cuda": 256}
+# Networks measured together, and bytes of their Jacobians: enough to fill a GPU, few enough to stay in a
+# CPU's cache and memory.
+_MEMBERS = {"cpu": 5, "cuda": 256}
+_BYTES = {"cpu": 2**26, "cuda": 2**32}
 # Masked copies of one network evaluated together; the draws do not depend on it.
 _MASKED_COPIES = 25
 
@@ -52,21 +54,34 @@ def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
     exact = ensemble.to(dtype=torch.float64, device=device)
     x = torch.tensor(data.x_test, device=device)
     y = torch.tensor(data.y_test, device=device)
-    parts = shares(exact.members, at_most=_BATCH["cuda" if device.type == "cuda" else "cpu"])
-    measured = on_cores(
-        lambda part: _measure(exact.select(part), x, y, eps=eps, box=data.box), parts, device=device
-    )
-    first = measured[0]
+    parts = shares(exact.members, device=device, at_most=_MEMBERS[device.type])
+
+    def measure_part(part: range) -> Measurement:
+        examples = max(
+            1, _BYTES[device.type] // (x.element_size() * len(part) * exact.classes * exact.inputs)
+        )
+        batches = zip(x.split(examples), y.split(examples), strict=True)
+        nets = exact.select(part)
+        return _joined(
+            [_measure(nets, some_x, some_y, eps=eps, box=data.box) for some_x, some_y in batches], axis=1
+        )
+
+    return _joined(on_cores(measure_part, parts, device=device), axis=0)
+
+
+def _joined(parts: list[Measurement], *, axis: int) -> Measurement:
+    """One measurement of all members (axis 0) or all examples (axis 1)."""
+
+    def keyed(name: str) -> dict:
+        dictionaries = [getattr(part, name) for part in parts]
+        return {key: np.concatenate([d[key] for d in dictionaries], axis=axis) for key in dictionaries[0]}
+
     return Measurement(
-        correct=np.concatenate([part.correct for part in measured]),
-        radius={key: np.concatenate([part.radius[key] for part in measured]) for key in first.radius},
-        fgs_correct={
-            key: np.concatenate([part.fgs_correct[key] for part in measured]) for key in first.fgs_correct
-        },
-        margin={p: np.concatenate([part.margin[p] for part in measured]) for p in first.margin},
-        gradient_norm={
-            p: np.concatenate([part.gradient_norm[p] for part in measured]) for p in first.gradient_norm
-        },
+        correct=np.concatenate([part.correct for part in parts], axis=axis),
+        radius=keyed("radius"),
+        fgs_correct=keyed("fgs_correct"),
+        margin=keyed("margin"),
+        gradient_norm=keyed("gradient_norm"),
     )
 
 

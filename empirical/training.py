@@ -69,8 +69,7 @@ def train(
         chosen = [seeds[k] for k in members]
         return _descend(ensemble.select(members), x, y, recipe, seeds=chosen, after_epoch=heard)
 
-    parts = shares(ensemble.members) if device.type == "cpu" else [range(ensemble.members)]
-    trained = on_cores(share, parts, device=device)
+    trained = on_cores(share, shares(ensemble.members, device=device), device=device)
     weights, biases = (
         [torch.cat(layer) for layer in zip(*half, strict=True)] for half in zip(*trained, strict=True)
     )
