@@ -125,6 +125,27 @@ def verify(
     sys.exit(_OK if outcome.violations.empty else _VIOLATED)
 
 
+@main.command()
+@click.argument("table", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
+def claims(table: Path, *, markdown: bool) -> None:
+    """Judge the claims from the results TABLE of an earlier run."""
+    with _one_line_errors():
+        import pyarrow.compute as pc
+
+        from empirical.claims import judge, violations
+        from empirical.report import claims_markdown, claims_table
+        from empirical.results import read_table
+
+        content = read_table(table)
+        judged = judge(content.filter(pc.field("example").is_null()).to_pandas())
+    if markdown:
+        click.echo(claims_markdown(judged))
+    else:
+        _console().print(claims_table(judged))
+    sys.exit(_OK if violations(content).empty else _VIOLATED)
+
+
 def _print_violations(failed: pd.DataFrame) -> None:
     console = _console()
     if failed.empty:

@@ -77,8 +77,9 @@ def check_equal(
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.where(one == other, 0.0, np.abs(one - other))
-        # What the absolute slack explains is no relative error; one side being infinite is.
-        relative = np.where(error <= TINY, 0.0, error / np.minimum(np.abs(other), np.finfo(float).max))
+        # Values that the absolute slack decides count as the smallest it does not; one infinite side is inf.
+        size = np.clip(np.abs(other), TINY / ATTACK_SLACK, np.finfo(float).max)
+        relative = np.where(error == 0, 0.0, error / size)
     worst = np.where(np.isnan(relative), 0.0, relative).reshape(len(members), -1).max(axis=1)
     return [
         *_judged(members, error, TINY + slack * np.abs(other), name=name, norm=norm),

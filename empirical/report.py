@@ -90,6 +90,22 @@ def claims_table(claims: pd.DataFrame) -> Table:
     return shown
 
 
+def claims_markdown(claims: pd.DataFrame) -> str:
+    """The judged claims as a Markdown table."""
+    lines = [
+        "| claim | family | measure | verdict | effect [95 %] | p | remark |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in map(_claim, (row for _, row in claims.iterrows())):
+        remark = f"{row['violations']} violations, {row['test']}" if row["violations"] != "–" else row["note"]
+        cells = [row["claim"], row["family"], row["measure"], row["verdict"], row["effect"], row["p"], remark]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for claim, statement in claims[["claim", "statement"]].drop_duplicates().itertuples(index=False):
+        lines.append(f"- {claim}: {statement}")
+    return "\n".join(lines)
+
+
 def summary(table: pd.DataFrame, claims: pd.DataFrame, failed: pd.DataFrame) -> str:
     """One paragraph: whether any theorem failed, which claims hold, which do not, which are mixed."""
     cases = int(table.loc[(table["kind"] == "check") & (table["quantity"] == "cases"), "value"].sum())

@@ -1,0 +1,61 @@
+"""The checks reject what is false, accept what is true, and do not count what says nothing."""
+
+import numpy as np
+import pytest
+
+from empirical.comparison import ATTACK_SLACK, check, check_equal
+from empirical.results import Members
+
+MEMBERS = Members("d", "linear", ["dense", "magnitude"], [0.0, 0.5], [0.0, 0.5], [0, 0])
+INF, NAN = np.inf, np.nan
+
+
+def found(parts) -> dict[str, list[float]]:
+    return {part.quantity: part.values.tolist() for part in parts if part.quantity != "excess"}
+
+
+def two(one: list[float], other: list[float]) -> np.ndarray:
+    return np.array([one, other], dtype=float)
+
+
+def test_check_counts_names_and_measures():
+    smaller = two([1.0, 2.0, 0.0], [3.0, 1.0, 1.0])
+    larger = two([2.0, 2.0, 0.0], [2.0, 1.0, 4.0])
+    parts = check(MEMBERS, smaller, larger, name="law")
+    assert found(parts) == {
+        "cases": [3, 3],
+        "violations": [0, 1],
+        "tightness": [pytest.approx((0.5 + 1 + 1) / 3), pytest.approx((1.5 + 1 + 0.25) / 3)],
+    }
+    (excess,) = (part for part in parts if part.quantity == "excess")
+    assert excess.values[excess.kept()].tolist() == [1.0]
+
+
+def test_check_leaves_out_what_says_nothing():
+    parts = check(
+        MEMBERS, two([1.0, NAN, INF], [INF, 5.0, 1.0]), two([INF, 1.0, INF], [1.0, NAN, 2.0]), name="law"
+    )
+    assert found(parts)["cases"] == [0, 2]
+    assert found(parts)["violations"] == [0, 1]
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_check_sees_a_small_relative_excess_at_any_scale(scale):
+    larger = scale * np.ones((2, 1))
+    assert found(check(MEMBERS, larger * (1 + 1e-6), larger, name="law"))["violations"] == [1, 1]
+    assert found(check(MEMBERS, larger * (1 + 1e-12), larger, name="law"))["violations"] == [0, 0]
+
+
+def test_check_equal_is_two_sided_and_sees_infinities():
+    one, other = two([1.0, INF, INF], [2.0, 1.0, NAN]), two([1.0, INF, 1.0], [1.0, INF, 1.0])
+    parts = check_equal(MEMBERS, one, other, name="law")
+    assert found(parts)["violations"] == [1, 2]
+    assert found(parts)["cases"] == [3, 2]
+    assert found(parts)["relative_error"][0] == INF
+
+
+def test_check_equal_measures_the_relative_error():
+    other = np.array([[2.0], [1e-7]])
+    parts = check_equal(MEMBERS, other + [[2e-7], [1e-13]], other, name="law", slack=ATTACK_SLACK)
+    assert found(parts)["violations"] == [0, 0]
+    assert found(parts)["relative_error"] == [pytest.approx(1e-7), pytest.approx(1e-8)]
