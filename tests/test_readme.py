@@ -1,0 +1,61 @@
+"""What the README shows runs, and its numbers are those of the committed results."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+from click.testing import CliRunner
+
+from empirical.claims import judge, violations
+from empirical.cli import main
+from empirical.report import claims_markdown
+from empirical.results import read_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TABLE = ROOT / "paper_figures" / "data" / "digits.parquet"
+
+
+def test_the_library_example_runs_and_is_short():
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(example.strip().splitlines()) <= 12
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT
+    )
+    assert done.stderr == ""
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["2", "inf"]
+    for _, mean, sign, ceiling in lines:
+        assert sign == "<="
+        assert 0 < float(mean) <= float(ceiling)
+
+
+def test_the_findings_are_those_of_the_committed_table():
+    content = read_table(TABLE)
+    assert violations(content).empty
+    judged = judge(content.filter(pc.field("example").is_null()).to_pandas())
+    assert claims_markdown(judged) in README
+
+
+@pytest.mark.parametrize("options", [[], ["--markdown"]])
+def test_claims_of_a_table(options):
+    result = CliRunner().invoke(main, ["claims", str(TABLE), *options])
+    assert result.exit_code == 0
+    for claim in ("C1", "C2", "C3", "C4", "C5", "C7", "C8"):
+        assert claim in result.output
+
+
+def test_claims_of_a_foreign_file(tmp_path):
+    (tmp_path / "t.parquet").write_text("no table")
+    result = CliRunner().invoke(main, ["claims", str(tmp_path / "t.parquet")])
+    assert result.exit_code == 2
+    assert "is damaged" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
