@@ -95,9 +95,9 @@ def test_parts_cover_the_members_and_run_in_order():
         assert shares(5, device=CPU) == [range(3), range(3, 5)]
         assert shares(5, device=CPU, at_most=2) == [range(2), range(2, 4), range(4, 5)]
         assert shares(5, device=torch.device("cuda")) == [range(5)]
-        assert on_cores(sum, shares(5, device=CPU), device=CPU) == [3, 7]
-        with pytest.raises(TypeError):
-            on_cores(sum, [1, 2], device=CPU)
+        assert on_cores(lambda part: sum(part), shares(5, device=CPU), device=CPU) == [3, 7]
+        with pytest.raises(ZeroDivisionError):
+            on_cores(lambda part: 1 // part, [1, 0], device=CPU)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
