@@ -41,6 +41,7 @@ STATEMENTS = {
 # The theorems behind a claim: (claim, label, checks whose names begin so).
 THEOREMS = (
     ("C5", "E[L] <= every rung", ("random masks, ",)),
+    ("C5", "F, P1 = c (1 - eta)", ("F = c (1 - eta)", "P1 = c (1 - eta)")),
     ("C5", "P1 <= M, P2 <= F", ("P1 <= M", "P2 <= F")),
     ("C7", "certificate <= attack", ("certificate <= attack",)),
     ("C7", "exact <= attack", ("exact <= attack",)),

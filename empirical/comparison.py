@@ -277,6 +277,11 @@ def compare_masks(
                 )
                 surely = np.maximum(mean - STANDARD_ERRORS * error, 0.0)
                 found += check(described, surely, bound, name=f"random masks, {name}", norm=norm)
+            name, eta = ("F", relu.eta_frobenius) if p == 2 else ("P1", relu.eta_path)
+            shrinking = eta(settings)
+            found.append(Rows(described, shrinking, quantity="eta", method=name, kind="identity", norm=norm))
+            product = rungs[name][0] * (1 - shrinking)  # the first sparsity is 0, so rung 0 is the constant c
+            found += check_equal(described, rungs[name], product, name=f"{name} = c (1 - eta)", norm=norm)
             dominated, dominating = ("P2", "F") if p == 2 else ("P1", "M")
             found += check(
                 described,
