@@ -219,6 +219,11 @@ class _BestGain:
     p_value: float
     detectable: float
 
+    @property
+    def counts(self) -> bool:
+        """Whether the gain is significant and no smaller than the margin."""
+        return self.p_value < LEVEL and self.gain >= MARGIN
+
 
 def _best_gain(gains: pd.DataFrame) -> _BestGain:
     """Paired t statistics per sparsity: Bonferroni intervals, Holm-corrected one-sided p-values."""
@@ -251,7 +256,7 @@ def _no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdi
     if best.highest < MARGIN:
         verdict = "supported"
     else:
-        verdict = "refuted" if best.p_value < LEVEL else "inconclusive"
+        verdict = "refuted" if best.counts else "inconclusive"
     return _verdict(
         "C2",
         family,
@@ -277,7 +282,7 @@ def _some_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Ver
     if best.highest < MARGIN:
         verdict = "refuted"
         note += f"; no sparsity gains {MARGIN:.0%}"
-    elif best.p_value < LEVEL:
+    elif best.counts:
         verdict = "supported"
     else:
         verdict = "inconclusive"

@@ -143,6 +143,8 @@ def test_effect_and_p_value_belong_to_one_sparsity():
     assert best.sparsity == 0.1
     assert best.low < best.gain < best.high < 0.002
     assert best.highest > 0.05
+    assert not best.counts
+    assert claims._best_gain(gains[[0.1]] + 0.06).counts
 
 
 def test_a_fall_too_small_to_count_is_not_one():
