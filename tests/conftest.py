@@ -1,18 +1,22 @@
 """Runtime shape checks and Hypothesis profiles for the whole suite."""
 
 import os
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import theory
 from tests import typecheck
 
 torch.set_num_threads(1)  # tests run in several processes; more threads each would only compete
 
-# Checks the array shapes written in annotations on every call of the package under test.
-jaxtyping.install_import_hook(["theory", "empirical"], f"{typecheck.__name__}.check")
+# Checks the array shapes written in annotations on every call of the package under test; the laws pass
+# Hypothesis strategies about, which cannot be checked at run time.
+CHECKED = [f"theory.{part.stem}" for part in Path(theory.__file__).parent.iterdir() if part.stem != "laws"]
+jaxtyping.install_import_hook([*CHECKED, "empirical"], f"{typecheck.__name__}.check")
 
 _SLOW_SETUP = [HealthCheck.too_slow]  # drawing arrays is slow on a loaded two-core machine
 settings.register_profile("dev", max_examples=30, deadline=None, suppress_health_check=_SLOW_SETUP)

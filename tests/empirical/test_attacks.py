@@ -14,7 +14,7 @@ from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.attacks.ray import OVERSHOOT
 from empirical.ensemble import MLPEnsemble, from_networks
 from empirical.measurement import verified_radius
-from tests.strategies import arrays, attack_norms, linear_classifiers
+from theory.laws.strategies import arrays, attack_norms, linear_classifiers
 from theory.linear import radius
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
 

@@ -16,7 +16,7 @@ from empirical.ensemble import (
     linear_classifier,
     relu_network,
 )
-from tests.strategies import arrays, relu_networks
+from theory.laws.strategies import arrays, relu_networks
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
 
 CPU = torch.device("cpu")

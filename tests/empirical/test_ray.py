@@ -12,7 +12,7 @@ from empirical.attacks import first_crossing, shorten
 from empirical.attacks.active import margins
 from empirical.ensemble import MLPEnsemble, from_networks
 from tests.empirical.rays import leaving_times
-from tests.strategies import arrays, relu_networks
+from theory.laws.strategies import arrays, relu_networks
 from theory.types import InvalidInput, ReLUNetwork
 
 # Times are quotients of sums of a few products of order 1 to 10^3.

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests import laws
-from tests.strategies import attack_norms, labelled_data, linear_classifiers
 from theory.ceiling import mean_radius_ceiling, universal_ceiling
+from theory.laws import linear as laws
+from theory.laws.strategies import attack_norms, labelled_data, linear_classifiers
 from theory.linear import mean_radius
 from theory.types import BinaryLinear
 

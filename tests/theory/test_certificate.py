@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests import laws_relu as laws
-from tests.strategies import EXTREME, arrays, attack_norms, relu_networks
+from theory.laws import relu as laws
+from theory.laws.strategies import EXTREME, arrays, attack_norms, relu_networks
 from theory.norms import dual, norm
 from theory.relu.certificate import certified_radius, margin_lower_bounds, radius_from_margins
 from theory.relu.lipschitz import lipschitz_constants

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from tests import laws
-from tests.strategies import arrays, attack_norms, binary_linear
 from theory import symbolic_random
+from theory.laws import linear as laws
+from theory.laws.strategies import arrays, attack_norms, binary_linear
 from theory.linear import (
     GaussianClasses,
     binary_mean_radius,

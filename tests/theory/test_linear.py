@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests import laws
-from tests.strategies import EXTREME, attack_norms, binary_linear, labelled_data, linear_classifiers
+from theory.laws import linear as laws
+from theory.laws.strategies import EXTREME, attack_norms, binary_linear, labelled_data, linear_classifiers
 from theory.linear import (
     ClassStatistics,
     binary_mean_radius,

@@ -8,8 +8,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests import laws_relu as laws
-from tests.strategies import EXTREME, arrays, attack_norms, relu_networks
+from theory.laws import relu as laws
+from theory.laws.strategies import EXTREME, arrays, attack_norms, relu_networks
 from theory.norms import dual, norm
 from theory.relu.lipschitz import (
     gradient_norms,

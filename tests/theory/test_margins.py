@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests import laws_relu as laws
-from tests.strategies import arrays, attack_norms, relu_networks
+from theory.laws import relu as laws
+from theory.laws.strategies import arrays, attack_norms, relu_networks
 from theory.norms import dual, norm
 from theory.relu import margins as module
 from theory.relu.certificate import certified_radius, crown_certified_radius, local_certified_radius

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tests.strategies import arrays, attack_norms, sparsities
 from theory import symbolic_random
+from theory.laws.strategies import arrays, attack_norms, sparsities
 from theory.linear import mean_radius
 from theory.linear.masks import masked_mean_radius
 from theory.norms import dual, norm

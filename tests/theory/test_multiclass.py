@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from tests import laws
-from tests.strategies import attack_norms, labelled_data, linear_classifiers
+from theory.laws import linear as laws
+from theory.laws.strategies import attack_norms, labelled_data, linear_classifiers
 from theory.linear import (
     ClassStatistics,
     binary_mean_radius,

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
-from tests import laws_relu as laws
-from tests.strategies import arrays, attack_norms, relu_networks, sparsities
+from theory.laws import relu as laws
+from theory.laws.strategies import arrays, attack_norms, relu_networks, sparsities
 from theory.norms import dual
 from theory.relu import masks
 from theory.relu.lipschitz import gradient_norms, lipschitz_constants, path_norm

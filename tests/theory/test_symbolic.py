@@ -8,10 +8,10 @@ import sympy as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import laws
-from tests.strategies import attack_norms, labelled_data, linear_classifiers
 from theory import symbolic
 from theory.ceiling import universal_ceiling
+from theory.laws import linear as laws
+from theory.laws.strategies import attack_norms, labelled_data, linear_classifiers
 from theory.linear import (
     ClassStatistics,
     binary_mean_radius,

@@ -6,9 +6,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from tests.strategies import EXTREME
 from theory import linear
 from theory.ceiling import mean_radius_ceiling, universal_ceiling
+from theory.laws.strategies import EXTREME
 from theory.linear import ClassStatistics, GaussianClasses, class_statistics
 from theory.norms import dual, norm
 from theory.types import (
