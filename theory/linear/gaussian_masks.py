@@ -15,8 +15,9 @@ from theory.types import BinaryLinear, InvalidInput, check_p
 
 # On the contour z = r (1 + i sinh x) the trapezoid rule starts with this step,
 CONTOUR_STEP = 0.05
-HALVINGS = 4  # and is halved up to this often
-ENOUGH = 1e-11  # until it changes the value by less than this of the sum without signs
+SMALLEST_STEP = CONTOUR_STEP / 8  # which is halved down to this
+SAFETY = 4  # times the change from a step 3/2 as long, which has no aliases in common, is the stated error
+ENOUGH = 1e-12  # until it changes the value by less than this share of the largest addition
 CONTOUR_END = 42.0  # 1 / sinh(42) is below rounding, however slowly the rest decays
 MARGIN = 2.0  # real parts up to this multiple of r may occur when the contour is shifted,
 GROWTH = 3.0  # and must not raise the logarithm of the integrand by more than this
@@ -28,18 +29,19 @@ BLOCK = 1 << 14  # complex nodes times weights held at once
 def masked_gaussian_mean_radius(
     clf: BinaryLinear, data: GaussianClasses, alphas: Float[Array, " k"], *, p: float
 ) -> MaskAverage:
-    """Gaussian classes under Bernoulli masks, identity: E_M[R_p(w*M, b)] over masks that keep w_i with 1-alpha.
+    """Gaussian classes under Bernoulli masks, identity: E_M[R_p(w*M, b)], masks keeping w_i with 1 - alpha.
 
-    R_p is ``gaussian_mean_radius``, mistakes counted 0 and the bias kept; a mask that keeps no weight counts 0.
-    Given M the signed score T = k (w*M.x + b) is Gaussian, and E[T_+ / A^s] with A = sum_i a_i M_i and a_i, s
-    as in ``masked_mean_radius`` is a double integral over u > 0 and a line Re z = r, by the Gamma integral for
-    A / A^(s+1) and the Laplace inversion of T_+:
-    1/Gamma(s+1) int u^s 1/(2 pi i) int E[A e^(-u A + z T)] / z^2 dz du. For a diagonal covariance the
-    expectation is a product over i: with E_i = exp(-u a_i + z c_i + z^2 v_i / 2), D_i = alpha + (1-alpha) E_i,
-    c_i = k w_i m_ki and v_i = w_i^2 S_ii it is e^(k z b) sum_i (1-alpha) a_i E_i prod_{j != i} D_j.
+    R_p is ``gaussian_mean_radius``: mistakes count 0, the bias stays, and a mask without weights counts 0.
+    Given M the signed score T = k ((w*M).x + b) is Gaussian. With A = sum_i a_i M_i and a_i, s as in
+    ``masked_mean_radius``, E[T_+ / A^s] is a double integral over u > 0 and a line Re z = r > 0, by the Gamma
+    integral for A / A^(s+1) and the Laplace inversion of T_+:
+    1/Gamma(s+1) int u^s 1/(2 pi i) int E[A e^(-u A + z T)] / z^2 dz du. For a diagonal covariance S the
+    expectation is a product over i: e^(k z b) sum_i (1-alpha) a_i E_i prod_{j != i} D_j, where
+    D_i = alpha + (1-alpha) E_i, E_i = exp(-u a_i + z k w_i m_ki + z^2 w_i^2 S_ii / 2).
     Both integrals are trapezoid sums that converge exponentially; r is chosen for every u. ``error`` is an
-    estimate: the changes from twice the step in u and in z, far above the truncation error that is left,
-    plus what rounding can do. It grows where a kept weight can have |c_i| beyond some ten times sqrt(v_i).
+    estimate that no test has seen passed: the changes from a longer step in u and in z, far above the
+    truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
+    class means of a masked classifier are some 50 standard deviations of the score or more apart.
     Raises: InvalidInput as ``gaussian_mean_radius``, for alphas outside [0, 1], or unless the covariance is
     diagonal and positive at every non-zero weight.
     Source: this project; theory/symbolic_random.py::prove_laplace_inversion.
@@ -97,8 +99,9 @@ class _MaskedScore:
             # T_+ <= e^(r T) / (e r): an upper limit of what every u adds.
             most = np.log(outer) + self._log_real(u, r, alpha) - np.log(r)
         needed = np.flatnonzero(most > most.max() + math.log(NEGLIGIBLE))
+        unit = np.exp(most.max() - np.log(outer))  # what would count as much as the largest addition
         for nodes in np.array_split(needed, 1 + needed.size * self.a.size // BLOCK):
-            inner[nodes] = self._invert(u[nodes], r[nodes], alpha)
+            inner[nodes] = self._invert(u[nodes], r[nodes], alpha, unit[nodes])
         fine, change, size = outer @ inner
         every_other = 2 * outer[::2] @ inner[::2, 0]
         rounding = 4 * EPSILON * self.a.size * size
@@ -124,31 +127,40 @@ class _MaskedScore:
                 r[pending] *= SHRINK
         return r
 
-    def _invert(self, u: Float[Array, " m"], r: Float[Array, " m"], alpha: float) -> Float[Array, "m 3"]:
-        """E[A T_+ e^(-u A)] for every u, its change from twice the step, and its sum without signs."""
-        step = 2 * CONTOUR_STEP
-        coarse = self._contour(u, r, alpha, np.arange(0.0, CONTOUR_END, step)) * step / math.pi
-        for _ in range(HALVINGS):
-            between = self._contour(u, r, alpha, np.arange(step / 2, CONTOUR_END, step)) * step / math.pi
-            fine = (coarse + between) / 2
-            change = np.abs(fine[:, 0] - coarse[:, 0])
-            if (change <= ENOUGH * fine[:, 1]).all():
-                break
-            step, coarse = step / 2, fine
-        return np.column_stack([fine[:, 0], change, fine[:, 1]])
+    def _invert(
+        self, u: Float[Array, " m"], r: Float[Array, " m"], alpha: float, unit: Float[Array, " m"]
+    ) -> Float[Array, "m 3"]:
+        """E[A T_+ e^(-u A)] for every u, its change from a longer step, and its sum without signs."""
+        out, pending, step = np.zeros((u.size, 3)), np.arange(u.size), CONTOUR_STEP
+        while pending.size and step >= SMALLEST_STEP:
+            fine, check, size = self._contour(u[pending], r[pending], alpha, unit[pending], step).T
+            out[pending] = np.column_stack([fine, SAFETY * np.abs(fine - check), size])
+            pending = pending[np.abs(fine - check) > ENOUGH * unit[pending]]
+            step /= 2
+        return out
 
     def _contour(
-        self, u: Float[Array, " m"], r: Float[Array, " m"], alpha: float, points: Float[Array, " k"]
-    ) -> Float[Array, "m 2"]:
-        """Sum over the points x of the integrand at z = r (1 + i sinh x), with and without its sign."""
-        out, peak, active = np.zeros((u.size, 2)), np.zeros(u.size), np.arange(u.size)
-        for x in points:
+        self,
+        u: Float[Array, " m"],
+        r: Float[Array, " m"],
+        alpha: float,
+        unit: Float[Array, " m"],
+        step: float,
+    ) -> Float[Array, "m 3"]:
+        """Trapezoid sums along z = r (1 + i sinh x): by this step, by 3/2 of it, and without signs."""
+        out, active = np.zeros((u.size, 3)), np.arange(u.size)
+        for k in range(math.ceil(2 * CONTOUR_END / step)):
+            if k % 2 and k % 3:
+                continue
+            x = k * step / 2
             z = r[active] * complex(1.0, math.sinh(x))
             term = self._product(u[active], z, alpha) * (r[active] * math.cosh(x)) / (z * z)
             size = np.abs(term)
-            out[active] += np.stack([term.real, size], axis=1) * (0.5 if x == 0 else 1.0)
-            peak[active] = np.maximum(peak[active], size)
-            active = active[size > NEGLIGIBLE * peak[active]]
+            # Conjugate points count together, hence 1 / pi for 1 / (2 pi), and half of it at x = 0.
+            share = step / math.pi * (0.5 if k == 0 else 1.0)
+            rules = share * np.array([k % 2 == 0, 1.5 * (k % 3 == 0), k % 2 == 0])
+            out[active] += np.stack([term.real, term.real, size], axis=1) * rules
+            active = active[size > NEGLIGIBLE * unit[active]]
             if not active.size:
                 break
         return out

@@ -18,6 +18,7 @@ LEFT = -4.5  # u^(1/2) has fallen to exp(-47) there
 RIGHT = 45.0  # u a_i at the right end for the smallest a_i; exp(-45) is below rounding
 EPSILON = float(np.finfo(np.float64).eps)
 PRODUCT = 16 * EPSILON  # relative error of the logarithm of a product: of each term, and of their sum
+UNDERFLOW = float(np.finfo(np.float64).tiny)  # a term may be lost below this share of the largest gain
 BLOCK = 1 << 16  # nodes times weights held at once: half a MiB per array stays in cache
 
 
@@ -75,14 +76,15 @@ def masked_mean_radius(
     log_a = (np.log(np.abs(mantissa)) + math.log(2) * (exponent - exponent.max())) / power
     log_a -= log_a.max()
     fine, coarse = _trapezoid(log_a, signed, alphas[inside], power=power)
-    value, error = np.zeros(alphas.shape), np.zeros(alphas.shape)
+    value, error = np.zeros(alphas.shape), np.full(alphas.shape, UNDERFLOW)
     # Sums of n terms, and logarithms whose absolute error is a relative one of every u a_i.
-    rounding = EPSILON * (4 * math.sqrt(weight.size) + 4 * np.abs(log_a).max())
+    rounding = EPSILON * (4 * math.sqrt(weight.size) + 2 * np.abs(log_a).max())
     value[inside] = fine[:, 0]
-    error[inside] = np.abs(fine[:, 0] - coarse[:, 0]) + rounding * fine[:, 1] + PRODUCT * fine[:, 2]
+    error[inside] += np.abs(fine[:, 0] - coarse[:, 0]) + rounding * fine[:, 1] + PRODUCT * fine[:, 2]
     share = np.abs(weight) / norm(weight[None], p=dual(p))
     value[alphas == 0] = share @ signed[:, 0]
-    error[alphas == 0] = rounding * (share @ signed[:, 1])
+    error[alphas == 1] = 0.0
+    error[alphas == 0] += rounding * (share @ signed[:, 1])
     return MaskAverage(np.ldexp(value, unit), np.ldexp(error, unit))
 
 
