@@ -34,20 +34,24 @@ def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) 
 def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, block: int = 1000) -> float:
     """Universal ceiling by blocks, bound: never below ``universal_ceiling``, for sets too large for it.
 
-    The constraints r_i + r_j <= D_ij are kept within blocks of about ``block`` points only, and with them
+    The constraints r_i + r_j <= D_ij are kept within blocks of at most ``block`` points, and with them
     r_i <= min_j D_ij over all points, which they imply. Fewer constraints can only raise the largest mean,
-    so the value is a ceiling of every classifier that is correct on all of x. Points of every label are
-    dealt to the blocks in turn. Memory O(m block), time O(m^2 n + m block^2).
+    so the value is a ceiling of every classifier that is correct on all of x. Blocks are halves of halves
+    along the widest feature, so that near points stay together. Memory O(m block), time O(m^2 n + m block^2).
     Raises: InvalidInput as ``universal_ceiling``, or unless block >= 2.
     Source: this project.
     """
     if not block >= 2:
         raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
     x, y, exponent = _checked(x, y, p=p)
-    blocks = -(-len(y) // block)
-    dealt, total = np.argsort(y, kind="stable"), 0.0
-    for start in range(blocks):
-        mine = dealt[start::blocks]
+    total, waiting = 0.0, [np.arange(len(y))]
+    while waiting:
+        mine = waiting.pop()
+        if mine.size > block:
+            widest = np.ptp(x[mine], axis=0).argmax()
+            ranked = mine[np.argsort(x[mine, widest], kind="stable")]
+            waiting += [ranked[: mine.size // 2], ranked[mine.size // 2 :]]
+            continue
         cost = _opponents(x[mine], x, y[mine], y, p=p)
         total += _cheapest_cover(cost[:, mine], cost.min(axis=1))
     return float(np.ldexp(total / (2 * len(y)), exponent))
