@@ -28,6 +28,7 @@ DATA = GaussianClasses(
     np.diag([1.0, 0.3, 4.0, 0.0]),
     np.array([0.25, 0.75]),
 )
+HALVES = np.array([0.5, 0.5])
 
 
 @st.composite
@@ -54,7 +55,8 @@ def one_sided(weight, mean, bias, variance=1.0):
 @example(one_sided([1.0, 0.1], -3.0, 8.0), 1 - 1e-12, 2.0)
 @example(one_sided([1.0, 0.1], 1.0, -40.0), 0.3, math.inf)  # almost always wrong
 def test_quadrature_agrees_with_all_masks(problem, alpha, p):
-    laws.averages_gaussian_masks(masked_gaussian_mean_radius, *problem, alpha, p=p)
+    clf, data = problem
+    laws.averages_gaussian_masks(masked_gaussian_mean_radius, clf, data, alpha, p=p)
 
 
 @NORMS
@@ -111,6 +113,14 @@ def test_average_of_signed_distances_is_a_lower_bound_and_meets_it_for_far_class
         assert (abs(signed.value - found.value) <= slack).all() == tight
 
 
+@NORMS
+@pytest.mark.parametrize("alpha", [1e-300, 0.5, 1 - 2.0**-53])
+def test_weights_that_span_90_orders_of_magnitude(alpha, p):
+    laws.averages_gaussian_masks(
+        masked_gaussian_mean_radius, *one_sided([1e45, -1.0, 1e-45], 0.7, 0.0), alpha, p=p
+    )
+
+
 def test_ends_of_the_range_and_the_derivation():
     found = masked_gaussian_mean_radius(CLF, DATA, np.array([0.0, 1.0]), p=2.0)
     assert found.value[0] == gaussian_mean_radius(CLF, DATA, p=2.0)
@@ -119,14 +129,15 @@ def test_ends_of_the_range_and_the_derivation():
 
 
 def test_what_does_not_factorise_is_refused(unchecked):
-    correlated = GaussianClasses(np.zeros((2, 2)), np.array([[1.0, 0.5], [0.5, 1.0]]), np.array([0.5, 0.5]))
-    constant = GaussianClasses(np.zeros((2, 2)), np.diag([1.0, 0.0]), np.array([0.5, 0.5]))
+    correlated = GaussianClasses(np.zeros((2, 2)), np.array([[1.0, 0.5], [0.5, 1.0]]), HALVES)
+    constant = GaussianClasses(np.zeros((2, 2)), np.diag([1.0, 0.0]), HALVES)
     pair = BinaryLinear(np.array([1.0, 1.0]))
     for clf, data, word in (
         (pair, correlated, "diagonal"),
         (pair, constant, "diagonal"),
         (BinaryLinear(np.zeros(2)), correlated, "weight"),
         (CLF, correlated, "features"),
+        (BinaryLinear(np.array([1.0, 1e-101])), GaussianClasses(correlated.mean, np.eye(2), HALVES), "spans"),
     ):
         with pytest.raises(InvalidInput, match=word):
             masked_gaussian_mean_radius(clf, data, np.array([0.5]), p=2.0)

@@ -64,9 +64,9 @@ def test_quadrature_agrees_with_all_masks_of_14_weights():
 
 
 # Found by search: equal factors near 1 repeat one rounding 10,000 times, unless log1p takes them.
-REPEATED = [(10_000, 0), (0.7, 1.0), (1.0, 1.0)]
-NEARLY_CANCEL = [(25, 10_000), (1.3, -0.7), (-210.0, -1.0)]
-WIDE = [(10_000, 2), (1e-150, 1e150), (1.0, 1.0)]  # 600 orders of magnitude for p = 2, seconds each
+REPEATED = ((10_000, 0), (0.7, 1.0), (1.0, 1.0))
+NEARLY_CANCEL = ((25, 10_000), (1.3, -0.7), (-210.0, -1.0))
+WIDE = ((10_000, 2), (1e-150, 1e150), (1.0, 1.0))  # 600 orders of magnitude for p = 2, seconds each
 
 
 @NORMS
@@ -76,7 +76,8 @@ WIDE = [(10_000, 2), (1e-150, 1e150), (1.0, 1.0)]  # 600 orders of magnitude for
     + [(REPEATED, 1 - 2.0**-53), (WIDE, 0.3)],
 )
 def test_ten_thousand_weights_of_two_sizes_agree_with_the_double_binomial_sum(sizes, alpha, p):
-    laws.averages_two_sizes(masked_mean_radius, *sizes, alpha, p=p)
+    counts, weights, gains = sizes
+    laws.averages_two_sizes(masked_mean_radius, counts, weights, gains, alpha, p=p)
 
 
 @NORMS

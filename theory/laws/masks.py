@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -22,7 +23,7 @@ FLOAT64 = 1e-13  # sums of up to 2^10 masks in float64, relative to the sum
 RARE = 1e-26  # probability of binomial counts that are left out
 
 
-def _within_estimate(found: float, error: float, exact: mpmath.mpf, *, scale: mpmath.mpf) -> None:
+def _within_estimate(found: float, error: float, exact: Any, *, scale: Any) -> None:
     """The stated error is an upper limit of the true one, nothing added, and small enough to be useful."""
     missed = abs(mpmath.mpf(found) - exact)
     assert missed <= error, f"{found} misses {exact} by {float(missed)}, more than the stated {error}"
@@ -50,7 +51,7 @@ def averages_all_masks(
         _within_estimate(found.value[0], found.error[0], exact, scale=scale)
 
 
-def binomial(n: int, alpha: float) -> Iterator[tuple[int, mpmath.mpf]]:
+def binomial(n: int, alpha: float) -> Iterator[tuple[int, Any]]:
     """How many of n weights stay, with its probability; by ratios of neighbours, from the likeliest count."""
     removed = mpmath.mpf(alpha)
     ratio = (1 - removed) / removed

@@ -22,6 +22,7 @@ CONTOUR_END = 42.0  # 1 / sinh(42) is below rounding, however slowly the rest de
 MARGIN = 2.0  # real parts up to this multiple of r may occur when the contour is shifted,
 GROWTH = 3.0  # and must not raise the logarithm of the integrand by more than this
 SHRINK = 0.7  # r is shortened by this factor until that holds
+WIDEST = 1e-100  # smallest over largest weight: its square must be a float
 NEGLIGIBLE = 1e-17
 BLOCK = 1 << 14  # complex nodes times weights held at once
 
@@ -43,7 +44,7 @@ def masked_gaussian_mean_radius(
     truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
     class means of a masked classifier are some 50 standard deviations of the score or more apart.
     Raises: InvalidInput as ``gaussian_mean_radius``, for alphas outside [0, 1], or unless the covariance is
-    diagonal and positive at every non-zero weight.
+    diagonal and positive at every non-zero weight, and the weights span at most 100 orders of magnitude.
     Source: this project; theory/symbolic_random.py::prove_laplace_inversion.
     """
     alphas, power = check_sparsities(alphas), 1.0 if check_p(p) == math.inf else 0.5
@@ -57,7 +58,10 @@ def masked_gaussian_mean_radius(
         raise InvalidInput(
             "covariance is not diagonal or is 0 at a non-zero weight; pass independent features"
         )
-    exponent = np.frexp(np.abs(clf.weight).max())[1]
+    size = np.abs(clf.weight[used])
+    if size.min() < WIDEST * size.max():
+        raise InvalidInput(f"weight spans {size.min()} to {size.max()}; set those below 1e-100 of it to 0")
+    exponent = np.frexp(size.max())[1]
     weight, bias = np.ldexp(clf.weight[used], -exponent), math.ldexp(clf.bias, -int(exponent))
     value, error = np.zeros(alphas.shape), np.zeros(alphas.shape)
     sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
@@ -95,9 +99,10 @@ class _MaskedScore:
         u = np.exp(t - np.exp(-t)) / total
         outer = u ** (self.power + 1) * (1 + np.exp(-t)) * STEP / math.gamma(self.power + 1)
         r, inner = self._abscissa(u, alpha), np.zeros((u.size, 3))
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             # T_+ <= e^(r T) / (e r): an upper limit of what every u adds.
             most = np.log(outer) + self._log_real(u, r, alpha) - np.log(r)
+        most[~np.isfinite(most)] = -math.inf  # smaller than any float
         needed = np.flatnonzero(most > most.max() + math.log(NEGLIGIBLE))
         unit = np.exp(most.max() - np.log(outer))  # what would count as much as the largest addition
         for nodes in np.array_split(needed, 1 + needed.size * self.a.size // BLOCK):
@@ -118,7 +123,7 @@ class _MaskedScore:
         with np.errstate(all="ignore"):
             r = np.sqrt(u * (self.a / self.v).min()) / MARGIN
             start = self._log_real(u, np.zeros_like(u), alpha)
-            pending = np.arange(u.size)
+            pending = np.flatnonzero(np.isfinite(start))
             while pending.size:
                 reach = MARGIN * r[pending]
                 top = [self._log_real(u[pending], sign * reach, alpha) for sign in (1, -1)]
