@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from theory.ceiling import mean_radius_ceiling, universal_ceiling
+from theory.ceiling import blockwise_ceiling, mean_radius_ceiling, universal_ceiling
 from theory.laws import linear as laws
 from theory.laws.strategies import attack_norms, labelled_data, linear_classifiers
 from theory.linear import mean_radius
@@ -44,6 +44,45 @@ def test_ceiling_solves_its_linear_program(data, p):
 def test_ceiling_scales_with_the_data(data, p, factor):
     x, y = data
     assert universal_ceiling(factor * x, y, p=p) == factor * universal_ceiling(x, y, p=p)
+
+
+@given(labelled_points(), attack_norms(), st.integers(2, 10))
+@example(CROWD, 2.0, 2)
+@example(ODD_CYCLE, 2.0, 2)
+def test_blocks_bound_the_ceiling_and_one_block_is_it(data, p, block):
+    x, y = data
+    laws.relaxes(lambda x, y, *, p: blockwise_ceiling(x, y, p=p, block=block), universal_ceiling, x, y, p=p)
+    assert blockwise_ceiling(x, y, p=p, block=len(y)) == universal_ceiling(x, y, p=p)
+
+
+def test_block_law_rejects_blocks_that_forget_half_and_nearest_opponents():
+    for broken in (nearest_opponent, lambda x, y, *, p: blockwise_ceiling(x, y, p=p, block=2) / 2):
+        with pytest.raises(AssertionError):
+            laws.relaxes(broken, universal_ceiling, *CROWD, p=2.0)
+
+
+@NORMS
+def test_blocks_lose_little_on_a_cloud(p):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(400, 8)), rng.integers(0, 3, size=400)
+    exact, found = universal_ceiling(x, y, p=p), blockwise_ceiling(x, y, p=p, block=100)
+    assert exact <= found <= 1.15 * exact
+
+
+@NORMS
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_half_a_cover_of_the_double_graph_is_what_fractional_covers_cost(classes, p):
+    """Odd cycles of labels, duplicated points, and a class larger than all others together."""
+    rng = np.random.default_rng(classes)
+    x = rng.integers(-2, 3, size=(60, 2)).astype(float)  # 25 places for 60 points
+    y = np.concatenate(
+        [
+            np.arange(classes),
+            np.where(rng.random(60 - classes) < 0.6, 0, rng.integers(0, classes, 60 - classes)),
+        ]
+    )
+    assert (y == 0).sum() > 30
+    laws.solves_pair_program(universal_ceiling, x, y, p=p)
 
 
 @given(problems(), attack_norms())

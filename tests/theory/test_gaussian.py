@@ -2,11 +2,14 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
+import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.special import ndtr, ndtri
 
 from theory import symbolic_random
 from theory.laws import linear as laws
@@ -134,6 +137,46 @@ def test_pruning_limit_is_the_derived_curve(kind, limit, p):
     sparsity, radius = symbolic_random.prove_pruning_limit(p, kind)
     for tau in (1e-6, 0.3, 1.7, 5.0):
         assert limit(np.array([sparsity(tau)]), p=p)[0] == pytest.approx(radius(tau), rel=1e-8)
+
+
+def exact_pruning_limit(kind, alpha, *, p):
+    """The derived curve at this very float, in 40 digits: tau from alpha, then the formula at tau."""
+    sparsity, radius = symbolic_random.prove_pruning_limit(p, kind)
+    with mpmath.workdps(60):
+        kept = 1 - mpmath.mpf(alpha)
+        tau = -mpmath.log(kept) if kind == "laplace" else mpmath.sqrt(2) * mpmath.erfinv(mpmath.mpf(alpha))
+        (variable,) = radius.variables
+        assert abs(sparsity.formula.subs(variable, sp.Float(tau, 60)).evalf(40) - alpha) < 1e-35
+        return float(radius.formula.subs(variable, sp.Float(tau, 60)).evalf(40))
+
+
+def keeps_its_digits(limit, kind, *, p):
+    """The law: float64 precision from alpha = 1e-300 to the largest float below 1."""
+    for alpha in (0.0, 1e-300, 1e-12, 0.4, 0.999, 1 - 1e-12, 1 - 2.0**-53):
+        found = limit(np.array([alpha]), p=p)[0]
+        assert found == pytest.approx(exact_pruning_limit(kind, alpha, p=p), rel=1e-14), alpha
+
+
+@NORMS
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("gaussian", gaussian_pruning_limit), ("laplace", laplace_pruning_limit)]
+)
+def test_pruning_limit_keeps_its_digits_at_both_ends(kind, limit, p):
+    keeps_its_digits(limit, kind, p=p)
+
+
+def test_digit_law_rejects_the_formula_that_cancels():
+    def plain(alphas, *, p):
+        """(tau phi + Q) / phi as written, with Q = 1 - Phi(tau)."""
+        tau = ndtri((1 + alphas) / 2)
+        density = np.exp(-tau * tau / 2) / math.sqrt(2 * math.pi)
+        kept = tau * density + 1 - ndtr(tau)
+        return kept / density if p == math.inf else np.sqrt(2 * kept)
+
+    for p in (2.0, math.inf):
+        np.testing.assert_allclose(plain(np.array([0.4]), p=p), gaussian_pruning_limit(np.array([0.4]), p=p))
+        with pytest.raises(AssertionError):
+            keeps_its_digits(plain, "gaussian", p=p)
 
 
 @NORMS

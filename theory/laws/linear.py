@@ -195,6 +195,11 @@ def solves_pair_program(ceiling: Callable, x: np.ndarray, y: np.ndarray, *, p: f
     _close_to_program(ceiling(x, y, p=p), x, np.full(len(y), 1 / len(y)), labels=y, p=p)
 
 
+def relaxes(ceiling: Callable, exact: Callable, x: np.ndarray, y: np.ndarray, *, p: float) -> None:
+    """A cheaper ceiling is never below the exact one."""
+    _at_most(exact(x, y, p=p), ceiling(x, y, p=p), scale=float(np.abs(x).max()))
+
+
 def solves_mean_program(bound: Callable, stats: ClassStatistics, *, p: float) -> None:
     """The bound is the largest sum_k mass_k r_k with r_k + r_j <= ||mu_k - mu_j||_p among classes in use."""
     used = np.flatnonzero(stats.mass > 0)
