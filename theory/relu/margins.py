@@ -144,9 +144,26 @@ def _linear_lower(
     *,
     q: float,
 ) -> Float[Array, "m r"]:
-    """Lower bounds over the ball of rows . h + offsets, h the output of the last layer in ``bounds``.
+    """Lower bounds over the ball of rows . h + offsets, h the output of the last layer in ``bounds``."""
+    coefficients, constants = linear_below(net, rows, offsets, bounds, x, radius, q=q)
+    return constants - radius[:, None] * norm(coefficients, p=q)
 
-    Each ReLU is replaced, backwards, by the line below or above it that its coefficient's sign asks for. The
+
+def linear_below(
+    net: ReLUNetwork,
+    rows: Float[Array, "_ r h"],
+    offsets: Float[Array, "_ r"],
+    bounds: Bounds,
+    x: Float[Array, "m n"],
+    radius: Float[Array, " m"],
+    *,
+    q: float,
+) -> tuple[Float[Array, "m r n"], Float[Array, "m r"]]:
+    """Lines below rows . h + offsets, a bound: slopes s and constants c with s . d + c <= value at x + d.
+
+    h is the output of the last layer in ``bounds``, or x + d where there are none. The lines hold for every
+    d of the ball for which the pre-activations keep to ``bounds``, and allow for one later rounding of
+    c - radius ||s||_q. ``rows`` and ``offsets`` count as exact. Each ReLU is replaced, backwards, by the line below or above it that its coefficient's sign asks for. The
     computed coefficients of a layer stand for exact ones at a price: their error times the largest value of
     the layer they multiply, collected in ``slack``.
     """
@@ -156,7 +173,7 @@ def _linear_lower(
     inputs = [np.abs(x) + radius[:, None], *(np.maximum(upper, 0.0) for _, upper in bounds)]
     for layer in reversed(range(len(bounds))):
         weight, bias = net.weights[layer], net.biases[layer]
-        below, above, intercept = _relaxation(*bounds[layer])
+        below, above, intercept = relaxation(*bounds[layer])
         negative = np.minimum(coefficients, 0.0)
         through = np.maximum(coefficients, 0.0) * below[:, None] + negative * above[:, None]
         offset = offset + (negative @ intercept[:, :, None])[..., 0] + through @ bias
@@ -174,10 +191,11 @@ def _linear_lower(
     terms = x.shape[1] + EXTRA
     slack = slack + terms * (EPS * (reach + np.abs(offset)) + TINY * (size.sum(axis=-1) + 1.0))
     centre = (coefficients @ x[:, :, None])[..., 0] + offset
-    return centre - spread - outward(slack, roundings=2 * sum(len(b) for b in net.biases) + x.shape[1])
+    rounded = outward(slack, roundings=2 * sum(len(b) for b in net.biases) + x.shape[1])
+    return coefficients, centre - rounded
 
 
-def _relaxation(
+def relaxation(
     lower: Float[Array, "m h"], upper: Float[Array, "m h"]
 ) -> tuple[Float[Array, "m h"], Float[Array, "m h"], Float[Array, "m h"]]:
     """Slopes below and above, and intercept above, with below z <= relu(z) <= above z + intercept, a bound.
