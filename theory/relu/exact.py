@@ -12,7 +12,6 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,7 @@ from theory.relu.certificate import crown_certified_radius, margin_lower_bounds
 from theory.relu.lipschitz import local_gradient, outward
 from theory.relu.margins import linear_below, relaxation
 from theory.relu.rational import loses
-from theory.relu.regions import LARGEST, Regions, enclose, nearest, whole_space
+from theory.relu.regions import Node, Regions, enclose, halves, nearest, twins, whole_space
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
 
 BATCH = 32  # regions split together: one pass of NumPy over all of them
@@ -34,6 +33,7 @@ SEARCH_STEPS = 20
 HALVINGS = 40
 # Where nothing changes the class nearby and no domain is given: this many times the size of x is searched.
 FAR = 1e3
+ELSEWHERE = 1e-3  # weight of a relaxation's error away from the point where it matters now
 
 
 @dataclass(frozen=True)
@@ -196,72 +196,45 @@ def _solve(
     return lower, best.upper, best.x_adv, status if complete else "time limit", regions
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A region for one winning class, already bounded, and the unit (layer, index) to split it on."""
-
-    target: int
-    signs: list[np.ndarray]
-    bounds: list[tuple[np.ndarray, np.ndarray]]
-    split: tuple[int, int]
-
-
 def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -> tuple[float, int, bool]:
     """Split regions until none may hold a point closer than the incumbent; improves the incumbent.
 
     Returns a lower bound of the minimal perturbation, the number of regions bounded, and whether the search came
     to its end before the deadline.
     """
-    net, label = best.net, best.label
-    targets = np.array([k for k in range(net.classes) if k != label])
+    net = best.net
+    targets = np.array([k for k in range(net.classes) if k != best.label])
+    known = np.full(len(targets), certified)
     signs, bounds = whole_space(net, len(targets))
-    heap: list[tuple[float, int, _Node]] = []
-    order = itertools.count()
-    floor = FAR * (1.0 + float(norm(best.x, p=best.p))) if math.isinf(best.upper) else best.upper
-    radius, regions = floor, 0
-
+    related = twins(net)
+    heap: list[tuple[float, int, int, Node]] = []
+    order, regions = itertools.count(), 0
+    # The smallest bound of the regions that are done with; beyond the ball nothing is known.
+    radius = floor = FAR * (1.0 + float(norm(best.x, p=best.p))) if math.isinf(best.upper) else best.upper
     while True:
-        radius = min(radius, best.upper)
         region = enclose(net, best.x, radius, signs, bounds, q=dual(best.p))
         regions += len(targets)
-        for bound, node in _bound(best, region, targets, radius):
-            if node is None or bound >= best.upper * (1 - gap):
-                floor = min(floor, bound)
+        bound, splits = _bound(best, region, targets, radius)
+        radius = min(radius, best.upper)
+        for e, split in enumerate(splits):
+            bound[e] = max(bound[e], known[e])
+            if split is None or bound[e] >= best.upper * (1 - gap):
+                floor = min(floor, bound[e])
             else:
-                heapq.heappush(heap, (max(bound, certified), next(order), node))
-        chosen = []
-        while heap and len(chosen) < BATCH and heap[0][0] < min(best.upper * (1 - gap), floor):
-            chosen.append(heapq.heappop(heap))
-        lowest = chosen[0][0] if chosen else heap[0][0] if heap else math.inf
-        if not chosen:
-            return min(lowest, floor), regions, True
-        if time.monotonic() >= deadline:
-            return min(lowest, floor), regions, False
-        targets, signs, bounds = _children([node for _, _, node in chosen])
-
-
-def _children(nodes: list[_Node]) -> tuple[np.ndarray, list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
-    """Both halves of every node, stacked: targets, signs and the bounds inherited."""
-    targets = np.repeat([node.target for node in nodes], 2)
-    depth = len(nodes[0].signs)
-    signs = [np.repeat([node.signs[layer] for node in nodes], 2, axis=0) for layer in range(depth)]
-    bounds = [
-        (
-            np.repeat([node.bounds[layer][0] for node in nodes], 2, axis=0),
-            np.repeat([node.bounds[layer][1] for node in nodes], 2, axis=0),
-        )
-        for layer in range(depth)
-    ]
-    for e, node in enumerate(nodes):
-        layer, unit = node.split
-        signs[layer][2 * e : 2 * e + 2, unit] = 1, -1
-    return targets, signs, bounds
+                heapq.heappush(heap, (bound[e], next(order), int(targets[e]), region.node(e, split)))
+        reach = min(best.upper * (1 - gap), floor)
+        chosen = [heapq.heappop(heap) for _ in range(min(BATCH, len(heap))) if heap[0][0] < reach]
+        if not chosen or time.monotonic() >= deadline:
+            return min([floor, *(entry[0] for entry in chosen + heap[:1])]), regions, not chosen
+        known = np.repeat([entry[0] for entry in chosen], 2)
+        targets = np.repeat([entry[2] for entry in chosen], 2)
+        signs, bounds = halves([entry[3] for entry in chosen], related)
 
 
 def _bound(
     best: Incumbent, region: Regions, targets: Int[Array, " m"], radius: float
-) -> Iterator[tuple[float, _Node | None]]:
-    """Distance bound of every region in which its target class wins, and its node if it can be split.
+) -> tuple[Float[Array, " m"], list[tuple[int, int] | None]]:
+    """Distance bound of every region in which its target class wins, and the unit to split it on.
 
     The points that attain the bounds are offered to the incumbent on the way.
     """
@@ -275,57 +248,30 @@ def _bound(
         lines, shifts = region.inequalities(e)
         lines, shifts = np.concatenate([lines, slopes[e]]), np.concatenate([shifts, constants[e]])
         bound[e], steps[e] = nearest(lines, shifts, p=best.p, q=q, radius=radius)
-    alive = bound < best.upper
-    best.offer(steps[alive])
-    splits = _splits(net, region, rows, best.x + steps)
-    for e, target in enumerate(targets):
-        node = None
-        if splits[e] is not None and alive[e]:
-            signs = [sign[e] for sign in region.signs]
-            ends = [(lower[e], upper[e]) for lower, upper in region.bounds]
-            node = _Node(int(target), signs, ends, splits[e])
-        yield float(bound[e]), node
+    best.offer(steps[bound < best.upper])
+    return bound, _splits(net, region, rows[:, 0], best.x + steps)
 
 
 def _splits(
-    net: ReLUNetwork, region: Regions, rows: Float[Array, "m 1 h"], points: Float[Array, "m n"]
+    net: ReLUNetwork, region: Regions, rows: Float[Array, "m h"], points: Float[Array, "m n"]
 ) -> list[tuple[int, int] | None]:
     """The free unit of every region whose relaxation costs its margin most at a point; None without one.
 
-    The cost is the coefficient of the unit times the distance from its line to its ReLU, at the point, and a
-    little of the same at 0, where it is largest, for units that cost nothing there.
+    The cost is the coefficient of the unit times the distance from its line to its ReLU there, and a little of
+    the same where it is largest, for units that cost nothing at the point.
     """
     values, hidden = [], points
     for weight, bias in zip(net.weights[:-1], net.biases[:-1], strict=True):
         values.append(hidden @ weight.T + bias)
         hidden = np.maximum(values[-1], 0.0)
-    coefficients = rows[:, 0]
     scores = []
-    for layer, free in reversed(list(enumerate(region.free()))):
+    for layer in reversed(range(len(values))):
         below, above, intercept = relaxation(*region.bounds[layer])
-        z = values[layer]
-        here = np.where(coefficients > 0, np.maximum(z, 0) - below * z, above * z + intercept - np.maximum(z, 0))
-        cost = np.abs(coefficients) * (np.maximum(here, 0.0) + 1e-3 * np.abs(intercept))
-        cost = np.where(np.isfinite(cost), cost, LARGEST)
-        scores.append(np.where(free, cost, -1.0))
-        coefficients = np.maximum(coefficients, 0.0) * below + np.minimum(coefficients, 0.0) * above
-        coefficients = coefficients @ net.weights[layer]
-    if not scores:
-        return [None] * len(points)
-    widths = [score.shape[1] for score in scores]
-    table = np.concatenate(scores, axis=1)
-    splits: list[tuple[int, int] | None] = []
-    for row in table:
-        place = int(row.argmax())
-        if row[place] < 0:
-            splits.append(None)
-            continue
-        depth = 0
-        while place >= widths[depth]:
-            place -= widths[depth]
-            depth += 1
-        splits.append((len(scores) - 1 - depth, place))
-    return splits
+        z, on = values[layer], np.maximum(values[layer], 0.0)
+        distance = np.where(rows > 0, on - below * z, above * z + intercept - on)
+        scores.append(np.abs(rows) * (np.maximum(distance, 0.0) + ELSEWHERE * np.abs(intercept)))
+        rows = (np.maximum(rows, 0.0) * below + np.minimum(rows, 0.0) * above) @ net.weights[layer]
+    return region.splits(scores[::-1])
 
 
 def _descents(

@@ -112,9 +112,21 @@ def local_lipschitz(
     Raises: InvalidInput as :func:`margin_bounds`.
     Reference: Weng et al. 2018, Towards Fast Computation of Certified Robustness, section 3.4.
     """
-    q, labels = dual(p), check_labels("y", y, n=len(x), classes=net.classes)
+    labels = check_labels("y", y, n=len(x), classes=net.classes)
     bounds = preactivation_bounds(net, x, p=p, radius=radius)
-    low = high = _label_rows(net, labels)
+    constants = gradient_bounds(net, _label_rows(net, labels), bounds, q=dual(p))
+    constants[np.arange(len(labels)), labels] = 0.0
+    return np.minimum(constants, lipschitz_constants(net, p=p)[labels])
+
+
+def gradient_bounds(
+    net: ReLUNetwork, rows: Float[Array, "m r h"], bounds: Bounds, *, q: float
+) -> Float[Array, "m r"]:
+    """Largest ||grad (rows . h)||_q where the pre-activations keep to ``bounds``, a bound: interval Jacobian.
+
+    h is the output of the last hidden layer (the input without any). inf where the sums overflow.
+    """
+    low = high = rows
     with np.errstate(over="ignore", invalid="ignore"):
         for (lower, upper), weight in zip(reversed(bounds), reversed(net.weights[:-1]), strict=True):
             on, off = (lower >= 0)[:, None], (upper <= 0)[:, None]
@@ -124,14 +136,13 @@ def local_lipschitz(
             terms = weight.shape[0] + EXTRA
             rounding = terms * EPS * (np.abs(centre) + spread)
             reach = (spread + rounding + TINY) @ np.abs(weight) + terms * TINY
-            middle = centre @ weight
+            connected = ((low != 0) | (high != 0)) * 1.0 @ ((weight != 0) * 1.0) > 0
+            middle, reach = centre @ weight, np.where(connected, reach, 0.0)  # no path: a true zero
             low, high = middle - reach, middle + reach
         size = _or_else(np.maximum(np.abs(low), np.abs(high)), math.inf)
         constants = norm(np.where(np.isinf(size), 1.0, size), p=q)
         constants = outward(constants, roundings=size.shape[-1] + EXTRA)
-    constants = np.where(np.isinf(size).any(axis=-1), math.inf, constants)
-    constants[np.arange(len(labels)), labels] = 0.0
-    return np.minimum(constants, lipschitz_constants(net, p=p)[labels])
+    return np.where(np.isinf(size).any(axis=-1), math.inf, constants)
 
 
 def _linear_lower(

@@ -13,8 +13,10 @@ with outward rounding, so no solver tolerance enters a bound.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,6 +32,15 @@ from theory.types import ReLUNetwork
 # It decides only which multipliers are tried, never what they prove.
 FEASIBLE = 1e-9
 LARGEST = float(np.finfo(np.float64).max)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One region, bounded already: signs and bounds of each hidden layer (h,), and the unit to split it on."""
+
+    signs: list[np.ndarray]
+    bounds: Bounds
+    split: tuple[int, int]  # layer, unit
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,22 @@ class Regions:
             slopes.append(slope[e, chosen])
             constants.append(constant[e, chosen])
         return np.concatenate(slopes), np.concatenate(constants)
+
+    def node(self, e: int, split: tuple[int, int]) -> Node:
+        """Region ``e``, to be split."""
+        return Node([s[e] for s in self.signs], [(low[e], high[e]) for low, high in self.bounds], split)
+
+    def splits(self, scores: list[Float[Array, "m h"]]) -> list[tuple[int, int] | None]:
+        """The free unit (layer, unit) of the highest score in every region, None where no unit is free."""
+        found: list[tuple[int, int] | None] = [None] * len(self.empty)
+        best = np.full(len(self.empty), -math.inf)
+        for layer, (score, free) in enumerate(zip(scores, self.free(), strict=True)):
+            score = np.where(free, np.nan_to_num(score), -math.inf)
+            units, highest = score.argmax(axis=1), score.max(axis=1)
+            for e in np.flatnonzero(highest > best):
+                found[e] = (layer, int(units[e]))
+            best = np.maximum(best, highest)
+        return found
 
 
 def enclose(
@@ -107,6 +134,52 @@ def whole_space(net: ReLUNetwork, regions: int) -> tuple[list[np.ndarray], Bound
     shapes = [(regions, len(bias)) for bias in net.biases[:-1]]
     unknown = [(np.full(shape, -math.inf), np.full(shape, math.inf)) for shape in shapes]
     return [np.zeros(shape, dtype=np.int8) for shape in shapes], unknown
+
+
+def halves(nodes: list[Node], related: list[Int[Array, "h h"]]) -> tuple[list[np.ndarray], Bounds]:
+    """Signs and inherited bounds of both halves of every node, an identity: their union is the node.
+
+    ``related`` holds the :func:`twins` of each hidden layer, whose signs follow from that of the unit split on.
+    """
+    signs, bounds = [], []
+    for layer, twin in enumerate(related):
+        sign = np.repeat([node.signs[layer] for node in nodes], 2, axis=0)
+        for e, node in enumerate(nodes):
+            if node.split[0] == layer:
+                same = twin[node.split[1]]
+                sign[2 * e] = np.where(same != 0, same, sign[2 * e])
+                sign[2 * e + 1] = np.where(same != 0, -same, sign[2 * e + 1])
+        signs.append(sign)
+        lower, upper = (np.repeat([node.bounds[layer][i] for node in nodes], 2, axis=0) for i in (0, 1))
+        bounds.append((lower, upper))
+    return signs, bounds
+
+
+def twins(net: ReLUNetwork) -> list[Int[Array, "h h"]]:
+    """Units of each hidden layer whose pre-activations are multiples of each other, an identity: signs, or 0.
+
+    Entry (i, j) is the sign of c if z_j = c z_i for all inputs, in exact arithmetic, 0 if there is no such c, and
+    1 at i = j. Two twins never need a split each, and would leave regions without interior if they got it.
+    """
+    found = []
+    for weight, bias in zip(net.weights[:-1], net.biases[:-1], strict=True):
+        rows = np.concatenate([weight, bias[:, None]], axis=1)
+        direction = [_direction(row) for row in rows]
+        table = np.eye(len(rows), dtype=np.int8)
+        for i, j in itertools.permutations(range(len(rows)), 2):
+            if direction[i][1:] == direction[j][1:]:
+                table[i, j] = direction[i][0] * direction[j][0]
+        found.append(table)
+    return found
+
+
+def _direction(row: Float[Array, " n"]) -> tuple[int, *tuple[Fraction, ...]]:
+    """Sign of the first non-zero entry, then the row divided by that entry, in fractions; a zero row is its own."""
+    support = np.flatnonzero(row)
+    if not len(support):
+        return (0,)
+    pivot = Fraction(row[support[0]])
+    return (1 if pivot > 0 else -1, *(Fraction(value) / pivot for value in row))
 
 
 def separation(
