@@ -212,7 +212,8 @@ def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -
     # The smallest bound of the regions that are done with; beyond the ball nothing is known.
     radius = floor = FAR * (1.0 + float(norm(best.x, p=best.p))) if math.isinf(best.upper) else best.upper
     while True:
-        region = enclose(net, best.x, radius, signs, bounds, q=dual(best.p))
+        centres, radii = np.tile(best.x, (len(targets), 1)), np.full(len(targets), radius)
+        region = enclose(net, centres, radii, signs, bounds, q=dual(best.p))
         regions += len(targets)
         bound, splits = _bound(best, region, targets, radius)
         radius = min(radius, best.upper)
@@ -241,12 +242,11 @@ def _bound(
     net, q = best.net, dual(best.p)
     rows = (net.weights[-1][best.label] - net.weights[-1][targets])[:, None]
     offsets = (net.biases[-1][best.label] - net.biases[-1][targets])[:, None]
-    centres, radii = np.broadcast_to(best.x, (len(targets), len(best.x))), np.full(len(targets), radius)
+    centres, radii = np.tile(best.x, (len(targets), 1)), np.full(len(targets), radius)
     slopes, constants = linear_below(net, rows, offsets, region.bounds, centres, radii, q=q)
     bound, steps = np.full(len(targets), math.inf), np.zeros(centres.shape)
-    for e in np.flatnonzero(~region.empty):
-        lines, shifts = region.inequalities(e)
-        lines, shifts = np.concatenate([lines, slopes[e]]), np.concatenate([shifts, constants[e]])
+    for e in np.flatnonzero(~region.empty).tolist():
+        lines, shifts = region.inequalities(e, slopes[e], constants[e])
         bound[e], steps[e] = nearest(lines, shifts, p=best.p, q=q, radius=radius)
     best.offer(steps[bound < best.upper])
     return bound, _splits(net, region, rows[:, 0], best.x + steps)

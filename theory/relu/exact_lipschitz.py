@@ -21,7 +21,7 @@ from numpy import ndarray as Array
 from theory.norms import dual, norm
 from theory.relu.exact import BATCH, check_effort, distances
 from theory.relu.lipschitz import EPS, TINY, gradient_norms
-from theory.relu.margins import gradient_bounds
+from theory.relu.margins import gradient_bounds, local_lipschitz
 from theory.relu.rational import gradient_norm
 from theory.relu.regions import Node, Regions, enclose, halves, nearest, twins, whole_space
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
@@ -105,7 +105,7 @@ class _Steepest:
         found = gradient_norms(self.net, points, self.pairs, p=self.p)
         for k in range(self.net.classes):
             # Fractions only for what would raise the bound, from the steepest down to the first one proven.
-            for e in np.argsort(-found[:, k])[:3]:
+            for e in np.argsort(-found[:, k])[:3].tolist():
                 if k == self.label or found[e, k] <= self.lower[k] * (1 + 4 * EPS):
                     break
                 proven = gradient_norm(self.net, points[e], self.label, k, q=dual(self.p))
@@ -120,18 +120,20 @@ def _branch(best: _Steepest, *, gap: float, deadline: float) -> tuple[Float[Arra
     rows = net.weights[-1][best.label] - net.weights[-1]
     related = twins(net)
     signs, bounds = whole_space(net, 1)
-    inherited = np.full((1, net.classes), math.inf)
+    inherited = local_lipschitz(
+        net, best.x[None], np.array([best.label]), p=best.p, radius=np.array([best.radius])
+    )
     closed = np.zeros(net.classes)  # the largest bounds of regions that need no further split
     heap: list[tuple[float, int, np.ndarray, Node]] = []
     order, regions = itertools.count(), 0
     while True:
-        region = enclose(net, best.x, best.radius, signs, bounds, q=q)
+        centres, radii = np.tile(best.x, (len(inherited), 1)), np.full(len(inherited), best.radius)
+        region = enclose(net, centres, radii, signs, bounds, q=q)
         regions += len(inherited)
         tall = np.broadcast_to(rows, (len(inherited), *rows.shape))
         limits = np.minimum(gradient_bounds(net, tall, region.bounds, q=q), inherited)
-        limits[:, best.label] = 0.0
         splits = _splits(net, region, np.abs(rows).max(axis=0), q=q)
-        for e in np.flatnonzero(~region.empty):
+        for e in np.flatnonzero(~region.empty).tolist():
             if (limits[e] <= best.lower * (1 + gap)).all():
                 closed = np.maximum(closed, limits[e])
             elif not _outside(best, region, e):
@@ -162,7 +164,7 @@ def _excess(limit: Float[Array, " c"], lower: Float[Array, " c"]) -> float:
 
 def _outside(best: _Steepest, region: Regions, e: int) -> bool:
     """Whether region ``e`` provably misses the ball, a bound: False proves nothing."""
-    slopes, constants = region.inequalities(e)
+    slopes, constants = region.inequalities(e, np.zeros((0, len(best.x))), np.zeros(0))
     if best.p == 2:
         return nearest(slopes, constants, p=2.0, q=2.0, radius=best.radius)[0] > best.radius
     # The cheap quadratic problem first: it proves l_2 distances, and its minimiser may lie in the ball.
@@ -175,7 +177,7 @@ def _outside(best: _Steepest, region: Regions, e: int) -> bool:
 
 def _inside(best: _Steepest, region: Regions, e: int) -> Float[Array, "s n"]:
     """Steps into the interior of region ``e``, an estimate: the nearest points at several depths."""
-    slopes, constants = region.inequalities(e)
+    slopes, constants = region.inequalities(e, np.zeros((0, len(best.x))), np.zeros(0))
     q = dual(best.p)
     length = norm(slopes, p=q)
     steps = [

@@ -57,28 +57,30 @@ class Regions:
     lines: list[tuple[np.ndarray, np.ndarray]]
     empty: Bool[Array, " m"]
 
-    def free(self) -> list[Bool[Array, "m h"]]:
+    def free(self) -> list[Bool[Array, "m _"]]:
         """Units that no sign and no bound fixes, per hidden layer."""
         return [
             (sign == 0) & (lower < 0) & (upper > 0)
             for sign, (lower, upper) in zip(self.signs, self.bounds, strict=True)
         ]
 
-    def inequalities(self, e: int) -> tuple[Float[Array, "r n"], Float[Array, " r"]]:
-        """Slopes s and constants c with s . d + c <= 0 on region ``e``, a bound: one row per chosen sign."""
-        slopes, constants = [], []
+    def inequalities(
+        self, e: int, slopes: Float[Array, "s n"], constants: Float[Array, " s"]
+    ) -> tuple[Float[Array, "r n"], Float[Array, " r"]]:
+        """Rows with slope . d + constant <= 0 on region ``e``, a bound: those given, and one per chosen sign."""
+        rows, shifts = [slopes], [constants]
         for sign, (slope, constant) in zip(self.signs, self.lines, strict=True):
             on, off = np.flatnonzero(sign[e] > 0), np.flatnonzero(sign[e] < 0)
             chosen = np.concatenate([on + sign.shape[1], off])  # below -z where z >= 0, below z where z <= 0
-            slopes.append(slope[e, chosen])
-            constants.append(constant[e, chosen])
-        return np.concatenate(slopes), np.concatenate(constants)
+            rows.append(slope[e, chosen])
+            shifts.append(constant[e, chosen])
+        return np.concatenate(rows), np.concatenate(shifts)
 
     def node(self, e: int, split: tuple[int, int]) -> Node:
         """Region ``e``, to be split."""
         return Node([s[e] for s in self.signs], [(low[e], high[e]) for low, high in self.bounds], split)
 
-    def splits(self, scores: list[Float[Array, "m h"]]) -> list[tuple[int, int] | None]:
+    def splits(self, scores: list[Float[Array, "m _"]]) -> list[tuple[int, int] | None]:
         """The free unit (layer, unit) of the highest score in every region, None where no unit is free."""
         found: list[tuple[int, int] | None] = [None] * len(self.empty)
         best = np.full(len(self.empty), -math.inf)
@@ -93,28 +95,26 @@ class Regions:
 
 def enclose(
     net: ReLUNetwork,
-    x: Float[Array, " n"],
-    radius: float,
+    x: Float[Array, "m n"],
+    radius: Float[Array, " m"],
     signs: list[np.ndarray],
     outer: Bounds,
     *,
     q: float,
 ) -> Regions:
-    """The m regions of the ball around ``x`` with these signs, a bound: CROWN and intervals, layer by layer.
+    """The region with these signs in each of m balls, a bound: CROWN and intervals, layer by layer.
 
     ``outer`` holds bounds known already, say of larger regions; the result is never looser.
     """
-    m = len(outer[0][0]) if outer else 1
-    centres, radii = np.broadcast_to(x, (m, len(x))), np.full(m, radius)
     bounds: Bounds = []
     lines = []
-    empty = np.zeros(m, dtype=bool)
+    empty = np.zeros(len(x), dtype=bool)
     with np.errstate(over="ignore", invalid="ignore"):
         for layer, (sign, (least, most)) in enumerate(zip(signs, outer, strict=True)):
             weight, bias = net.weights[layer], net.biases[layer]
             rows, offsets = np.concatenate([weight, -weight])[None], np.concatenate([bias, -bias])[None]
-            slopes, constants = linear_below(net, rows, offsets, bounds, centres, radii, q=q)
-            ends = constants - radius * norm(slopes, p=q)
+            slopes, constants = linear_below(net, rows, offsets, bounds, x, radius, q=q)
+            ends = constants - radius[:, None] * norm(slopes, p=q)
             lower = np.fmax(least, ends[:, : len(bias)])
             upper = np.fmin(most, -ends[:, len(bias) :])
             if bounds:
@@ -136,7 +136,7 @@ def whole_space(net: ReLUNetwork, regions: int) -> tuple[list[np.ndarray], Bound
     return [np.zeros(shape, dtype=np.int8) for shape in shapes], unknown
 
 
-def halves(nodes: list[Node], related: list[Int[Array, "h h"]]) -> tuple[list[np.ndarray], Bounds]:
+def halves(nodes: list[Node], related: list[Int[Array, "_ _"]]) -> tuple[list[np.ndarray], Bounds]:
     """Signs and inherited bounds of both halves of every node, an identity: their union is the node.
 
     ``related`` holds the :func:`twins` of each hidden layer, whose signs follow from that of the unit split on.
@@ -155,7 +155,7 @@ def halves(nodes: list[Node], related: list[Int[Array, "h h"]]) -> tuple[list[np
     return signs, bounds
 
 
-def twins(net: ReLUNetwork) -> list[Int[Array, "h h"]]:
+def twins(net: ReLUNetwork) -> list[Int[Array, "_ _"]]:
     """Units of each hidden layer whose pre-activations are multiples of each other, an identity: signs, or 0.
 
     Entry (i, j) is the sign of c if z_j = c z_i for all inputs, in exact arithmetic, 0 if there is no such c, and
@@ -194,8 +194,8 @@ def separation(
     total = 1.0 + float(multipliers.sum())
     error = outward((terms + 4) * (EPS * (multipliers @ np.abs(slopes)) + TINY * total), roundings=terms)
     pull = outward(np.asarray(norm(np.abs(multipliers @ slopes) + error, p=q)), roundings=n + 4)
-    excess = outward((terms + 4) * (EPS * (multipliers @ np.abs(constants)) + TINY * total), roundings=terms)
-    push = multipliers @ constants - excess
+    doubt = (terms + 4) * (EPS * (multipliers @ np.abs(constants)) + TINY * total)
+    push = multipliers @ constants - outward(np.asarray(doubt), roundings=terms)
     if not (push > 0 and np.isfinite(push) and np.isfinite(pull)):
         return 0.0
     return min(math.nextafter(float(push / pull), 0.0), LARGEST)
