@@ -1,8 +1,9 @@
 """Laws of exact radii and exact local Lipschitz constants, for the results of any candidate solver.
 
-The truth is slow and plain: every activation pattern, each with its own projection. For p = inf that is a linear
-program; for p = 2 the closest point is the smallest one among the projections on the faces, all of them listed.
-Both are float64, so the truth is a bracket: its inequalities loosened and tightened by ``TOLERANCE``.
+The truth is slow and plain: every activation pattern, each with its own projection. For p = inf that is a
+linear program; for p = 2 the closest point is the smallest one among the projections on the faces, all of
+them listed. Both are float64, so the truth is a bracket: its inequalities loosened and tightened by
+``TOLERANCE``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ TOLERANCE = 1e-6
 # A row this small beside the sum over its paths is zero up to rounding.
 CANCELLED = 1e-12
 FEASIBLE = 1e-9
+REACH = 1e4
 
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # slopes, values at d = 0, and the sizes of both
@@ -52,27 +54,31 @@ def pattern_constraints(rows: Rows, pattern: list[np.ndarray]) -> Rows:
     return sign[:, None] * slopes, sign * values, steep, large
 
 
-def closest(rows: Rows, *, p: float, shift: float) -> float:
-    """min ||d||_p with slopes . d + values <= shift ||slopes||_q, row by row; inf where there is none."""
+def closest(rows: Rows, *, p: float, shift: float, scale: float) -> float:
+    """min ||d||_p with slopes . d + values <= shift ||slopes||_q, row by row; inf where there is none.
+
+    Good for distances up to ``REACH`` times ``scale``, above which it may be too large.
+    """
     slopes, values, steep, large = rows
     length = norm(slopes, p=dual(p))
     zero = length <= CANCELLED * norm(steep, p=dual(p))
     if (values[zero] > CANCELLED * large[zero]).any():
         return math.inf
-    slopes, right = slopes[~zero] / length[~zero, None], shift - values[~zero] / length[~zero]
+    slopes, right = slopes[~zero] / length[~zero, None], (shift - values[~zero] / length[~zero]) / scale
     if (right >= 0).all():
         return 0.0
-    return _closest_box(slopes, right) if p == math.inf else _closest_point(slopes, right)
+    if right.min() < -REACH:
+        return math.inf
+    return scale * (_closest_box if p == math.inf else _closest_point)(slopes, np.minimum(right, REACH))
 
 
 def _closest_box(rows: np.ndarray, right: np.ndarray) -> float:
     n = rows.shape[1]
-    scale = np.abs(right).max()
     box = np.concatenate([np.eye(n), -np.eye(n)])
     table = np.block([[rows, np.zeros((len(rows), 1))], [box, -np.ones((2 * n, 1))]])
-    limits = np.concatenate([right / scale, np.zeros(2 * n)])
+    limits = np.concatenate([right, np.zeros(2 * n)])
     found = linprog(np.eye(n + 1)[n], A_ub=table, b_ub=limits, bounds=(None, None), method="highs")
-    return scale * found.fun if found.status == 0 else math.inf
+    return found.fun if found.status == 0 else math.inf
 
 
 def _closest_point(rows: np.ndarray, right: np.ndarray) -> float:
@@ -82,13 +88,15 @@ def _closest_point(rows: np.ndarray, right: np.ndarray) -> float:
         if not len(faces):
             continue
         points = (np.linalg.pinv(rows[faces]) @ right[faces][..., None])[..., 0]
-        inside = (points @ rows.T <= right + FEASIBLE * np.abs(right).max()).all(axis=1)
+        inside = (points @ rows.T <= right + FEASIBLE).all(axis=1)
         best = min(best, norm(points[inside], p=2.0).min(initial=math.inf))
     return best
 
 
-def enumerated_radius(net: ReLUNetwork, x: np.ndarray, label: int, *, p: float, shift: float = 0.0) -> float:
-    """Smallest perturbation that changes the class, over all patterns and all classes."""
+def enumerated_radius(
+    net: ReLUNetwork, x: np.ndarray, label: int, *, p: float, shift: float = 0.0, scale: float = 1.0
+) -> float:
+    """Smallest perturbation that changes the class, over all patterns and all classes; arguments as above."""
     best = math.inf
     for pattern in activation_patterns(net):
         rows = pattern_rows(net, x, label, pattern)
@@ -98,7 +106,7 @@ def enumerated_radius(net: ReLUNetwork, x: np.ndarray, label: int, *, p: float, 
                 np.concatenate([part, every[k - net.classes][None]])
                 for part, every in zip(hidden, rows, strict=True)
             )
-            best = min(best, closest((slopes, values, steep, large), p=p, shift=shift))
+            best = min(best, closest((slopes, values, steep, large), p=p, shift=shift, scale=scale))
     return best
 
 
@@ -110,7 +118,9 @@ def enumerated_lipschitz(
     for pattern in activation_patterns(net):
         rows = pattern_rows(net, x, label, pattern)
         hidden = pattern_constraints(rows, pattern)
-        if not len(hidden[0]) or closest(hidden, p=p, shift=shift * radius) <= radius * (1 + shift):
+        if not len(hidden[0]) or closest(hidden, p=p, shift=shift * radius, scale=radius) <= radius * (
+            1 + shift
+        ):
             largest = np.maximum(largest, norm(rows[0][-net.classes :], p=dual(p)))
     return largest
 
@@ -152,9 +162,10 @@ def law_radius_equals_enumeration(
             scores = exact_scores(net, x[e])
             assert any(score >= scores[label] for k, score in enumerate(scores) if k != label)
             continue
-        step = TOLERANCE * scale if math.isfinite(scale) else TOLERANCE
+        scale = scale if math.isfinite(scale) else 1.0
         early, late = (
-            min(enumerated_radius(net, x[e], int(label), p=p, shift=s), domain_radius) for s in (step, -step)
+            min(enumerated_radius(net, x[e], int(label), p=p, shift=s * scale, scale=scale), domain_radius)
+            for s in (TOLERANCE, -TOLERANCE)
         )
         assert found.lower[e] <= late * (1 + TOLERANCE), (found.lower[e], early, late)
         assert found.upper[e] >= early * (1 - TOLERANCE), (found.upper[e], early, late)
@@ -184,10 +195,11 @@ def law_lipschitz_equals_enumeration(
     p: float,
     gap: float,
 ) -> None:
-    """The bounds enclose the steepest pattern that meets the ball, and meet there where the status says so."""
+    """The bounds enclose the steepest pattern that meets the ball, and meet where the status says so."""
     for e, label in enumerate(y):
         inner, outer = (
-            enumerated_lipschitz(net, x[e], int(label), radius[e], p=p, shift=s) for s in (-TOLERANCE, TOLERANCE)
+            enumerated_lipschitz(net, x[e], int(label), radius[e], p=p, shift=s)
+            for s in (-TOLERANCE, TOLERANCE)
         )
         # Gradients over a pattern are float64 sums over paths.
         paths = CANCELLED * math.prod(float(np.abs(w).sum()) for w in net.weights)
@@ -198,7 +210,7 @@ def law_lipschitz_equals_enumeration(
 
 
 def law_lipschitz_sandwich(sampled: np.ndarray, found: ExactLipschitz, bound: np.ndarray) -> None:
-    """Gradient norms at points of the ball <= exact upper; exact lower <= exact upper <= interval Jacobian."""
+    """Gradient norms in the ball <= exact upper; exact lower <= exact upper <= interval Jacobian."""
     assert (found.lower <= found.upper).all()
     assert (sampled <= found.upper * (1 + FEASIBLE)).all()
     assert (found.upper <= bound).all()

@@ -40,11 +40,12 @@ ELSEWHERE = 1e-3  # weight of a relaxation's error away from the point where it 
 class ExactRadius:
     """Two-sided bounds of the minimal l_p perturbation that changes the class, one entry per example.
 
-    lower <= min(rho_p, domain_radius) <= upper, whatever the status. x_adv (m, n): a point of another class, or
-    tied, no further than ``upper``; NaN where none is known. status: "optimal" (the two agree to the gap asked
-    for), "capped" (nothing within the domain radius, both are that radius), "none found" (no domain radius; the
-    class is constant on the ball of radius ``lower`` and no point beyond is known: upper is inf), "time limit", or
-    "stalled" (rounding keeps a region open: the gap is wider than asked for). regions: regions bounded.
+    lower <= min(rho_p, domain_radius) <= upper, whatever the status. x_adv (m, n): a point of another class,
+    or tied, no further than ``upper``; NaN where none is known. status: "optimal" (the two agree to the gap
+    asked for), "capped" (nothing within the domain radius, both are that radius), "none found" (no domain
+    radius; the class is constant on the ball of radius ``lower`` and no point beyond is known: upper is
+    inf), "time limit", or "stalled" (rounding keeps a region open: the gap is wider than asked for).
+    regions: regions bounded.
     """
 
     lower: Float[Array, " m"]
@@ -122,7 +123,7 @@ class Incumbent:
         self.x_adv = np.full(self.x.shape, math.nan)
 
     def offer(self, steps: Float[Array, "s n"]) -> None:
-        """Improve by points near the given steps from x: on their rays, where the class first seems to change."""
+        """Improve by points on the rays of the given steps from x, where the class seems to change."""
         sizes = norm(steps, p=self.p)
         near = np.isfinite(sizes) & (sizes > 0) & (sizes < self.upper)
         if not near.any():
@@ -153,7 +154,7 @@ class Incumbent:
         return own - scores.max(axis=1)
 
     def prove(self, step: Float[Array, " n"]) -> None:
-        """Take x + step, or a point a little further along, if it provably changes the class and is closer."""
+        """Take x + step, or a point just behind it, if it provably changes the class and is closer."""
         points = self.x + (1.0 + NUDGES)[:, None] * step
         sizes = distances(points, self.x, p=self.p)
         points, sizes = points[sizes < self.upper], sizes[sizes < self.upper]
@@ -199,8 +200,8 @@ def _solve(
 def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -> tuple[float, int, bool]:
     """Split regions until none may hold a point closer than the incumbent; improves the incumbent.
 
-    Returns a lower bound of the minimal perturbation, the number of regions bounded, and whether the search came
-    to its end before the deadline.
+    Returns a lower bound of the minimal perturbation, the number of regions bounded, and whether the search
+    came to its end before the deadline.
     """
     net = best.net
     targets = np.array([k for k in range(net.classes) if k != best.label])
@@ -257,8 +258,8 @@ def _splits(
 ) -> list[tuple[int, int] | None]:
     """The free unit of every region whose relaxation costs its margin most at a point; None without one.
 
-    The cost is the coefficient of the unit times the distance from its line to its ReLU there, and a little of
-    the same where it is largest, for units that cost nothing at the point.
+    The cost is the coefficient of the unit times the distance from its line to its ReLU there, and a little
+    of the same where it is largest, for units that cost nothing at the point.
     """
     values, hidden = [], points
     for weight, bias in zip(net.weights[:-1], net.biases[:-1], strict=True):
@@ -277,7 +278,7 @@ def _splits(
 def _descents(
     net: ReLUNetwork, x: Float[Array, "m n"], labels: Int[Array, " m"], *, q: float
 ) -> Float[Array, "s m n"]:
-    """Steps towards every other class, an estimate of the way out: DeepFool's iterates, one path per class."""
+    """Steps towards every other class, an estimate: where DeepFool ends, one path per class."""
     rows = np.arange(len(labels))
     paths = []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

@@ -1,9 +1,9 @@
 """The exact local Lipschitz constant of small ReLU networks, by branch and bound over activation patterns.
 
-A ReLU network is linear on each of finitely many regions, so the Lipschitz constant of g_y - g_k on a ball is the
-largest dual norm of its gradient over the regions that the ball meets. Regions are split on one unit at a time;
-one that provably misses the ball is dropped, the others are bounded by their interval Jacobian, which is the
-gradient itself once the sign of every unit is known.
+A ReLU network is linear on each of finitely many regions, so the Lipschitz constant of g_y - g_k on a ball
+is the largest dual norm of its gradient over the regions that the ball meets. Regions are split on one unit
+at a time; one that provably misses the ball is dropped, the others are bounded by their interval Jacobian,
+which is the gradient itself once the sign of every unit is known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from theory.norms import dual, norm
@@ -28,16 +28,16 @@ from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, 
 
 SAMPLES = 64
 # Depths below the surface of a region, in units of the radius, at which a point inside it is looked for.
-DEPTHS = (1e-1, 1e-2, 1e-3, 1e-5, 1e-7, 1e-9)
+DEPTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 3e-8, 1e-8, 1e-9, 1e-10)
 
 
 @dataclass(frozen=True)
 class ExactLipschitz:
     """Two-sided bounds of the Lipschitz constants of g_y - g_k in l_p on a ball, (m, c); 0 at k = y.
 
-    lower <= L_k <= upper, whatever the status. status: "optimal" (they agree to the gap asked for), "time limit",
-    or "stalled" (a region remains that meets the ball, if at all, in too little for a point inside it to be found,
-    such as the single point where three kinks cross). regions: regions bounded.
+    lower <= L_k <= upper, whatever the status. status: "optimal" (they agree to the gap asked for), "time
+    limit", or "stalled" (a region remains that meets the ball, if at all, in too little for a point inside
+    it to be found, such as the single point where three kinks cross). regions: regions bounded.
     """
 
     lower: Float[Array, "m c"]
@@ -58,9 +58,10 @@ def exact_local_lipschitz(
 ) -> ExactLipschitz:
     """Lipschitz constants of g_y - g_k in l_p on the ball, as a bound from below and one from above.
 
-    They agree to the relative ``gap`` unless the status says otherwise. Proven in exact arithmetic: ``lower`` is
-    the gradient norm, in fractions, at a point of the ball off every kink; ``upper`` is an interval Jacobian,
-    rounded outward, over regions that cover the ball. ``time_limit`` is in seconds per example.
+    They agree to the relative ``gap`` unless the status says otherwise. Proven in exact arithmetic:
+    ``lower`` is the gradient norm, in fractions, at a point of the ball off every kink; ``upper`` is an
+    interval Jacobian, rounded outward, over regions that cover the ball. ``time_limit`` is in seconds per
+    example.
 
     Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length, a gap
       outside (0, 1), or a time_limit that is negative or NaN.
@@ -115,7 +116,7 @@ class _Steepest:
 
 
 def _branch(best: _Steepest, *, gap: float, deadline: float) -> tuple[Float[Array, " c"], int, bool]:
-    """Upper bounds of the constants, the number of regions bounded, and whether the search came to its end."""
+    """Upper bounds of the constants, number of regions bounded, and whether the search was completed."""
     net, q = best.net, dual(best.p)
     rows = net.weights[-1][best.label] - net.weights[-1]
     related = twins(net)
@@ -137,11 +138,13 @@ def _branch(best: _Steepest, *, gap: float, deadline: float) -> tuple[Float[Arra
             if (limits[e] <= best.lower * (1 + gap)).all():
                 closed = np.maximum(closed, limits[e])
             elif not _outside(best, region, e):
-                if splits[e] is None:
-                    best.offer(_inside(best, region, e))
+                split = splits[e]
+                if split is None:
+                    _enter(best, region, e, limits[e])
                     closed = np.maximum(closed, limits[e])
                 else:
-                    heapq.heappush(heap, (-_excess(limits[e], best.lower), next(order), limits[e], region.node(e, splits[e])))
+                    excess = _excess(limits[e], best.lower)
+                    heapq.heappush(heap, (-excess, next(order), limits[e], region.node(e, split)))
         chosen = []
         while heap and len(chosen) < BATCH:
             _, _, limit, node = heapq.heappop(heap)
@@ -175,23 +178,24 @@ def _outside(best: _Steepest, region: Regions, e: int) -> bool:
     return nearest(slopes, constants, p=best.p, q=dual(best.p), radius=best.radius)[0] > best.radius
 
 
-def _inside(best: _Steepest, region: Regions, e: int) -> Float[Array, "s n"]:
-    """Steps into the interior of region ``e``, an estimate: the nearest points at several depths."""
+def _enter(best: _Steepest, region: Regions, e: int, limit: Float[Array, " c"]) -> None:
+    """Offer points inside region ``e``, the nearest ones at falling depths, until its limit is reached."""
     slopes, constants = region.inequalities(e, np.zeros((0, len(best.x))), np.zeros(0))
-    q = dual(best.p)
-    length = norm(slopes, p=q)
-    steps = [
-        nearest(slopes, constants + depth * best.radius * length, p=best.p, q=q, radius=best.radius)[1]
-        for depth in DEPTHS
-        if best.radius > 0
-    ]
-    return np.array(steps).reshape(-1, len(best.x))
+    length = norm(slopes, p=dual(best.p))
+    for depth in DEPTHS:
+        deeper = constants + depth * best.radius * length
+        steps = [
+            nearest(slopes, deeper, p=p, q=dual(p), radius=best.radius)[1] for p in sorted({2.0, best.p})
+        ]
+        best.offer(np.array(steps))
+        if (limit <= best.lower * (1 + 1e-9)).all():
+            return
 
 
 def _splits(
     net: ReLUNetwork, region: Regions, rows: Float[Array, " h"], *, q: float
 ) -> list[tuple[int, int] | None]:
-    """The free unit of every region with the largest product of path norms from it and to it; None without one."""
+    """The free unit with the largest product of path norms to and from it; None without one."""
     reach, to = [], None
     for weight, (_, upper) in zip(net.weights[:-1], region.bounds, strict=True):
         to = np.broadcast_to(norm(weight, p=q), upper.shape) if to is None else to @ np.abs(weight).T

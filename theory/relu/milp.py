@@ -1,7 +1,7 @@
 """The minimal l_inf perturbation as one mixed-integer linear program, solved by HiGHS.
 
-A second road to what :mod:`theory.relu.exact` computes, with nothing in common but the pre-activation bounds of
-the encoding. Its answer rests on the solver's tolerances; nothing is proven from it.
+A second road to what :mod:`theory.relu.exact` computes, with nothing in common but the pre-activation bounds
+of the encoding. Its answer rests on the solver's tolerances; nothing is proven from it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import milp
 from scipy.sparse import coo_array
 
 from theory.relu.margins import margin_bounds, preactivation_bounds
@@ -28,10 +28,10 @@ def milp_radius(
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """Minimal l_inf perturbation that changes the class, an estimate: HiGHS's dual bound and objective.
 
-    ``radius`` is known to suffice: the bounds behind the big-M constants hold on that ball, and only classes that
-    can win there may be chosen. Units of one sign on it need no binary; one more binary for each class chooses
-    the winner. Exact but for the solver's tolerances (1e-6 on constraints and integrality, times the big M);
-    (radius, inf) where it finds no point in the ball.
+    ``radius`` is known to suffice: the bounds behind the big-M constants hold on that ball, and only classes
+    that can win there may be chosen. Units of one sign on it need no binary; one more binary for each class
+    chooses the winner. Exact but for the solver's tolerances (1e-6 on constraints and integrality, times the
+    big M); (radius, inf) where it finds no point in the ball.
 
     Raises: InvalidInput for bad x, y or radius, or a negative or NaN time_limit.
     Reference: Tjeng, Xiao, Tedrake 2019.
@@ -55,7 +55,11 @@ class _Program:
     """min t over d, with |d_i| <= t, and a variable for each hidden unit and binary."""
 
     def __init__(
-        self, net: ReLUNetwork, x: Float[Array, " n"], radius: float, ends: list[tuple[np.ndarray, np.ndarray]]
+        self,
+        net: ReLUNetwork,
+        x: Float[Array, " n"],
+        radius: float,
+        ends: list[tuple[np.ndarray, np.ndarray]],
     ) -> None:
         self.net, self.radius = net, radius
         self.low, self.high, self.binary = [0.0], [radius], [False]  # t is variable 0
@@ -66,7 +70,8 @@ class _Program:
             self.at_most([i, 0], [-1.0, -1.0], -value)
         for weight, bias, (lower, upper) in zip(net.weights, net.biases, ends, strict=False):
             layer = [
-                self.unit(layer, *line) for line in zip(weight, bias.tolist(), lower.tolist(), upper.tolist(), strict=True)
+                self.unit(layer, *line)
+                for line in zip(weight, bias.tolist(), lower.tolist(), upper.tolist(), strict=True)
             ]
         self.last = layer
 
@@ -104,7 +109,9 @@ class _Program:
         chosen = []
         for k in np.flatnonzero(lowest < 0).tolist():
             row, offset = last[label] - last[k], float(bias[label] - bias[k])
-            most = offset + sum(max(c * self.low[i], c * self.high[i]) for c, i in zip(row, self.last, strict=True))
+            most = offset + sum(
+                max(c * self.low[i], c * self.high[i]) for c, i in zip(row, self.last, strict=True)
+            )
             wins = self.variable(0.0, 1.0, binary=True)
             used = np.flatnonzero(row)
             indices = [self.last[j] for j in used]
@@ -120,8 +127,8 @@ class _Program:
         found = milp(
             np.eye(1, len(self.low))[0],
             integrality=np.array(self.binary, dtype=int),
-            bounds=Bounds(np.array(self.low), np.array(self.high)),
-            constraints=LinearConstraint(matrix, ub=np.array([right for _, _, right in self.rows])),
+            bounds=(np.array(self.low), np.array(self.high)),
+            constraints=(matrix, -math.inf, np.array([right for _, _, right in self.rows])),
             options={"time_limit": time_limit, "mip_rel_gap": 1e-9},
         )
         if found.status == 2:  # infeasible: no class wins in the ball

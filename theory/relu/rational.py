@@ -50,13 +50,17 @@ def gradient_norm(net: ReLUNetwork, x: Float[Array, " n"], label: int, other: in
             inner = [_pull([Fraction(w) for w in row], inner) for row in weight]
             if any(value == 0 and any(row) for value, row in zip(layer, inner, strict=True)):
                 return 0.0
-            inner = [row if value > 0 else [Fraction(0)] * len(x) for value, row in zip(layer, inner, strict=True)]
+            inner = [
+                row if value > 0 else [Fraction(0)] * len(x) for value, row in zip(layer, inner, strict=True)
+            ]
     last = net.weights[-1]
     row = [Fraction(a) - Fraction(b) for a, b in zip(last[label], last[other], strict=True)]
     for weight, layer in zip(reversed(net.weights[:-1]), reversed(layers), strict=True):
         row = [r if value > 0 else Fraction(0) for r, value in zip(row, layer, strict=True)]
         row = _pull(row, [[Fraction(w) for w in line] for line in weight])
-    return down(sum(map(abs, row), Fraction(0))) if q == 1 else root_down(sum((r * r for r in row), Fraction(0)))
+    return (
+        down(sum(map(abs, row), Fraction(0))) if q == 1 else root_down(sum((r * r for r in row), Fraction(0)))
+    )
 
 
 def down(value: Fraction) -> float:

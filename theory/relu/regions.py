@@ -1,9 +1,9 @@
 """Parts of a ball on which chosen hidden units keep a chosen sign, and how far away they are.
 
-A region is the set of the points x + d, ||d||_p <= radius, at which some hidden units are on (z >= 0) and some
-are off (z <= 0). Lines below and above each pre-activation turn it into linear inequalities that all its points
-satisfy, exactly so once the sign of every unit is known. Branch and bound over regions then rests on one
-inequality, weak duality: if every point of a region satisfies G d >= h, then for every lambda >= 0
+A region is the set of the points x + d, ||d||_p <= radius, at which some hidden units are on (z >= 0) and
+some are off (z <= 0). Lines below and above each pre-activation turn it into linear inequalities that all
+its points satisfy, exactly so once the sign of every unit is known. Branch and bound over regions then rests
+on one inequality, weak duality: if every point of a region satisfies G d >= h, then for every lambda >= 0
 
     ||d||_p >= lambda.h / ||G' lambda||_q.
 
@@ -36,7 +36,7 @@ LARGEST = float(np.finfo(np.float64).max)
 
 @dataclass(frozen=True)
 class Node:
-    """One region, bounded already: signs and bounds of each hidden layer (h,), and the unit to split it on."""
+    """One region, bounded already: signs and bounds of each hidden layer (h,), and where to split it."""
 
     signs: list[np.ndarray]
     bounds: Bounds
@@ -67,7 +67,7 @@ class Regions:
     def inequalities(
         self, e: int, slopes: Float[Array, "s n"], constants: Float[Array, " s"]
     ) -> tuple[Float[Array, "r n"], Float[Array, " r"]]:
-        """Rows with slope . d + constant <= 0 on region ``e``, a bound: those given, and one per chosen sign."""
+        """Rows with slope . d + constant <= 0 on region ``e``: those given, and one per chosen sign."""
         rows, shifts = [slopes], [constants]
         for sign, (slope, constant) in zip(self.signs, self.lines, strict=True):
             on, off = np.flatnonzero(sign[e] > 0), np.flatnonzero(sign[e] < 0)
@@ -139,7 +139,8 @@ def whole_space(net: ReLUNetwork, regions: int) -> tuple[list[np.ndarray], Bound
 def halves(nodes: list[Node], related: list[Int[Array, "_ _"]]) -> tuple[list[np.ndarray], Bounds]:
     """Signs and inherited bounds of both halves of every node, an identity: their union is the node.
 
-    ``related`` holds the :func:`twins` of each hidden layer, whose signs follow from that of the unit split on.
+    ``related`` holds the :func:`twins` of each hidden layer, whose signs follow from that of the unit split
+    on.
     """
     signs, bounds = [], []
     for layer, twin in enumerate(related):
@@ -158,8 +159,9 @@ def halves(nodes: list[Node], related: list[Int[Array, "_ _"]]) -> tuple[list[np
 def twins(net: ReLUNetwork) -> list[Int[Array, "_ _"]]:
     """Units of each hidden layer whose pre-activations are multiples of each other, an identity: signs, or 0.
 
-    Entry (i, j) is the sign of c if z_j = c z_i for all inputs, in exact arithmetic, 0 if there is no such c, and
-    1 at i = j. Two twins never need a split each, and would leave regions without interior if they got it.
+    Entry (i, j) is the sign of c if z_j = c z_i for all inputs, in exact arithmetic, 0 if there is no such
+    c, and 1 at i = j. Two twins never need a split each, and would leave regions without interior if they
+    got it.
     """
     found = []
     for weight, bias in zip(net.weights[:-1], net.biases[:-1], strict=True):
@@ -174,18 +176,18 @@ def twins(net: ReLUNetwork) -> list[Int[Array, "_ _"]]:
 
 
 def _direction(row: Float[Array, " n"]) -> tuple[int, *tuple[Fraction, ...]]:
-    """Sign of the first non-zero entry, then the row divided by that entry, in fractions; a zero row is its own."""
+    """Sign of the first non-zero entry, then the row divided by that entry; (0,) for a zero row."""
     support = np.flatnonzero(row)
     if not len(support):
         return (0,)
-    pivot = Fraction(row[support[0]])
-    return (1 if pivot > 0 else -1, *(Fraction(value) / pivot for value in row))
+    pivot = Fraction(float(row[support[0]]))
+    return (1 if pivot > 0 else -1, *(Fraction(float(value)) / pivot for value in row))
 
 
 def separation(
     slopes: Float[Array, "r n"], constants: Float[Array, " r"], multipliers: Float[Array, " r"], *, q: float
 ) -> float:
-    """Distance in l_p from 0 to {d : slopes . d + constants <= 0}, a bound from below for any multipliers >= 0.
+    """l_p distance from 0 to {d : slopes . d + constants <= 0}, a bound from below for multipliers >= 0.
 
     0 where the multipliers prove nothing. An absolute allowance for underflow makes it useful only for rows
     of a size near 1.
@@ -204,12 +206,13 @@ def separation(
 def nearest(
     slopes: Float[Array, "r n"], constants: Float[Array, " r"], *, p: float, q: float, radius: float
 ) -> tuple[float, Float[Array, " n"]]:
-    """Distance from 0 to {d : slopes . d + constants <= 0}, a bound from below, and a d near the closest point.
+    """l_p distance from 0 to {d : slopes . d + constants <= 0}, a bound from below, and a d near it.
 
     The better of the single inequalities and of multipliers found by a solver. For p = 2 the solver is
-    non-negative least squares (Lawson and Hanson 1974, chapter 23, least distance programming); for p = inf the
-    same multipliers are tried first and a linear program only if they leave the distance within ``radius``.
-    Rows are scaled to unit norm and d to the radius, so sizes of the weights do not matter to the solver.
+    non-negative least squares (Lawson and Hanson 1974, chapter 23, least distance programming); for p = inf
+    the same multipliers are tried first and a linear program only if they leave the distance within
+    ``radius``. Rows are scaled to unit norm and d to the radius, so sizes of the weights do not matter to
+    the solver.
     """
     still = np.zeros(slopes.shape[1])
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
@@ -249,7 +252,7 @@ def _least_distance(
         return np.zeros(r), np.zeros(n)
     error = system @ multipliers
     error[n] -= 1.0
-    if residual <= FEASIBLE:  # no solution: the multipliers say so
+    if residual <= FEASIBLE or error[n] >= 0:  # no solution: the multipliers say so
         return multipliers, np.zeros(n)
     return multipliers, -error[:n] / error[n]
 
