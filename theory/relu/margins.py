@@ -174,7 +174,7 @@ def linear_below(
 
     h is the output of the last layer in ``bounds``, or x + d where there are none. The lines hold for every
     d of the ball for which the pre-activations keep to ``bounds``, and allow for one later rounding of
-    c - radius ||s||_q; ``rows`` and ``offsets`` may carry one rounding each. Each ReLU is replaced, backwards,
+    c - radius ||s||_q; ``rows`` and ``offsets`` may carry a rounding each. Each ReLU is replaced, backwards,
     by the line below or above it that its coefficient's sign asks for. The computed coefficients of a layer
     stand for exact ones at a price: their error times the largest value of the layer they multiply, collected
     in ``slack``.
