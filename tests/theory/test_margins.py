@@ -259,7 +259,7 @@ def test_laws_reject_a_wrong_dual_norm_and_a_missing_radius():
     ],
 )
 def test_laws_reject_a_broken_relaxation(broken, monkeypatch):
-    monkeypatch.setattr(module, "_relaxation", broken)
+    monkeypatch.setattr(module, "relaxation", broken)
     y, radius = np.array([0]), np.array([1.5])
     signs = ReLUNetwork(
         (np.array([[1.0], [-1.0]]), np.array([[-1.0, -1.0], [1.0, 1.0]])), (np.zeros(2), np.array([1.0, 0.0]))
@@ -279,7 +279,7 @@ def test_laws_reject_a_broken_relaxation(broken, monkeypatch):
         check()
 
 
-RELAXATION = module._relaxation
+RELAXATION = module.relaxation
 
 
 def test_intervals_of_one_layer_are_exact():
