@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from theory.laws.law import Case, Law
+from theory.types import ReLUNetwork
 
+FEW = 4  # entries of an array that a summary spells out
 WIDTH = 96  # where an expression is broken into lines
 
 
@@ -80,3 +82,23 @@ def _dataclasses(value: Any) -> set[type]:
     if not is_dataclass(value) or isinstance(value, type):
         return set()
     return {type(value)}.union(*(_dataclasses(getattr(value, f.name)) for f in fields(value)))
+
+
+def summary(case: Case) -> str:
+    """A case on one line: numbers as they are, larger arrays by their shape, networks by their widths."""
+    return ", ".join(f"{name} {_short(value)}" for name, value in case.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, ReLUNetwork):
+        return "-".join(str(n) for n in (value.weights[0].shape[1], *(len(w) for w in value.weights)))
+    if isinstance(value, np.ndarray):
+        numbers = " ".join(f"{v:.4g}" for v in value.ravel().tolist())
+        return f"[{numbers}]" if value.size <= FEW else "x".join(map(str, value.shape))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    if is_dataclass(value):
+        return f"({', '.join(f'{f.name} {_short(getattr(value, f.name))}' for f in fields(value))})"
+    return str(value)

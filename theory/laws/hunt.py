@@ -12,12 +12,14 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings, target
 from hypothesis.errors import Unsatisfiable, UnsatisfiedAssumption
 
+from theory.laws.claim import BadConjecture
 from theory.laws.law import Case, Law
 from theory.laws.mutation import mutant, simplified
 from theory.types import InvalidInput
@@ -32,6 +35,7 @@ from theory.types import InvalidInput
 ROUND = 1000  # examples of a round
 DRAWN = 5  # one case in so many is drawn, the others are mutants
 ELITE = 20  # cases closest to failing that a round breeds from
+HEALTH_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 PHASES = (Phase.generate, Phase.target, Phase.shrink)
 
 
@@ -47,10 +51,12 @@ class Failure:
 class Tally:
     """What the examples of one law came to: how many, the ratio closest to failing and its case.
 
-    ``ratio`` is NaN and ``tightest`` None where no case gave a ratio; ``failure`` is None if the law held.
+    ``drawn`` of the examples are draws, the others mutants. ``ratio`` is NaN and ``tightest`` None where no
+    case gave a ratio; ``failure`` is None if the law held.
     """
 
     examples: int = 0
+    drawn: int = 0
     ratio: float = math.nan
     tightest: Case | None = None
     failure: Failure | None = None
@@ -63,6 +69,7 @@ class Tally:
         )
         return Tally(
             self.examples + later.examples,
+            self.drawn + later.drawn,
             later.ratio if nearer else self.ratio,
             later.tightest if nearer else self.tightest,
             self.failure or later.failure,
@@ -79,6 +86,7 @@ def hunt_round(law: Law, *, examples: int, entropy: int) -> Tally:
         failed = simplified(failed, search.fails)
     return Tally(
         search.examples,
+        len(search.drawn),
         search.best,
         search.pool[0][1] if search.pool else None,
         None if failed is None else Failure(failed, search.error(failed)),
@@ -106,7 +114,7 @@ class _Search:
             deadline=None,
             phases=PHASES,
             report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=HEALTH_CHECKS,
         )
         @given(self.law.cases)
         def holds(case: Case) -> None:
@@ -126,6 +134,8 @@ class _Search:
             holds()
         except Unsatisfiable:
             return None
+        except InvalidInput:
+            raise
         except Exception:
             if not failing:  # not the law but the drawing of its cases is at fault
                 raise
@@ -139,9 +149,12 @@ class _Search:
                 break
             elite = self.pool and self.rng.random() < 0.5
             parent = self.pool[self.rng.integers(len(self.pool))][1] if elite else self._any()
+            child = parent
             try:
                 child = mutant(parent, self.rng)
                 self.try_case(child)
+            except BadConjecture:
+                raise
             except (InvalidInput, UnsatisfiedAssumption):
                 continue
             except Exception:  # whatever a formula raises breaks its law
@@ -185,7 +198,7 @@ class _Search:
 
 def hunt(
     load: Callable[[], tuple[Law, ...]], *, examples: int, jobs: int, base: int = 0
-) -> Iterator[tuple[Law, Tally]]:
+) -> Generator[tuple[Law, Tally], None, None]:
     """Rounds of every law in turn, so many ``examples`` of each; a law that failed is hunted no further.
 
     ``load`` is a picklable function that gives the laws; every one of the ``jobs`` processes calls it once.
@@ -207,7 +220,8 @@ def hunt(
         while not finished:
             while len(pending) < 2 * jobs and (unit := next(units, None)):
                 if unit[0] not in failed:
-                    pending.append((unit[0], pool.submit(_work, *unit)))
+                    with _uninterrupted():  # a process that this starts ignores Ctrl-C from its first moment
+                        pending.append((unit[0], pool.submit(_work, *unit)))
             if not pending:
                 finished = True
                 break
@@ -226,12 +240,23 @@ def hunt(
                 process.terminate()
 
 
+@contextmanager
+def _uninterrupted() -> Generator[None, None, None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _laws: tuple[Law, ...] = ()  # of this worker
 
 
 def _start(load: Callable[[], tuple[Law, ...]]) -> None:
     global _laws
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     warnings.simplefilter("ignore")  # an overflow that matters breaks its law
     # Hypothesis keeps a cache of source constants; not in the user's folder.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 
 LEVEL = 1e3  # the logarithm of an infinite ratio: beyond that of any float
+TIE = 9  # decimals of the logarithm of a bound's ratio: closer ones differ by rounding, and the first counts
 Case = dict[str, Any]  # keyword arguments of a check, by name
 Kind = Literal["bound", "identity", "property"]
 
@@ -46,4 +47,4 @@ class Law:
         if math.isnan(ratio):
             return -math.inf
         size = math.log(ratio) if 0 < ratio < math.inf else LEVEL if ratio > 0 else -LEVEL
-        return -size if self.kind == "bound" else size
+        return round(-size, TIE) if self.kind == "bound" else size

@@ -6,9 +6,12 @@ A new law is one more entry in the tuple of its part.
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 from theory.laws.catalog import linear, relu
 from theory.laws.law import Law
+from theory.types import InvalidInput
 
 
 def _with_source(law: Law) -> Law:
@@ -22,3 +25,15 @@ LAWS: tuple[Law, ...] = tuple(map(_with_source, (*linear.LAWS, *relu.LAWS)))
 def law_named(name: str) -> Law:
     """The law of this name. Raises: KeyError if there is none."""
     return {law.name: law for law in LAWS}[name]
+
+
+def select(patterns: tuple[str, ...]) -> tuple[Law, ...]:
+    """The laws whose names match any of the patterns (``relu.*``), in order; all for none.
+
+    Raises: InvalidInput if a pattern matches no law.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(law.name, pattern) for law in LAWS):
+            near = get_close_matches(pattern, [law.name for law in LAWS], n=3, cutoff=0.3)
+            raise InvalidInput(f"{pattern} is no law; the nearest names are {', '.join(near) or 'none'}")
+    return tuple(law for law in LAWS if not patterns or any(fnmatchcase(law.name, p) for p in patterns))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -37,21 +38,25 @@ from theory.relu import (
 from theory.types import ReLUNetwork
 
 PAIR = (0, 1)
+ANY = draw.relu_networks()
 NETS = draw.relu_networks(max_hidden=3)
 LINEAR = draw.relu_networks(max_depth=1)
+
+
+Drawn = Mapping[str, st.SearchStrategy[Any]]  # further arguments of a check, by name
 
 
 @st.composite
 def _net(
     draw_from: st.DrawFn,
-    nets: st.SearchStrategy[ReLUNetwork] = NETS,
+    nets: st.SearchStrategy[ReLUNetwork],
+    more: Drawn,
     *,
     points: int = 0,
     name: str = "x",
     scales: tuple[float, ...] = (1.0,),
-    **more: st.SearchStrategy,
 ) -> Case:
-    """A network, inputs for it if ``points`` is not 0, and more arguments."""
+    """A network, further arguments, and so many inputs for it, if ``points`` is not 0."""
     net = draw_from(nets)
     case = {"net": net} | {key: draw_from(strategy) for key, strategy in more.items()}
     if points:
@@ -60,10 +65,10 @@ def _net(
 
 
 @st.composite
-def _masked(draw_from: st.DrawFn, nets: st.SearchStrategy[ReLUNetwork] | None = None, **more: object) -> Case:
-    """A network, its sparsities, the pair of classes, and more arguments with fixed or drawn values."""
+def _masked(draw_from: st.DrawFn, nets: st.SearchStrategy[ReLUNetwork] | None, more: Drawn) -> Case:
+    """A network, its sparsities, the pair of classes, and further arguments."""
     net, alphas = draw_from(draw.masked_networks(nets))
-    drawn = {k: draw_from(v) if isinstance(v, st.SearchStrategy) else v for k, v in more.items()}
+    drawn = {key: draw_from(strategy) for key, strategy in more.items()}
     return {"net": net, "alphas": alphas, "pair": PAIR} | drawn
 
 
@@ -78,7 +83,7 @@ def _thinned(draw_from: st.DrawFn) -> Case:
 @st.composite
 def _rising(draw_from: st.DrawFn) -> Case:
     """Sparsities, and by what share of what is left each hidden one rises."""
-    net, alphas = draw_from(draw.masked_networks(draw.relu_networks()))
+    net, alphas = draw_from(draw.masked_networks(ANY))
     rise = np.array([draw_from(st.floats(0, 1)) for _ in alphas[:-1]])
     return {"net": net, "alphas": alphas, "rise": rise, "pair": PAIR}
 
@@ -116,16 +121,16 @@ def _law(
 
 P = {"p": draw.attack_norms()}
 RADII = st.tuples(*[st.sampled_from([0.0, 1e-3, 0.1, 1.0, 10.0])] * 2).map(np.array)
-NET, NET_1 = _net(**P), _net(LINEAR, **P)
-POINTS, POINTS_1 = _net(points=4, **P), _net(LINEAR, points=4, **P)
-BALL, BALL_1 = _net(points=2, radius=RADII, **P), _net(LINEAR, points=2, radius=RADII, **P)
+NET, NET_1 = _net(NETS, P), _net(LINEAR, P)
+POINTS, POINTS_1 = _net(NETS, P, points=4), _net(LINEAR, P, points=4)
+BALL, BALL_1 = (_net(nets, P | {"radius": RADII}, points=2) for nets in (NETS, LINEAR))
 LAYERS = st.builds(
     lambda case, layer: case | {"layer": layer % len(case["net"].weights)},
-    _net(draw.relu_networks(), **P),
+    _net(ANY, P),
     st.integers(0, 5),
 )
-TINY, DEEP = _masked(), _masked(draw.relu_networks(max_depth=4))
-L2, LINF = _masked(p=2.0), _masked(p=math.inf)
+TINY, DEEP = _masked(None, {}), _masked(draw.relu_networks(max_depth=4), {})
+L2, LINF = (_masked(None, {"p": st.just(p)}) for p in (2.0, math.inf))
 
 CONSTANTS = [("norm-product", norm_product), ("path-norm", path_norm), ("lipschitz", lipschitz_constants)]
 CERTIFICATES = [
@@ -181,7 +186,7 @@ LIPSCHITZ: tuple[Law, ...] = (
         "identity",
         laws.law_equals_exact_path_norm,
         path_norm,
-        _net(draw.relu_networks(scales=draw.EXTREME)),
+        _net(draw.relu_networks(scales=draw.EXTREME), {}),
         "the path norm in rational arithmetic, rounded up",
     ),
     _law(
@@ -189,7 +194,7 @@ LIPSCHITZ: tuple[Law, ...] = (
         "identity",
         gradients.is_attained,
         path_norm,
-        _net(draw.relu_networks(), points=1, **P),
+        _net(ANY, P, points=1),
         "positive weights attain the path norm",
     ),
     _law(
@@ -197,7 +202,7 @@ LIPSCHITZ: tuple[Law, ...] = (
         "bound",
         gradients.bounds_quotients,
         lipschitz_constants,
-        _net(draw.relu_networks(), points=2, name="ends", **P),
+        _net(ANY, P, points=2, name="ends"),
         "|g(x) - g(x')| <= L ||x - x'||_p",
     ),
     _law(
@@ -239,7 +244,7 @@ BALLS: tuple[Law, ...] = (
         "bound",
         balls.bounds_margins_at_points,
         margin_lower_bounds,
-        _net(draw.relu_networks(scales=draw.EXTREME), points=2, scales=draw.EXTREME),
+        _net(draw.relu_networks(scales=draw.EXTREME), {}, points=2, scales=draw.EXTREME),
         "float64 margins less their error <= rational margins",
     ),
     _law(
@@ -306,7 +311,7 @@ MASKS: tuple[Law, ...] = (
             "bound",
             gradients.is_global_without_masks,
             rung,
-            _masked(NETS, p=p),
+            _masked(NETS, {"p": st.just(p)}),
             f"sup ||grad|| <= {name.split('-')[0]} at alpha = 0; 0 without a layer",
         )
         for name, rung, p in RUNGS
@@ -374,7 +379,7 @@ MASKS: tuple[Law, ...] = (
             partial(best, p=p), net, alphas, pair, p=p
         ),
         best_bound,
-        _masked(**P),
+        _masked(None, P),
         "E sup ||J||_q <= the smallest rung",
     ),
     _law(
@@ -382,7 +387,7 @@ MASKS: tuple[Law, ...] = (
         "property",
         lambda best, **case: gradients.is_smallest(best, ladder, **case),
         best_bound,
-        _masked(draw.relu_networks(), **P),
+        _masked(ANY, P),
         "the best bound is the smallest rung",
     ),
     _law(
@@ -390,7 +395,7 @@ MASKS: tuple[Law, ...] = (
         "bound",
         gradients.is_above_constants,
         best_bound,
-        _net(draw.relu_networks(), pair=st.just(PAIR), **P),
+        _net(ANY, P | {"pair": st.just(PAIR)}),
         "at alpha = 0 no rung is below the global constant",
     ),
     *(
@@ -399,7 +404,7 @@ MASKS: tuple[Law, ...] = (
             "identity",
             gradients.equals_dense_path_norm,
             rung,
-            _net(draw.relu_networks(), pair=st.just(PAIR), p=st.just(p)),
+            _net(ANY, {"pair": st.just(PAIR), "p": st.just(p)}),
             f"{name} at alpha = 0 is the path norm",
         )
         for name, rung, p in [("P1", expected_path_norm, math.inf), ("P2", second_moment_bound, 2.0)]
