@@ -177,12 +177,12 @@ def _print_evidence(law: Law, tally: Tally) -> None:
     from theory.laws.code import reproduction
 
     click.echo(f"\nNo counterexample to {law.name} in {tally.examples:,} examples. This proves nothing.")
-    if tally.drawn:
-        share = min(1.0, _RULE_OF_THREE / tally.drawn)
+    if tally.examples:
+        share = min(1.0, _RULE_OF_THREE / tally.examples)
         click.echo(
-            f"{tally.drawn:,} of them were drawn, the others changed to come closer to a failure. If the\n"
-            f"draws were independent, the next would fail with a probability below {share:.2g} (95 %\n"
-            "confidence, rule of three); this says nothing of cases that are drawn rarely."
+            "If they were independent draws of its strategies (the search also steers towards failures),\n"
+            f"the next would fail with a probability below {share:.2g}, at 95 % confidence by the rule of\n"
+            "three. This says nothing of cases that the strategies draw rarely or never."
         )
     if tally.tightest:
         click.echo(f"The tightest case has (larger + rounding) / smaller = {_worst(law, tally)}:\n")

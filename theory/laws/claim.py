@@ -45,7 +45,8 @@ def conjecture(**cases: st.SearchStrategy) -> Callable[[Callable[..., Any]], Law
                 f"{function.__name__} takes {sorted(taken)}, @conjecture draws {sorted(cases)}; name the same"
             )
         summary = (inspect.getdoc(function) or function.__name__).splitlines()[0].rstrip(".")
-        return Law(function.__name__, summary, "bound", _claim, function, st.fixed_dictionaries(cases))
+        drawn = st.fixed_dictionaries(cases)  # and nothing else: only the strategies know their domain
+        return Law(function.__name__, summary, "bound", _claim, function, drawn, free=False)
 
     return decorate
 

@@ -1,8 +1,9 @@
 """The hunt for counterexamples: rounds of drawn cases and their mutants, in parallel, the same for a seed.
 
 A round draws a fifth of its cases with Hypothesis, which shrinks a failure it finds. The others are mutants
-of those, or of the closest to failing so far: they cost a tenth of a draw and climb towards violations.
-Fresh rounds keep Hypothesis's memory of what it tried small.
+of those, or of the closest to failing so far: they cost a tenth of a draw and climb towards violations. A law
+whose cases are not free, such as a conjecture, gets draws alone, which Hypothesis steers. Fresh rounds keep
+its memory of what it tried small.
 """
 
 from __future__ import annotations
@@ -81,14 +82,17 @@ def hunt_round(law: Law, *, examples: int, entropy: int) -> Tally:
     """One round of cases of one law, the same for the same ``entropy``, up to its first failure."""
     started = time.perf_counter()
     search = _Search(law, np.random.default_rng(entropy))
-    failed = search.draw(-(-examples // DRAWN), entropy) or search.breed(examples)
-    if failed is not None and search.fails(failed):
+    if law.free:
+        failed = search.draw(-(-examples // DRAWN), entropy) or search.breed(examples)
+    else:
+        failed = search.draw(examples, entropy)
+    if failed is not None and law.free and search.fails(failed):
         failed = simplified(failed, search.fails)
     return Tally(
         search.examples,
         len(search.drawn),
         search.best,
-        search.pool[0][1] if search.pool else None,
+        search.tightest,
         None if failed is None else Failure(failed, search.error(failed)),
         time.perf_counter() - started,
     )
@@ -100,6 +104,8 @@ class _Search:
     def __init__(self, law: Law, rng: np.random.Generator) -> None:
         self.law, self.rng = law, rng
         self.examples, self.best = 0, math.nan
+        self.tightest: Case | None = None
+        self.nearest = -math.inf
         self.drawn: list[Case] = []
         self.pool: list[tuple[float, Case]] = []  # the closest first
 
@@ -169,10 +175,10 @@ class _Search:
         ratio = self.law.ratio(case)
         self.examples += 1
         nearness = self.law.closeness(ratio)
-        if nearness > -math.inf and (len(self.pool) < ELITE or nearness > self.pool[-1][0]):
-            if not self.pool or nearness > self.pool[0][0]:
-                self.best = ratio
-            self.pool = sorted([*self.pool, (nearness, case)], key=lambda entry: -entry[0])[:ELITE]
+        if nearness > self.nearest:
+            self.best, self.tightest, self.nearest = ratio, case, nearness
+        if nearness > -math.inf:  # of equal ones the newest stay, so that the pool moves on from ties
+            self.pool = sorted([(nearness, case), *self.pool], key=lambda entry: -entry[0])[:ELITE]
         return nearness
 
     def fails(self, case: Case) -> bool:

@@ -22,10 +22,10 @@ class Law:
     What it returns says how close the case came to failing: for a *bound* (bound + rounding) / truth, at
     least 1; for an *identity* the relative error; for a *property*, which holds or does not, None.
 
-    ``cases`` draws the keyword arguments. The hunt also changes entries of the arrays in them, never beyond
-    the size of the array's largest entry, and keeps arrays of non-negative numbers so, and those of numbers
-    in [0, 1] too; everything else stays. So what must agree with the arrays, such as predicted labels, is
-    computed by the check. A changed case that a precondition rejects (InvalidInput) counts as none.
+    ``cases`` draws the keyword arguments. If ``free``, the hunt also changes entries of the arrays in them,
+    never beyond the size of the array's largest entry, and keeps arrays of non-negative numbers so, and those
+    of numbers in [0, 1] too; everything else stays. So what must agree with the arrays, such as predicted
+    labels, is computed by the check. A changed case that a precondition rejects (InvalidInput) is none.
     ``source`` is Python code that binds the name ``law`` to this law.
     """
 
@@ -36,6 +36,7 @@ class Law:
     formula: Callable[..., Any]
     cases: st.SearchStrategy[Case] = field(repr=False)
     source: str = ""
+    free: bool = True
 
     def ratio(self, case: Case) -> float:
         """What the check returns, NaN for a property. Raises: AssertionError where the law fails."""

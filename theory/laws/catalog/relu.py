@@ -122,7 +122,7 @@ def _law(
 P = {"p": draw.attack_norms()}
 RADII = st.tuples(*[st.sampled_from([0.0, 1e-3, 0.1, 1.0, 10.0])] * 2).map(np.array)
 NET, NET_1 = _net(NETS, P), _net(LINEAR, P)
-POINTS, POINTS_1 = _net(NETS, P, points=4), _net(LINEAR, P, points=4)
+POINTS, POINTS_1 = _net(NETS, P, points=2), _net(LINEAR, P, points=4)
 BALL, BALL_1 = (_net(nets, P | {"radius": RADII}, points=2) for nets in (NETS, LINEAR))
 LAYERS = st.builds(
     lambda case, layer: case | {"layer": layer % len(case["net"].weights)},
