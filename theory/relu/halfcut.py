@@ -42,8 +42,9 @@ from theory.types import ReLUNetwork
 
 # Hidden layers whose diagonal is halved, the first from the output; the number of chains doubles with each.
 HALVED = 5
-# Keep probabilities for which scalings T are sought; every T is valid for all sparsities.
-TUNED = (1.0, 0.4)
+# Keep probabilities for which scalings T are sought, and the power of T taken: the stand-in for the spectral
+# norm looks at the largest rows alone, the bound of a sparse layer at all. Every T is valid for all sparsities.
+TUNED = ((1.0, 1.0), (0.5, 1.0), (0.2, 0.75), (0.05, 0.6))
 STEPS, LARGEST_LOG = 200, 3.0
 # Below this, squares of mantissas may have underflowed: far above what that can lose.
 TRUSTED = 2.0**-200
@@ -56,61 +57,92 @@ class _Layers:
     scale: tuple[np.ndarray, ...]  # T at levels 0 (inputs, all ones) to h
     weights: tuple[np.ndarray, ...]  # T_j^{-1} W_j T_{j-1}
     noise: tuple[dict[int, Polynomial], ...]
-    fourth: tuple[Sums, ...]
-    pairs: tuple[Sums, ...]  # of layers j + 1 and j
+    single: tuple[tuple[Sums, Sums], ...]  # traces of orders 2 and 4 of one layer
+    double: tuple[tuple[Sums, Sums], ...]  # of orders 1 and 2 of the layers j + 1 and j
     means: dict[tuple[int, int], float]  # spectral norm of W_{i-1} ... W_j, levels i > j
 
 
 def halfcut_bound(
     net: ReLUNetwork, alphas: Float[Array, "*batch d"], pair: tuple[int, int]
 ) -> Float[Array, "*batch"]:
-    """Rung S, a bound: E sup ||J||_2 <= sqrt(E sup ||J||_2^2) <= mean over cut sets of chains of blocks.
+    """Rung S for q = 2, a bound: E sup ||J||_2 <= sqrt(E sup ||J||_2^2) <= mean over C of the chains' bounds.
 
-    Never above P2, and so never above F: a chain entry by entry is at most the path vector.
+    Never above P2, and so never above F: a chain entry by entry is at most the path vector. Not monotone in
+    the sparsity. inf where mantissas are too far apart for squares; P2 holds there.
 
     Raises: InvalidInput as :func:`theory.relu.masks.frobenius_bound`.
     Reference: this project.
     """
+    return _mean_over_cuts(net, alphas, pair, absolute=False)
+
+
+def halfcut_path_bound(
+    net: ReLUNetwork, alphas: Float[Array, "*batch d"], pair: tuple[int, int]
+) -> Float[Array, "*batch"]:
+    """Rung S for q = 1, a bound: E sup ||J||_1 <= mean over C of E||J_C||_1, entry by entry or by sqrt(n) l_2.
+
+    Never above P1, nor above sqrt(n) times the rung for q = 2. inf where that one is.
+
+    Raises: InvalidInput as :func:`theory.relu.masks.frobenius_bound`.
+    Reference: this project.
+    """
+    return _mean_over_cuts(net, alphas, pair, absolute=True)
+
+
+def _mean_over_cuts(
+    net: ReLUNetwork, alphas: Float[Array, "*batch d"], pair: tuple[int, int], *, absolute: bool
+) -> Float[Array, "*batch"]:
     keep = keep_probabilities(net, alphas)
     first, second, exponent = last_layer(net, keep, alphas, pair)
     hidden = [scaled(weight) for weight in net.weights[:-1]]
+    roundings = 64 * sum(sum(weight.shape) for weight in net.weights) + 4096
     if not hidden:
-        return product([np.sqrt(second.sum(axis=-1))], exponent, roundings=2 * second.shape[-1] + 20)
-    rows = zip(*(a.reshape(-1, a.shape[-1]) for a in (keep, first, second)), strict=True)
+        size = first.sum(axis=-1) if absolute else np.sqrt(second.sum(axis=-1))
+        return product([size], exponent, roundings=roundings)
     mantissas = tuple(mantissa for mantissa, _ in hidden)
+    sizes = tuple(magnitudes(weight)[0] for weight in net.weights[:-1])
     (a, b), _ = scaled(net.weights[-1][list(pair)])
     layers = [_prepared(mantissas, t) for t in _scalings(mantissas, np.abs(a - b))]
-    values = [_chains(layers, net, (a - b) * k[-1], f, s, k[:-1]) for k, f, s in rows]
+    norms = [_block_norms(scaling, keep[..., :-1].reshape(-1, len(hidden))) for scaling in layers]
+    values = []
+    rows = zip(*(part.reshape(-1, part.shape[-1]) for part in (keep, first, second)), strict=True)
+    for row, (k, mean, square) in enumerate(rows):
+        chosen = [{block: float(norm[row]) for block, norm in table.items()} for table in norms]
+        moments = _Moments(sizes, mantissas, (a - b) * k[-1], mean, square, k[:-1])
+        values.append(_chains(layers, chosen, moments, absolute=absolute) if k.all() else 0.0)
     total = np.reshape(values, keep.shape[:-1])
-    roundings = 64 * sum(sum(weight.shape) for weight in net.weights) + 4096
     bound = product([total], exponent + sum(e for _, e in hidden), roundings=roundings)
-    return np.where(total > TRUSTED, bound, np.inf)
+    return np.where((total > TRUSTED) | (keep == 0).any(axis=-1), bound, np.inf)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """One network, pair and sparsity: |W|, W, and the mean, E|v| and E v^2 of v, all as mantissas."""
+
+    sizes: tuple[np.ndarray, ...]
+    weights: tuple[np.ndarray, ...]
+    mean: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    keep: np.ndarray
 
 
 def _chains(
-    layers: list[_Layers],
-    net: ReLUNetwork,
-    mean: Float[Array, " h"],
-    first: Float[Array, " h"],
-    second: Float[Array, " h"],
-    keep: Float[Array, " l"],
+    layers: list[_Layers], norms: list[dict[tuple[int, int], float]], moments: _Moments, *, absolute: bool
 ) -> float:
     """Mean over the cut sets of the smallest bound of each chain."""
-    if not keep.all():
-        return 0.0
-    depth = len(keep)
-    sizes = tuple(magnitudes(weight)[0] for weight in net.weights[:-1])
-    prefixes = _prefixes(sizes, layers[0].weights, mean, first, second, keep)
-    norms = [_block_norms(scaling, keep) for scaling in layers]
+    depth = len(moments.keep)
+    squares, firsts = _prefixes(moments)
+    widen = math.sqrt(len(squares[(0,)])) if absolute else 1.0
     total = 0.0
     for cuts in _cut_sets(depth):
         levels = (*cuts, 0)
-        best = math.inf
+        best = float(firsts[levels].sum()) if absolute else math.inf
         for used in range(1, len(levels) + 1):
-            entries, level = prefixes[levels[:used]], levels[used - 1]
+            entries, level = squares[levels[:used]], levels[used - 1]
             rest = list(itertools.pairwise(levels[used - 1 :]))
             for scaling, norm in zip(layers, norms, strict=True):
-                value = float(np.sqrt((entries * scaling.scale[level] ** 2).sum()))
+                value = widen * float(np.sqrt((entries * scaling.scale[level] ** 2).sum()))
                 best = min(best, value * math.prod(norm[block] for block in rest))
         total += best
     return total / 2 ** min(depth, HALVED)
@@ -125,34 +157,32 @@ def _cut_sets(depth: int) -> Iterator[tuple[int, ...]]:
 
 
 def _prefixes(
-    sizes: tuple[Float[Array, "_ _"], ...],
-    weights: tuple[Float[Array, "_ _"], ...],
-    mean: Float[Array, " h"],
-    first: Float[Array, " h"],
-    second: Float[Array, " h"],
-    keep: Float[Array, " l"],
-) -> dict[tuple[int, ...], Float[Array, " _"]]:
-    """E of the squared entries of | first block | ... | last block | for every prefix of levels, a bound."""
-    depth = len(sizes)
-    paths = {depth: np.outer(first, first)}
-    np.fill_diagonal(paths[depth], second)
-    signed = np.outer(mean, mean)
-    np.fill_diagonal(signed, second)
-    known: dict[tuple[int, ...], np.ndarray] = {(depth,): paths[depth]}
+    given: _Moments,
+) -> tuple[dict[tuple[int, ...], Float[Array, " _"]], dict[tuple[int, ...], Float[Array, " _"]]]:
+    """E z^2 and E |z| of every entry of | first block | ... | last block | by its levels, bounds."""
+    depth = len(given.sizes)
+    paths, signed = np.outer(given.first, given.first), np.outer(given.mean, given.mean)
+    np.fill_diagonal(paths, given.second)
+    np.fill_diagonal(signed, given.second)
+    walked = given.first
+    moments, firsts = {(depth,): paths}, {(depth,): walked}
     for level in range(depth - 1, -1, -1):
-        paths[level] = _through(sizes[level], paths[level + 1], keep[level])
-        signed = _through(weights[level], signed, keep[level])
+        paths = _through(given.sizes[level], paths, given.keep[level])
+        signed = _through(given.weights[level], signed, given.keep[level])
+        walked = given.keep[level] * (given.sizes[level].T @ walked)
         # What cancellation may have lost is below the rounding of the path sums.
-        slack = 8 * EPS * sum(sum(size.shape) for size in sizes[level:])
-        square = np.maximum(np.diag(signed), 0.0) + slack * np.diag(paths[level])
-        known[(level,)] = np.minimum(np.sqrt(np.outer(square, square)), paths[level])
+        slack = 8 * EPS * sum(sum(size.shape) for size in given.sizes[level:])
+        root = np.sqrt(np.maximum(np.diag(signed), 0.0) + slack * np.diag(paths))
+        moments[(level,)] = np.minimum(np.outer(root, root), paths)
+        firsts[(level,)] = np.minimum(root, walked)
     for cuts in _cut_sets(depth):
         levels = (*cuts, 0)
         for used in range(2, len(levels) + 1):
-            if levels[:used] not in known:
-                before, (above, below) = known[levels[: used - 1]], levels[used - 2 : used]
-                known[levels[:used]] = _through_block(sizes, weights, before, above, below, keep)
-    return {levels: np.diag(moment) for levels, moment in known.items()}
+            if levels[:used] not in moments:
+                before, block = levels[: used - 1], levels[used - 2 : used]
+                after = _through_block(given, moments[before], firsts[before], *block)
+                moments[levels[:used]], firsts[levels[:used]] = after
+    return {levels: np.diag(moment) for levels, moment in moments.items()}, firsts
 
 
 def _through(
@@ -165,55 +195,49 @@ def _through(
 
 
 def _through_block(
-    sizes: tuple[Float[Array, "_ _"], ...],
-    weights: tuple[Float[Array, "_ _"], ...],
-    moment: Float[Array, "r r"],
-    above: int,
-    below: int,
-    keep: Float[Array, " l"],
-) -> Float[Array, "s s"]:
-    """E[|x| |x|'] of |x| <= |block|' |z| from a bound of E[|z| |z|'], a bound.
+    given: _Moments, moment: Float[Array, "r r"], first: Float[Array, " r"], above: int, below: int
+) -> tuple[Float[Array, "s s"], Float[Array, " s"]]:
+    """E[|x| |x|'] and E|x| of |x| <= |block|' |z| from those of |z|, bounds.
 
-    The block |W_{above-1} ... W_below| is at most the product of the |W|; one of two layers also has
-    E|B_ua| |B_u'b| <= s_ua s_u'b with s the root mean square of its entries.
+    The block |W_{above-1} ... W_below| is at most the product of the |W|; one of two layers also has E|B_ua|
+    <= s_ua and E|B_ua| |B_wb| <= s_ua s_wb with s the root mean square of its entries.
     """
-    paths = moment
+    paths, walked = moment, first
     for level in range(above - 1, below - 1, -1):
-        paths = _through(sizes[level], paths, keep[level])
+        paths = _through(given.sizes[level], paths, given.keep[level])
+        walked = given.keep[level] * (given.sizes[level].T @ walked)
     if above - below != 2:
-        return paths
-    (lower, upper), both = keep[below:above], keep[below] * keep[below + 1]
-    slack = 4 * EPS * sum(weights[below].shape)
-    mean = np.abs(weights[above - 1] @ weights[below]) + slack * (sizes[above - 1] @ sizes[below])
-    square = (lower * upper) ** 2 * mean**2 + both * (1 - both) * (
-        sizes[above - 1] ** 2 @ sizes[below] ** 2
-    )
-    root = np.sqrt(square)
-    return np.minimum(paths, root.T @ moment @ root)
+        return paths, walked
+    size, other = given.sizes[below + 1], given.sizes[below]
+    slack = 4 * EPS * sum(other.shape)
+    mean = np.abs(given.weights[below + 1] @ given.weights[below]) + slack * (size @ other)
+    both = given.keep[below] * given.keep[below + 1]
+    root = np.sqrt(both**2 * mean**2 + both * (1 - both) * (size**2 @ other**2))
+    return np.minimum(paths, root.T @ moment @ root), np.minimum(walked, root.T @ first)
 
 
-def _block_norms(scaling: _Layers, keep: Float[Array, " l"]) -> dict[tuple[int, int], float]:
+def _block_norms(scaling: _Layers, keep: Float[Array, "b l"]) -> dict[tuple[int, int], Float[Array, " b"]]:
     """sqrt( E||block||_2^2 ) for the block between any two levels, a bound."""
-    depth = len(keep)
-    means = [keep[j] * scaling.means[j + 1, j] for j in range(depth)]
-    noise = [float(noise_norm(scaling.noise[j], keep[j])) for j in range(depth)]
-    found: dict[tuple[int, int], float] = {}
+    depth = keep.shape[1]
+    means = [keep[:, j] * scaling.means[j + 1, j] for j in range(depth)]
+    either = [means[j] + noise_norm(scaling.noise[j], keep[:, j]) for j in range(depth)]
+    found: dict[tuple[int, int], np.ndarray] = {}
     for j, weight in enumerate(scaling.weights):
-        fourth = float(product_norm((weight,), scaling.fourth[j], keep[j : j + 1]))
-        frobenius = math.sqrt(keep[j]) * float(np.linalg.norm(weight))
-        found[j + 1, j] = min(means[j] + noise[j], fourth, frobenius)
+        traces = product_norm((weight,), *scaling.single[j], keep[:, j : j + 1])
+        frobenius = np.sqrt(keep[:, j]) * np.linalg.norm(weight)
+        found[j + 1, j] = np.min([either[j], traces, frobenius], axis=0)
     for low, high in itertools.combinations(range(depth + 1), 2):
         if high - low == 1:
             continue
         inside = range(low, high)
-        # Every word but that of the means alone, which keeps its cancellation.
-        words = math.prod(means[j] + noise[j] for j in inside) - math.prod(means[j] for j in inside)
-        mean = scaling.means[high, low] * math.prod(keep[j] for j in inside)
-        value = min(mean + words * (1 + 64 * EPS), math.prod(found[j + 1, j] for j in inside))
+        # Every word of means and fluctuations but that of the means alone, which keeps its cancellation.
+        every, alone = math.prod(either[j] for j in inside), math.prod(means[j] for j in inside)
+        mean = scaling.means[high, low] * keep[:, low:high].prod(axis=1)
+        choices = [mean + every * (1 + 64 * EPS) - alone, math.prod(found[j + 1, j] for j in inside)]
         if high - low == 2:
             weights = (scaling.weights[low + 1], scaling.weights[low])
-            value = min(value, float(product_norm(weights, scaling.pairs[low], keep[[low + 1, low]])))
-        found[high, low] = value
+            choices.append(product_norm(weights, *scaling.double[low], keep[:, [low + 1, low]]))
+        found[high, low] = np.min(choices, axis=0)
     return found
 
 
@@ -234,8 +258,11 @@ def _prepared(weights: tuple[Float[Array, "_ _"], ...], scale: tuple[Float[Array
         scale=scale,
         weights=changed,
         noise=tuple({p: noise_sums(w, p) for p in ORDERS} for w in changed),
-        fourth=tuple(product_sums((w,), 4) for w in changed),
-        pairs=tuple(product_sums((w, below), 2) for below, w in itertools.pairwise(changed)),
+        single=tuple((product_sums((w,), 2), product_sums((w,), 4)) for w in changed),
+        double=tuple(
+            (product_sums((w, below), 1), product_sums((w, below), 2))
+            for below, w in itertools.pairwise(changed)
+        ),
         means=means,
     )
 
@@ -245,8 +272,8 @@ def _scalings(
 ) -> Iterator[tuple[Float[Array, " _"], ...]]:
     """Positive diagonals T_0 = I, ..., T_h worth trying, an estimate of the best: none, and one for each TUNED."""
     yield tuple(np.ones(n) for n in (weights[0].shape[1], *(len(w) for w in weights)))
-    for keep in TUNED:
-        yield _tuned(weights, v, keep)
+    for keep, power in TUNED:
+        yield tuple(t**power for t in _tuned(weights, v, keep))
 
 
 def _tuned(

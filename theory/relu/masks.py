@@ -1,4 +1,4 @@
-"""Random masks on a ReLU network: bounds on the expected gradient norm, a ladder of rungs F, M, P1, P2, B.
+"""Random masks on a ReLU network: bounds on the expected gradient norm, a ladder of rungs F, M, P1, P2, B, S.
 
 Layer j keeps each weight independently with probability k_j = 1 - alpha_j. For a fixed pair (i, k) of
 classes let J be the gradient of g_i - g_k; every rung bounds E[ sup ||J||_q ], the supremum over all
@@ -25,6 +25,7 @@ from numpy import ndarray as Array
 from scipy.optimize import fminbound
 
 from theory.norms import dual, norm
+from theory.relu.halfcut import halfcut_bound, halfcut_path_bound
 from theory.relu.lipschitz import (
     EPS,
     l1_from_l2,
@@ -35,7 +36,13 @@ from theory.relu.lipschitz import (
     scaled,
     spectral_norm,
 )
-from theory.relu.masked_layers import check_pair, check_sparsities, keep_probabilities, last_layer, path_moment
+from theory.relu.masked_layers import (
+    check_pair,
+    check_sparsities,
+    keep_probabilities,
+    last_layer,
+    path_moment,
+)
 from theory.types import InvalidInput, ReLUNetwork, check_inputs
 
 CHUNK_BYTES = 2**28  # memory of one chunk of masked copies in monte_carlo
@@ -170,17 +177,27 @@ def ladder(
 ) -> dict[str, Float[Array, "*batch"]]:
     """Every rung valid for E sup ||J||_q, each a bound, by its label.
 
-    p = 2 (q = 2): F, P2, B, and P1, as ||J||_2 <= ||J||_1. p = inf (q = 1): M, P1, and B times sqrt(n), as
-    ||J||_1 <= sqrt(n) ||J||_2 for n inputs. The conversions left out are never smaller than these.
+    p = 2 (q = 2): F, P2, B, S, and P1, as ||J||_2 <= ||J||_1. p = inf (q = 1): M, P1, S, and B times sqrt(n),
+    as ||J||_1 <= sqrt(n) ||J||_2 for n inputs. The conversions left out are never smaller than these. S
+    (:mod:`theory.relu.halfcut`) is capped by P2 and P1, which it exceeds by rounding alone.
 
     Raises: InvalidInput as :func:`frobenius_bound`, or unless p is 2 or inf.
     """
+    q = dual(p)
     paths, spectral = expected_path_norm(net, alphas, pair), bernstein_bound(net, alphas, pair)
-    if dual(p) == 2:
+    if q == 2:
         squares = second_moment_bound(net, alphas, pair)
-        return {"F": frobenius_bound(net, alphas, pair), "P1": paths, "P2": squares, "B": spectral}
+        cuts = np.minimum(halfcut_bound(net, alphas, pair), squares)
+        return {
+            "F": frobenius_bound(net, alphas, pair),
+            "P1": paths,
+            "P2": squares,
+            "B": spectral,
+            "S": cuts,
+        }
     widened = l1_from_l2(spectral, width=net.weights[0].shape[1])
-    return {"M": column_sum_bound(net, alphas, pair), "P1": paths, "B": widened}
+    cuts = np.minimum(halfcut_path_bound(net, alphas, pair), paths)
+    return {"M": column_sum_bound(net, alphas, pair), "P1": paths, "B": widened, "S": cuts}
 
 
 def best_bound(

@@ -13,6 +13,7 @@ that one pass over the weights serves every sparsity:
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -25,15 +26,15 @@ from numpy import ndarray as Array
 from theory.relu.lipschitz import EPS
 
 # A rooted tree: for each child the number of times the walk uses its edge, and the child's own tree.
-Tree: TypeAlias = tuple[tuple[int, "Tree"], ...]
+Tree: TypeAlias = tuple
 Polynomial: TypeAlias = dict[tuple[int, ...], float]
 Choice: TypeAlias = tuple[tuple[int, ...], ...]  # one set partition of the steps per layer
 Vertex: TypeAlias = tuple[int, int]
 Name: TypeAlias = tuple
 Sums: TypeAlias = dict[tuple[tuple[int, ...], ...], tuple[float, int]]
 
-# Orders p of the noise bound. Higher ones are tighter until large entries dominate; p = 7 has 1039 shapes.
-ORDERS = (1, 2, 4, 6, 7)
+# Orders p of the noise bound. Higher ones are tighter, until large entries dominate, and have many more shapes.
+ORDERS = (1, 2, 4, 6)
 
 
 @cache
@@ -92,21 +93,17 @@ def noise_sums(weight: Float[Array, "r s"], p: int) -> Polynomial:
     size = np.abs(weight)
     powers = {m: size**m for m in range(2, 2 * p + 1)}
     largest = float(size.max())
-    known: dict[tuple[Tree, int], np.ndarray] = {}
-
-    def message(tree: Tree, side: int) -> np.ndarray:
-        if (tree, side) not in known:
-            total = np.ones(size.shape[side])
-            for uses, child in tree:
-                matrix = powers[uses] if side == 0 else powers[uses].T
-                total = total * (matrix @ message(child, 1 - side))
-            known[tree, side] = total
-        return known[tree, side]
-
+    steps, shapes = _messages(p)
+    messages: list[np.ndarray] = []
+    for side, children in steps:
+        total = np.ones(size.shape[side])
+        for uses, child in children:
+            total = total * ((powers[uses] if side == 0 else powers[uses].T) @ messages[child])
+        messages.append(total)
     sums: Polynomial = {}
-    for (tree, others), count in walk_shapes(p).items():
-        key = tuple(sorted([*_edge_uses(tree), *others]))
-        sums[key] = sums.get(key, 0.0) + count * float(message(tree, 0).sum()) * largest ** sum(others)
+    for key, root, others, count in shapes:
+        value = count * float(messages[root].sum()) * largest**others
+        sums[key] = sums.get(key, 0.0) + value
     return sums
 
 
@@ -118,11 +115,12 @@ def noise_norm(sums: dict[int, Polynomial], keep: Float[Array, "*batch"]) -> Flo
     """
     best = np.full(keep.shape, np.inf)
     for p, polynomial in sums.items():
+        moments = {m: central_moment(keep, m) for m in range(2, 2 * p + 1)}
         total = np.zeros(keep.shape)
         for uses, coefficient in polynomial.items():
-            total += coefficient * np.prod([central_moment(keep, m) for m in uses], axis=0)
+            total += coefficient * math.prod(moments[m] for m in uses)
         best = np.minimum(best, total ** (1.0 / (2 * p)))
-    return best
+    return np.asarray(best)
 
 
 def central_moment(keep: Float[Array, "*batch"], order: int) -> Float[Array, "*batch"]:
@@ -150,45 +148,103 @@ def product_sums(weights: tuple[Float[Array, "_ _"], ...], p: int) -> Sums:
     layer; their expectation is the sum over set partitions of prod of joint cumulants, which vanish unless
     all entries of a block are the same one. Each value is (sum, number of partitions).
     """
+    # Inner levels are summed out first, then the wider end.
+    tall = weights[0].shape[0] > weights[-1].shape[1]
+    ranks = (int(tall), *[2] * (len(weights) - 1), int(not tall))
+    steps, wanted = _program(p, ranks)
+    made: list[np.ndarray] = []
+    for kind, first, second in steps:
+        match kind:
+            case "power":
+                made.append(weights[first] ** second)
+            case "T":
+                made.append(made[first].T)
+            case "times":
+                made.append(made[first] @ made[second].T)
+            case "entrywise":
+                made.append(made[first] * made[second])
+            case _:  # weighted: the rows of the first by the row sums of the second
+                made.append(made[first] * made[second].sum(axis=1)[:, None])
     sums: Sums = {}
-    products = _Products(weights)
-    for choice, count in _classes(len(weights), p).items():
-        key = tuple(tuple(sorted(Counter(part).values())) for part in choice)
-        value, number = sums.get(key, (0.0, 0))
-        sums[key] = value + count * _graph_sum(products, choice), number + count
+    for blocks, numbers in wanted.items():
+        value = sum(count * float(made[number].sum()) for number, count in numbers.items())
+        sums[blocks] = (value, sum(numbers.values()))
     return sums
 
 
-def product_norm(
+def product_moment(
     weights: tuple[Float[Array, "_ _"], ...], sums: Sums, keep: Float[Array, "*batch l"]
-) -> Float[Array, "*batch"]:
-    """sqrt( E||X_1 ... X_L||_2^2 ), a bound: (E tr (Z Z')^p)^{1/2p} from ``product_sums``.
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    """E tr (Z Z')^p from ``product_sums``, an identity, and a bound of what its cancellation may lose.
 
-    No sum over walks exceeds (prod_l ||W_l||_F)^{2p}, which bounds what cancellation may lose; that is added.
+    No sum over walks exceeds (prod_l ||W_l||_F)^{2p}.
     """
     total, size = np.zeros(keep.shape[:-1]), np.zeros(keep.shape[:-1])
-    order = 2 * sum(next(iter(sums))[0])
+    order = sum(next(iter(sums))[0])
+    factors = {m: cumulant(keep, m) for m in range(1, order + 1)}
     for blocks, (value, number) in sums.items():
-        factors = [cumulant(keep[..., j], m) for j, part in enumerate(blocks) for m in part]
-        term = np.prod(factors, axis=0)
+        term = math.prod(factors[m][..., j] for j, part in enumerate(blocks) for m in part)
         total, size = total + value * term, size + number * np.abs(term)
     frobenius = np.prod([np.linalg.norm(weight) for weight in weights])
-    roundings = order * sum(sum(weight.shape) + 64 for weight in weights)
-    lost = roundings * EPS * frobenius ** (order // 2) * size
-    return np.asarray(np.maximum(total + lost, 0.0) ** (2.0 / order))
+    roundings = 2 * order * sum(sum(weight.shape) + 64 for weight in weights)
+    return np.asarray(total), np.asarray(roundings * EPS * frobenius**order * size)
+
+
+def product_norm(
+    weights: tuple[Float[Array, "_ _"], ...], low: Sums, high: Sums, keep: Float[Array, "*batch l"]
+) -> Float[Array, "*batch"]:
+    """sqrt( E||Z||_2^2 ), a bound from M_p = E tr (Z Z')^p and M_2p: ``low`` and ``high`` of ``product_sums``.
+
+    The n eigenvalues of (Z Z')^p have the mean m_p / n and the mean square m_2p / n, so the largest one is at
+    most m_p / n + sqrt( (n-1)/n (m_2p - m_p^2 / n) ); its expectation follows with M for m by Jensen.
+
+    Reference: Wolkowicz, Styan 1980, for one matrix; this project for the expectation.
+    """
+    first, lost = product_moment(weights, low, keep)
+    second, more = product_moment(weights, high, keep)
+    n = min(min(weight.shape) for weight in weights)
+    spread = second + more - np.maximum(first - lost, 0.0) ** 2 / n * (1 - 16 * EPS)
+    largest = (first + lost) / n + np.sqrt((n - 1) / n * np.maximum(spread, 0.0))
+    return np.asarray(np.maximum(largest, 0.0) ** (1.0 / sum(next(iter(low))[0])))
 
 
 @cache
 def _classes(layers: int, p: int) -> Counter[Choice]:
-    """How many choices of one partition per layer look alike from some start of the walk."""
-    choices = itertools.product(_partitions(2 * p), repeat=layers)
-    return Counter(min(_images(choice)) for choice in choices)
+    """One of the choices of a partition per layer that look alike from some start of the walk, and how many."""
+    found: Counter[Choice] = Counter()
+    known: set[Choice] = set()
+    for choice in itertools.product(_partitions(2 * p), repeat=layers):
+        if choice not in known:
+            alike = set(_images(choice))
+            known |= alike
+            found[choice] = len(alike)
+    return found
 
 
-def _edge_uses(tree: Tree) -> Iterator[int]:
-    for uses, child in tree:
-        yield uses
-        yield from _edge_uses(child)
+@cache
+def _messages(p: int) -> tuple[list[tuple[int, Tree]], list[tuple[tuple[int, ...], int, int, int]]]:
+    """The walk shapes as a list of messages, children first, each with its side and its children's numbers.
+
+    And for each shape the uses of all edges, the number of its root's message, the uses outside, the count.
+    """
+    number: dict[tuple[Tree, int], int] = {}
+    steps: list[tuple[int, Tree]] = []
+
+    def numbered(tree: Tree, side: int) -> int:
+        if (tree, side) not in number:
+            children = tuple((uses, numbered(child, 1 - side)) for uses, child in tree)
+            steps.append((side, children))
+            number[tree, side] = len(steps) - 1
+        return number[tree, side]
+
+    def edges(tree: Tree) -> list[int]:
+        return [n for uses, child in tree for n in (uses, *edges(child))]
+
+    shapes = [
+        (tuple(sorted([*edges(tree), *others])), numbered(tree, 0), sum(others), count)
+        for (tree, others), count in walk_shapes(p).items()
+    ]
+    return steps, shapes
 
 
 def _partitions(n: int) -> Iterator[tuple[int, ...]]:
@@ -217,84 +273,73 @@ def _renamed(blocks: Iterator[int]) -> tuple[int, ...]:
     return tuple(names.setdefault(block, len(names)) for block in blocks)
 
 
-class _Products:
-    """Matrices named by how they were made, so that equal parts of different graphs are computed once."""
+@cache
+def _program(
+    p: int, ranks: tuple[int, ...]
+) -> tuple[list[tuple[str, int, int]], dict[tuple[tuple[int, ...], ...], Counter[int]]]:
+    """How to make every matrix of the graphs, parts first, each once however many graphs share it.
 
-    def __init__(self, weights: tuple[Float[Array, "_ _"], ...]) -> None:
-        self.known: dict[Name, np.ndarray] = {}
-        self.weights = weights
+    And for each choice of block sizes the numbers of the matrices whose sums make up its coefficient, with how
+    often each counts. The levels of the highest rank are summed out first.
+    """
+    number: dict[Name, int] = {}
+    steps: list[tuple[str, int, int]] = []
 
-    def power(self, layer: int, size: int) -> Name:
-        """W_layer to an entrywise power."""
-        return self._made(("power", layer, size), lambda: self.weights[layer] ** size)
+    def numbered(name: Name) -> int:
+        if name not in number:
+            kind, *parts = name
+            first, second = (*parts, 0)[:2] if kind == "power" else (*map(numbered, parts), 0)[:2]
+            steps.append((kind, first, second))
+            number[name] = len(steps) - 1
+        return number[name]
 
-    def transposed(self, name: Name) -> Name:
-        """The transpose, a view."""
-        if name[0] == "T":
-            return name[1]
-        return self._made(("T", name), lambda: self.known[name].T)
-
-    def times(self, a: Name, b: Name) -> Name:
-        """The matrix product A B'."""
-        return self._made(("times", a, b), lambda: self.known[a] @ self.known[b].T)
-
-    def entrywise(self, a: Name, b: Name) -> Name:
-        """The entrywise product."""
-        return self._made(("entrywise", a, b), lambda: self.known[a] * self.known[b])
-
-    def weighted(self, a: Name, end: Name) -> Name:
-        """A with its rows multiplied by the row sums of ``end``."""
-        return self._made(
-            ("weighted", a, end), lambda: self.known[a] * self.known[end].sum(axis=1)[:, None]
-        )
-
-    def _made(self, name: Name, make: Callable[[], np.ndarray]) -> Name:
-        if name not in self.known:
-            self.known[name] = make()
-        return name
+    wanted: dict[tuple[tuple[int, ...], ...], Counter[int]] = {}
+    for choice, count in _classes(len(ranks) - 1, p).items():
+        key = tuple(tuple(sorted(Counter(part).values())) for part in choice)
+        wanted.setdefault(key, Counter())[numbered(_contracted(choice, ranks))] += count
+    return steps, wanted
 
 
-def _graph_sum(products: _Products, choice: Choice) -> float:
-    """Sum over all vertex labels of prod over blocks W_l[upper, lower]^size.
+def _contracted(choice: Choice, ranks: tuple[int, ...]) -> Name:
+    """The matrix whose sum is that over all vertex labels of prod over blocks W_l[upper, lower]^size.
 
-    Vertices with two neighbours or one are summed out, wide layers before narrow ones: all graphs of (layers,
-    p) = (1, 4) and (2, 2) can be contracted so, and the tests contract them all.
+    Vertices with two neighbours or one are summed out, those of the highest rank first: all graphs of (layers,
+    p) = (1, 4) and (2, 2) can be contracted so.
     """
     edges: dict[tuple[Vertex, Vertex], Name] = {}
     root = _merged(choice)
-    width: dict[Vertex, int] = {}
     for layer, part in enumerate(choice):
         for block, size in Counter(part).items():
             upper, lower = (root[level, part.index(block)] for level in (layer, layer + 1))
-            width[upper], width[lower] = products.weights[layer].shape
-            _join(products, edges, upper, lower, products.power(layer, size))
+            _join(edges, upper, lower, ("power", layer, size))
     while len(edges) > 1:
         degree = Counter(vertex for pair in edges for vertex in pair)
-        vertex = min(degree, key=lambda v: (degree[v], -width[v], v))
+        vertex = min(degree, key=lambda v: (degree[v], -ranks[v[0]], v))
         parts = {pair: edges.pop(pair) for pair in list(edges) if vertex in pair}
         # From the neighbour to the vertex.
-        into = [
-            (a, name) if b == vertex else (b, products.transposed(name)) for (a, b), name in parts.items()
-        ]
+        into = [(a, name) if b == vertex else (b, _transposed(name)) for (a, b), name in parts.items()]
         if len(into) == 1:
             ((near, end),) = into
             a, b = next(pair for pair in edges if near in pair)
-            name = edges[a, b] if a == near else products.transposed(edges[a, b])
-            name = products.weighted(name, end)
-            edges[a, b] = name if a == near else products.transposed(name)
+            if a == near:
+                edges[a, b] = ("weighted", edges[a, b], end)
+            else:
+                edges[a, b] = _transposed(("weighted", _transposed(edges[a, b]), end))
         else:
             (a, first), (b, second) = into
-            _join(products, edges, a, b, products.times(first, second))
+            _join(edges, a, b, ("times", first, second))
     (name,) = edges.values()
-    return float(products.known[name].sum())
+    return name
 
 
-def _join(
-    products: _Products, edges: dict[tuple[Vertex, Vertex], Name], a: Vertex, b: Vertex, name: Name
-) -> None:
+def _join(edges: dict[tuple[Vertex, Vertex], Name], a: Vertex, b: Vertex, name: Name) -> None:
     """Add an edge; parallel edges become one by the entrywise product."""
-    a, b, name = (a, b, name) if a < b else (b, a, products.transposed(name))
-    edges[a, b] = products.entrywise(edges[a, b], name) if (a, b) in edges else name
+    a, b, name = (a, b, name) if a < b else (b, a, _transposed(name))
+    edges[a, b] = ("entrywise", edges[a, b], name) if (a, b) in edges else name
+
+
+def _transposed(name: Name) -> Name:
+    return name[1] if name[0] == "T" else ("T", name)
 
 
 def _merged(choice: Choice) -> dict[Vertex, Vertex]:
