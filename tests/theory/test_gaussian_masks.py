@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from theory import symbolic_random
-from theory.laws import masks as laws
+from theory.laws import linear_masks as laws
 from theory.laws.strategies import arrays, attack_norms, binary_linear, sparsities
 from theory.linear import (
     GaussianClasses,

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from theory import symbolic_random
-from theory.laws import masks as laws
+from theory.laws import linear_masks as laws
 from theory.laws.strategies import arrays, attack_norms, sparsities
 from theory.linear import (
     MaskAverage,

@@ -8,8 +8,10 @@ from theory.relu.certificate import (
 )
 from theory.relu.exact import ExactRadius, exact_radius
 from theory.relu.exact_lipschitz import ExactLipschitz, exact_local_lipschitz
+from theory.relu.halfcut import halfcut_bound, halfcut_path_bound
 from theory.relu.lipschitz import gradient_norms, lipschitz_constants, local_gradient, norm_product, path_norm
 from theory.relu.margins import local_lipschitz, margin_bounds, preactivation_bounds
+from theory.relu.mask_tails import high_probability_bound
 from theory.relu.masks import (
     bernstein_bound,
     best_bound,
@@ -39,6 +41,9 @@ __all__ = [
     "expected_path_norm",
     "frobenius_bound",
     "gradient_norms",
+    "halfcut_bound",
+    "halfcut_path_bound",
+    "high_probability_bound",
     "ladder",
     "lipschitz_constants",
     "local_certified_radius",
