@@ -134,7 +134,7 @@ def preactivation_moments(
     layers: list[Layer] = []
     for j, (weight, bias, k) in enumerate(zip(net.weights, net.biases, keep, strict=True)):
         if j:
-            mean, variance, shared = _rectified(layers[-1])
+            mean, variance, shared = rectified_layer(layers[-1])
         own = k * (1 - k) * ((variance + mean**2) @ (weight**2).T)
         if j == 0 or not covariance:
             layers.append(Layer(k * (mean @ weight.T) + bias, own + k**2 * (variance @ (weight**2).T), None))
@@ -146,10 +146,14 @@ def preactivation_moments(
     return layers
 
 
-def _rectified(
+def rectified_layer(
     layer: Layer,
 ) -> tuple[Float[Array, "m h"], Float[Array, "m h"], Float[Array, "m h h"] | None]:
-    """Mean, variance and covariance after ReLU: Cov = P P' C + (phi phi' / s s') C^2 / 2 off the diagonal."""
+    """Mean, variance and covariance after ReLU, an estimate: identities for Gaussian units but for the last.
+
+    Off the diagonal Cov = P P' C + (f f') C^2 / 2 with P(z > 0) and the density f of z at 0: the first two
+    terms of Price's series sum_n C^n / n! E relu^(n)(z) E relu^(n)(z').
+    """
     mean, variance, active, density = rectified_moments(layer.mean, layer.variance)
     if layer.covariance is None:
         return mean, variance, None
@@ -207,16 +211,22 @@ def _gradient_norms(
         if second is None:
             variance = own + k**2 * ((square - (active * mean) ** 2) @ weight**2)
         else:
-            both = pairs(active)
-            if layer.covariance is not None:
-                both += pairs(density) * layer.covariance
-            second = k**2 * (weight.T @ with_diagonal(second * both, square) @ weight)
+            gated = with_diagonal(second * both_active(layer.covariance, active, density), square)
+            second = k**2 * (weight.T @ gated @ weight)
             diagonal = np.einsum("mvv->mv", second) + own
             second = with_diagonal(second, diagonal)
         mean = k * ((active * mean) @ weight)
         if second is not None:
             variance = np.maximum(np.einsum("mvv->mv", second) - mean**2, 0.0)
     return norm_means(mean, variance, second)
+
+
+def both_active(
+    covariance: Float[Array, "m h h"] | None, active: Float[Array, "m h"], density: Float[Array, "m h"]
+) -> Float[Array, "m h h"]:
+    """P(two units both active) off the diagonal, an estimate: P P' + f f' C, Price's series to first order."""
+    independent = pairs(active)
+    return independent if covariance is None else independent + pairs(density) * covariance
 
 
 def with_diagonal(matrix: Float[Array, "m h h"], diagonal: Float[Array, "m h"]) -> Float[Array, "m h h"]:
@@ -253,7 +263,7 @@ def norm_means(
 def best_sparsity(
     sparsity: Float[Array, " a"], radius: Float[Array, "a m"], rows: Bool[Array, " m"] | None = None
 ) -> float:
-    """The sparsity with the largest mean radius on the grid given, an estimate of alpha*; ties to the densest.
+    """The sparsity with the largest mean radius on the grid given, an estimate of alpha*; ties: the first.
 
     Raises: InvalidInput if the grids disagree.
     """
