@@ -224,7 +224,7 @@ def _gradient_norms(
 def both_active(
     covariance: Float[Array, "m h h"] | None, active: Float[Array, "m h"], density: Float[Array, "m h"]
 ) -> Float[Array, "m h h"]:
-    """P(two units both active) off the diagonal, an estimate: P P' + f f' C, Price's series to first order."""
+    """P(both active) off the diagonal, an estimate: P P' + f f' C, Price's series to first order."""
     independent = pairs(active)
     return independent if covariance is None else independent + pairs(density) * covariance
 

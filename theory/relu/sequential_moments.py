@@ -66,7 +66,7 @@ def as_sequential(net: ReLUNetwork) -> nn.Sequential:
         linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
         linear.weight.data, linear.bias.data = torch.tensor(weight), torch.tensor(bias)
         layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers[:-1]).requires_grad_(False)
+    return nn.Sequential(*layers[:-1]).requires_grad_(requires_grad=False)
 
 
 def predict_sequential(
@@ -179,6 +179,7 @@ def operator(step: Step) -> Matrix | None:
         return None
     images = torch.eye(int(np.prod(step.shape)), dtype=torch.float64).reshape(-1, *step.shape)
     if isinstance(module, nn.Conv2d):
+        assert not isinstance(module.padding, str)
         geometry = (module.stride, module.padding, module.dilation, module.groups)
         outputs = F.conv2d(images, module.weight.detach().double(), None, *geometry)
     elif isinstance(module, nn.Linear):
@@ -226,7 +227,7 @@ def _linear(step: Step, matrix: Matrix, state: Layer, k: float) -> tuple[Layer, 
 
 
 def spread_of_masks(step: Step, second: Tensor) -> Tensor:
-    """sum_e w_e^2 T_e E[h h'] T_e', an identity: block diagonal over channels, diagonal for a Linear layer."""
+    """sum_e w_e^2 T_e E[h h'] T_e', an identity: blocks of one channel, a diagonal for a Linear layer."""
     module, count = step.module, len(second)
     assert isinstance(module, MASKED)
     squares = module.weight.detach().double() ** 2
@@ -234,6 +235,7 @@ def spread_of_masks(step: Step, second: Tensor) -> Tensor:
         return torch.diag_embed(torch.diagonal(second, dim1=-2, dim2=-1) @ squares.T)
     channels, height, width = step.shape
     pixels, groups = height * width, module.groups
+    assert not isinstance(module.padding, str)
     numbers = torch.arange(1.0, pixels + 1, dtype=torch.float64).reshape(1, 1, height, width)
     reads = F.unfold(numbers, module.kernel_size, module.dilation, module.padding, module.stride)[0].long()
     blocks = second.reshape(count, channels, pixels, channels, pixels).diagonal(dim1=1, dim2=3)
