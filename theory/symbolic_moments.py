@@ -71,8 +71,8 @@ def prove_masked_covariance() -> tuple[sp.Expr, sp.Expr]:
 def prove_cauchy_schwarz_step() -> tuple[sp.Expr, sp.Expr]:
     """E[m/l] E[l] - (E sqrt m)^2 = pi (1-pi) (sqrt(m1/l1 l2) - sqrt(m2/l2 l1))^2 >= 0, an identity.
 
-    For two values of (m, l) with probabilities pi and 1 - pi; for more values it is the sum of such terms over
-    all pairs of values, by Lagrange's identity.
+    For two values of (m, l) with probabilities pi and 1 - pi; for more it is the sum of such terms over all
+    pairs of values, by Lagrange's identity.
     """
     (m1, m2), (l1, l2), rest = M_VALUES, L_VALUES, 1 - P
     gap = (P * m1 / l1 + rest * m2 / l2) * (P * l1 + rest * l2) - (P * sp.sqrt(m1) + rest * sp.sqrt(m2)) ** 2

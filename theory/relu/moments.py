@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -27,7 +28,7 @@ from theory.relu.rectified import folded_mean, rectified_moments
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
 
 NODES = 1024  # cubature nodes of the Gaussian logits; the error of a probability is about 1e-3
-ROUNDING = 1e-9  # a smaller relative variance of a squared norm is rounding, and changes its root by less
+LARGE_SHAPE = 1e4  # from here on the two forms of the mean of a gamma variable's root agree to 1e-10
 CHUNK_ENTRIES = 2**23  # entries of one covariance array of a chunk of examples: 64 MiB
 
 
@@ -54,7 +55,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Layer:
-    """A pre-activation: mean and variance (m, h), covariance (m, h, h) or None if units are independent."""
+    """A pre-activation or a gradient: mean and variance (m, h), covariance (m, h, h).
+
+    covariance is None where the entries are independent.
+    """
 
     mean: Float[Array, "m h"]
     variance: Float[Array, "m h"]
@@ -167,6 +171,12 @@ def pairs(values: Float[Array, "m h"]) -> Float[Array, "m h h"]:
     return values[:, :, None] * values[:, None, :]
 
 
+@cache
+def _normal_nodes(dimensions: int) -> Float[Array, "nodes k"]:
+    """Sobol points, moved half a cell into the cube, as standard normal vectors."""
+    return ndtri(qmc.Sobol(dimensions, scramble=False).random(NODES) + 0.5 / NODES)
+
+
 def margin_statistics(logits: Layer, y: Int[Array, " m"]) -> Float[Array, "2 m"]:
     """E min_k max(g_y - g_k, 0) and P(all g_y > g_k) of Gaussian logits, an estimate by fixed Sobol nodes.
 
@@ -179,7 +189,7 @@ def margin_statistics(logits: Layer, y: Int[Array, " m"]) -> Float[Array, "2 m"]
     else:
         values, vectors = np.linalg.eigh(logits.covariance)
         root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-    nodes = ndtri(qmc.Sobol(classes, scramble=False).random(NODES) + 0.5 / NODES)
+    nodes = _normal_nodes(classes)
     margin, accuracy = np.zeros(count), np.zeros(count)
     for e in range(count):
         noise = nodes @ root[e].T
@@ -197,36 +207,43 @@ def _gradient_norms(
     rivals: Int[Array, " m"],
     keep: Float[Array, " d"],
 ) -> Float[Array, "2 m"]:
-    """E ||grad(g_y - g_r)||_2 and ||.||_1 from the second moments of the gradient, layer by layer."""
+    """E ||grad(g_y - g_r)||_2 and ||.||_1 from the moments of the gradient, layer by layer downwards."""
     last = net.weights[-1]
-    mean = keep[-1] * (last[y] - last[rivals])
     variance = keep[-1] * (1 - keep[-1]) * (last[y] ** 2 + last[rivals] ** 2)
-    second = None
-    if len(hidden) == 1 or any(layer.covariance is not None for layer in hidden):
-        second = with_diagonal(pairs(mean), variance + mean**2)
+    gradient = Layer(keep[-1] * (last[y] - last[rivals]), variance, None)
     for layer, weight, k in zip(reversed(hidden), reversed(net.weights[:-1]), keep[-2::-1], strict=True):
-        _, _, active, density = rectified_moments(layer.mean, layer.variance)
-        square = active * (variance + mean**2)  # E of the gradient squared below the pattern
-        own = k * (1 - k) * (square @ weight**2)
-        if second is None:
-            variance = own + k**2 * ((square - (active * mean) ** 2) @ weight**2)
-        else:
-            gated = with_diagonal(second * both_active(layer.covariance, active, density), square)
-            second = k**2 * (weight.T @ gated @ weight)
-            diagonal = np.einsum("mvv->mv", second) + own
-            second = with_diagonal(second, diagonal)
-        mean = k * ((active * mean) @ weight)
-        if second is not None:
-            variance = np.maximum(np.einsum("mvv->mv", second) - mean**2, 0.0)
-    return norm_means(mean, variance, second)
+        pulled = pull_back_relu(layer, gradient)
+        own = k * (1 - k) * ((pulled.variance + pulled.mean**2) @ weight**2)
+        mean = k * (pulled.mean @ weight)
+        if pulled.covariance is None and len(hidden) > 1:
+            gradient = Layer(mean, own + k**2 * (pulled.variance @ weight**2), None)
+            continue
+        # One hidden layer: its units are independent, and the full moments of the gradient cost little.
+        spread = (
+            weight.T * pulled.variance[:, None] if pulled.covariance is None else weight.T @ pulled.covariance
+        )
+        full = k**2 * (spread @ weight)
+        total = np.maximum(np.einsum("mvv->mv", full), 0.0) + own
+        gradient = Layer(mean, total, with_diagonal(full, total))
+    return norm_means(gradient)
 
 
-def both_active(
-    covariance: Float[Array, "m h h"] | None, active: Float[Array, "m h"], density: Float[Array, "m h"]
-) -> Float[Array, "m h h"]:
-    """P(both active) off the diagonal, an estimate: P P' + f f' C, Price's series to first order."""
-    independent = pairs(active)
-    return independent if covariance is None else independent + pairs(density) * covariance
+def pull_back_relu(layer: Layer, gradient: Layer) -> Layer:
+    """Moments of D J for a gradient J independent of the pattern D of ``layer``, an estimate.
+
+    With P = P(active), f the density of z at 0 and C = Cov(z), Cov(D_u, D_w) = f f' C to first order, so
+    Cov(D J) = Cov(J) (P P' + f f' C) + E J E J' f f' C; on the diagonal P Var J + P (1-P) (E J)^2 exactly.
+    """
+    _, _, active, density = rectified_moments(layer.mean, layer.variance)
+    variance = active * gradient.variance + active * (1 - active) * gradient.mean**2
+    mean = active * gradient.mean
+    if layer.covariance is None and gradient.covariance is None:
+        return Layer(mean, variance, None)
+    together = pairs(density) * (layer.covariance if layer.covariance is not None else 0.0)
+    covariance = pairs(gradient.mean) * together
+    if gradient.covariance is not None:
+        covariance = covariance + gradient.covariance * (pairs(active) + together)
+    return Layer(mean, variance, with_diagonal(covariance, variance))
 
 
 def with_diagonal(matrix: Float[Array, "m h h"], diagonal: Float[Array, "m h"]) -> Float[Array, "m h h"]:
@@ -236,27 +253,24 @@ def with_diagonal(matrix: Float[Array, "m h h"], diagonal: Float[Array, "m h"]) 
     return matrix
 
 
-def norm_means(
-    mean: Float[Array, "m n"], variance: Float[Array, "m n"], second: Float[Array, "m n n"] | None
-) -> Float[Array, "2 m"]:
+def norm_means(gradient: Layer) -> Float[Array, "2 m"]:
     """E||J||_2 and E||J||_1 of a Gaussian vector: an identity for l_1, an estimate for l_2.
 
-    ||J||_2^2 has mean trace E[J J'] and, for Gaussian J, variance v = 2 tr C^2 + 4 e'C e; the root of the
-    gamma variable with these two moments has mean sqrt(trace / s) Gamma(s + 1/2) / Gamma(s), s = trace^2 / v.
-    ``second`` is E[J J'], or None for independent entries.
+    ||J||_2^2 has mean t = sum (E J)^2 + Var J and, for Gaussian J, variance v = 2 tr C^2 + 4 E J' C E J; the
+    root of the gamma variable with these two has mean sqrt(t / s) Gamma(s + 1/2) / Gamma(s), s = t^2 / v.
     """
+    mean, variance, covariance = gradient.mean, gradient.variance, gradient.covariance
     total = (variance + mean**2).sum(axis=1)
-    if second is None:
+    if covariance is None:
         spread = 2 * (variance**2).sum(axis=1) + 4 * (variance * mean**2).sum(axis=1)
     else:
-        centred = second - pairs(mean)
-        along = np.einsum("mi,mij,mj->m", mean, centred, mean)
-        spread = 2 * (centred**2).sum(axis=(1, 2)) + 4 * np.maximum(along, 0.0)
-    shape = np.full(total.shape, math.inf)
-    np.divide(total**2, spread, out=shape, where=spread > ROUNDING * total**2)
-    finite = np.isfinite(shape)
-    shape = np.where(finite, shape, 1.0)
-    factor = np.where(finite, np.exp(gammaln(shape + 0.5) - gammaln(shape)) / np.sqrt(shape), 1.0)
+        along = np.einsum("mi,mij,mj->m", mean, covariance, mean)
+        spread = 2 * (covariance**2).sum(axis=(1, 2)) + 4 * np.maximum(along, 0.0)
+    # Gamma(s + 1/2) / (Gamma(s) sqrt s) = 1 - 1/(8 s) + O(s^-2), the better form for large s.
+    inverse = np.divide(spread, total**2, out=np.zeros_like(total), where=total > 0)
+    shape = 1 / np.clip(inverse, 1 / LARGE_SHAPE, None)
+    exact = np.exp(gammaln(shape + 0.5) - gammaln(shape)) / np.sqrt(shape)
+    factor = np.where(shape < LARGE_SHAPE, exact, 1 - inverse / 8)
     return np.stack([np.sqrt(total) * factor, folded_mean(mean, variance).sum(axis=1)])
 
 

@@ -94,12 +94,13 @@ def expected_radius_lower_bound(
     lipschitz, root_square = _expected_lipschitz_rows(net, y, alphas, p=p)
     root = np.sqrt(square)
     # Hölder: mean * ratio^2 with ratio = mean / root <= 1 in exact arithmetic.
-    ratio = np.where(mean > 0, np.divide(mean, root, out=np.zeros_like(mean), where=root > 0), 0.0)
-    ratio = np.where(np.isfinite(root), ratio, 0.0)
+    known = (mean > 0) & np.isfinite(root)
+    ratio = np.divide(mean, root, out=np.zeros_like(mean), where=known)
+    mean = np.where(known, mean, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):
         first = _quotient(mean * ratio**2, lipschitz + root / domain_radius)
         second = _quotient(mean * ratio, root_square + root / domain_radius)
-    found = np.where(ratio > 0, np.maximum(first, second) * INWARD, 0.0)
+    found = np.where(known, np.maximum(first, second) * INWARD, 0.0)
     return np.minimum(found, domain_radius)
 
 

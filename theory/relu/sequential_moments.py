@@ -16,24 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from theory.relu.moments import (
     Layer,
     Prediction,
-    both_active,
     check_keep,
     check_rivals,
     margin_statistics,
     norm_means,
     pairs,
+    pull_back_relu,
     rectified_layer,
     with_diagonal,
 )
@@ -46,8 +47,8 @@ LINEAR = (nn.Conv2d, nn.Linear, nn.AvgPool2d)
 MASKED = (nn.Conv2d, nn.Linear)
 SPARSE = 0.25  # share of non-zeros below which a sparse product is faster
 
-Matrix = np.ndarray | csr_array
-Pull = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Matrix = np.ndarray | csr_array | csc_array
+Pull = Callable[[Layer], Layer]
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ def _one(
     for step, matrix in zip(steps, matrices, strict=True):
         if matrix is not None:
             k = float(next(kept)) if isinstance(step.module, MASKED) else 1.0
-            state, pull = _linear(step, matrix, state, k)
+            state, pull = linear_layer(step, matrix, state, k)
         elif isinstance(step.module, nn.ReLU):
-            state, pull = _relu(state)
+            state, pull = Layer(*rectified_layer(state)), partial(pull_back_relu, state)
         elif isinstance(step.module, nn.MaxPool2d):
             state, pull = _max_pool(step, state)
         else:
@@ -162,11 +163,10 @@ def _one(
         pulls.append(pull)
     classes = np.eye(state.mean.shape[1])
     mean = classes[y] - classes[rivals]
-    second = pairs(mean)
+    gradient = Layer(mean, np.zeros_like(mean), np.zeros((count, *classes.shape)))
     for pull in reversed(pulls):
-        mean, second = pull(mean, second)
-    variance = np.maximum(np.einsum("mvv->mv", second) - mean**2, 0.0)
-    return np.concatenate([margin_statistics(state, y), norm_means(mean, variance, second)])
+        gradient = pull(gradient)
+    return np.concatenate([margin_statistics(state, y), norm_means(gradient)])
 
 
 def operator(step: Step) -> Matrix | None:
@@ -203,17 +203,23 @@ def _conjugate(matrix: Matrix, middle: Float[Array, "m u u"]) -> Float[Array, "m
     return np.ascontiguousarray(left(left(middle).mT).mT)
 
 
-def _linear(step: Step, matrix: Matrix, state: Layer, k: float) -> tuple[Layer, Pull]:
-    """Moments after a linear layer, and the map of the gradient's moments back through it."""
+def linear_layer(step: Step, matrix: Matrix, state: Layer, k: float) -> tuple[Layer, Pull]:
+    """Moments after a linear layer, and the map of the gradient's moments back through it: an identity each.
+
+    ``matrix`` is its :func:`operator`, k the probability that a weight is kept (1 for pooling).
+    """
     assert state.covariance is not None
     random = 0 < k < 1
 
     def own(second: Tensor) -> Tensor:
         return k * (1 - k) * spread_of_masks(step, second)
 
-    def pull(mean: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        before = k**2 * _conjugate(matrix.T, second)
-        return k * (mean @ matrix), before + (_adjoint(own, before.shape, second) if random else 0.0)
+    def pull(gradient: Layer) -> Layer:
+        assert gradient.covariance is not None
+        back = k**2 * _conjugate(matrix.T, gradient.covariance)
+        if random:
+            back += _adjoint(own, back.shape, gradient.covariance + pairs(gradient.mean))
+        return Layer(k * (gradient.mean @ matrix), *_variances(back))
 
     covariance = k**2 * _conjugate(matrix, state.covariance)
     if random:
@@ -222,8 +228,13 @@ def _linear(step: Step, matrix: Matrix, state: Layer, k: float) -> tuple[Layer, 
     bias = getattr(step.module, "bias", None)
     if bias is not None:
         mean = mean + np.repeat(bias.detach().double().numpy(), mean.shape[1] // len(bias))
+    return Layer(mean, *_variances(covariance)), pull
+
+
+def _variances(covariance: Float[Array, "m u u"]) -> tuple[Float[Array, "m u"], Float[Array, "m u u"]]:
+    """The diagonal, not negative, and the covariance with it."""
     variance = np.maximum(np.einsum("muu->mu", covariance), 0.0)
-    return Layer(mean, variance, with_diagonal(covariance, variance)), pull
+    return variance, with_diagonal(covariance, variance)
 
 
 def spread_of_masks(step: Step, second: Tensor) -> Tensor:
@@ -257,17 +268,6 @@ def _adjoint(linear: Callable[[Tensor], Tensor], shape: tuple[int, ...], at: np.
         return torch.autograd.grad(linear(start), start, torch.as_tensor(at))[0].numpy()
 
 
-def _relu(state: Layer) -> tuple[Layer, Pull]:
-    """Moments after ReLU, and the map of the gradient's moments back through it."""
-    _, _, active, density = rectified_moments(state.mean, state.variance)
-
-    def pull(mean: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        square = active * np.einsum("muu->mu", second)
-        return active * mean, with_diagonal(second * both_active(state.covariance, active, density), square)
-
-    return Layer(*rectified_layer(state)), pull
-
-
 def _max_pool(step: Step, state: Layer) -> tuple[Layer, Pull]:
     """Moments after max-pooling by Clark's formulas, and the gradient's through the unit selected.
 
@@ -297,11 +297,13 @@ def _max_pool(step: Step, state: Layer) -> tuple[Layer, Pull]:
         chosen = larger[..., None] * chosen + (1 - larger[..., None]) * identity[slot]
     after = with_diagonal(chosen @ covariance @ chosen.mT, variance)
 
-    def pull(back: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        own = np.einsum("mww->mw", squares)
-        different = with_diagonal(squares.copy(), np.zeros_like(own))
-        inputs = chosen.mT @ different @ chosen
-        own = np.einsum("mvv->mv", inputs) + np.einsum("mw,mwv->mv", own, chosen)
-        return np.einsum("mw,mwv->mv", back, chosen), with_diagonal(inputs, own)
+    def pull(gradient: Layer) -> Layer:
+        # Windows choose independently; within a window exactly one unit is chosen.
+        assert gradient.covariance is not None
+        between = with_diagonal(gradient.covariance.copy(), -(gradient.mean**2))
+        back = chosen.mT @ between @ chosen
+        own = np.einsum("mw,mwv->mv", gradient.variance + gradient.mean**2, chosen)
+        total = np.einsum("mvv->mv", back) + own
+        return Layer(np.einsum("mw,mwv->mv", gradient.mean, chosen), *_variances(with_diagonal(back, total)))
 
     return Layer(mean, variance, after), pull
