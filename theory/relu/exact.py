@@ -69,7 +69,7 @@ def exact_radius(
     """Minimal l_p perturbation that changes the class, as a bound from below and one from above.
 
     They agree to the relative ``gap`` unless the status says otherwise; a tie counts as changed, and a
-    misclassified or tied input has both 0. ``time_limit`` is in seconds per example, looked at between batches
+    misclassified or tied input has both 0. ``time_limit`` is in seconds per example, checked between batches
     of regions.
 
     Proven, in exact arithmetic: ``lower``, as every region discarded was discarded by an inequality evaluated
