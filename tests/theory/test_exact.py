@@ -38,6 +38,9 @@ TOUCHING = ReLUNetwork(  # g_0 - g_1 = relu(1 - x): a tie from x = 1 on, and no 
 NEVER = ReLUNetwork(  # g_0 - g_1 = 1 + relu(x)
     (np.array([[1.0]]), np.array([[1.0], [0.0]])), (np.array([0.0]), np.array([1.0, 0.0]))
 )
+FAR_AWAY = ReLUNetwork(  # g_0 - g_1 = 1 - relu(x - 1e5): no gradient leads there
+    (np.array([[1.0]]), np.array([[-1.0], [0.0]])), (np.array([-1e5]), np.array([1.0, 0.0]))
+)
 # A cell of the first and third unit 3e-7 wide, in which alone the second layer's gradient is large.
 THIN = ReLUNetwork(
     (np.array([[-7.5e5, -5e5]]), np.array([[-3e6], [-1.75e6]]), np.array([[0.0, 1e-6], [2e-6, 0.0]])),
@@ -160,6 +163,9 @@ def test_misclassified_tied_constant_and_touching():
     touching = exact_radius(TOUCHING, *ORIGIN, p=math.inf)
     assert touching.status == ("optimal",)
     assert touching.upper[0] == pytest.approx(1.0, rel=GAP)
+    far = exact_radius(FAR_AWAY, *ORIGIN, p=2.0)
+    assert far.status == ("optimal",)
+    assert far.upper[0] == pytest.approx(1e5 + 1, rel=GAP)
     never = exact_radius(NEVER, *ORIGIN, p=2.0)
     assert never.status == ("none found",)
     assert never.upper[0] == math.inf

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from theory.norms import dual, norm
-from theory.relu.certificate import crown_certified_radius, margin_lower_bounds
+from theory.relu.certificate import LARGEST_RADIUS, crown_certified_radius, margin_lower_bounds
 from theory.relu.lipschitz import local_gradient, outward
 from theory.relu.margins import linear_below, relaxation
 from theory.relu.rational import loses
@@ -31,7 +31,8 @@ BATCH = 32  # regions split together: one pass of NumPy over all of them
 NUDGES = np.array([0.0, 1e-15, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8])
 SEARCH_STEPS = 20
 HALVINGS = 40
-# Where nothing changes the class nearby and no domain is given: this many times the size of x is searched.
+# Where nothing is found and no domain is given, this many times the size of x, or the certified radius, is
+# searched.
 FAR = 1e3
 ELSEWHERE = 1e-3  # weight of a relaxation's error away from the point where it matters now
 
@@ -68,7 +69,8 @@ def exact_radius(
     """Minimal l_p perturbation that changes the class, as a bound from below and one from above.
 
     They agree to the relative ``gap`` unless the status says otherwise; a tie counts as changed, and a
-    misclassified or tied input has both 0. ``time_limit`` is in seconds per example.
+    misclassified or tied input has both 0. ``time_limit`` is in seconds per example, checked between batches
+    of regions.
 
     Proven, in exact arithmetic: ``lower``, as every region discarded was discarded by an inequality evaluated
     with outward rounding; ``upper``, as ``x_adv`` was shown to change the class, by an error bound or in
@@ -187,6 +189,10 @@ def _solve(
     with np.errstate(over="ignore", invalid="ignore"):
         best.offer(path)
         lower, regions, complete = _branch(best, certified, gap=gap, deadline=deadline)
+        if complete and math.isinf(cap) and lower < best.upper * (1 - gap) < math.inf:
+            # Found on the way, beyond the ball searched at first.
+            lower, more, complete = _branch(best, lower, gap=gap, deadline=deadline)
+            regions += more
     lower = min(max(lower, certified), best.upper)
     if math.isinf(best.upper):
         status = "none found"
@@ -210,8 +216,10 @@ def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -
     related = twins(net)
     heap: list[tuple[float, int, int, Node]] = []
     order, regions = itertools.count(), 0
-    # The smallest bound of the regions that are done with; beyond the ball nothing is known.
-    radius = floor = FAR * (1.0 + float(norm(best.x, p=best.p))) if math.isinf(best.upper) else best.upper
+    radius = best.upper
+    if math.isinf(radius):
+        radius = min(FAR * max(1.0 + float(norm(best.x, p=best.p)), certified), LARGEST_RADIUS)
+    floor = radius  # the smallest bound of the regions that are done with; beyond the ball nothing is known
     while True:
         centres, radii = np.tile(best.x, (len(targets), 1)), np.full(len(targets), radius)
         region = enclose(net, centres, radii, signs, bounds, q=dual(best.p))
