@@ -7,59 +7,26 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import example, given
 
 from theory import symbolic_random
-from theory.laws.strategies import arrays, attack_norms, sparsities
-from theory.linear import mean_radius
+from theory.laws import averages
+from theory.laws.strategies import attack_norms, sparsities, weights_and_gains
 from theory.linear.masks import masked_mean_radius
 from theory.norms import dual, norm
-from theory.types import BinaryLinear
 
-# Enumeration adds 2^n products of n probabilities in float64; the quadrature was seen at 4e-15.
-ENUMERATION = 1e-13
 SIGMAS = 5.0  # sampling tests fail by chance once in 2e6 draws; their seeds are fixed
 NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
 
 
-def enumerate_masks(weight, gain, alpha, *, p):
-    """The definition: every mask with its probability. Also the same with |gain|, the scale of rounding."""
-    masks = np.array(list(product([0.0, 1.0], repeat=weight.size)))
-    kept = masks.sum(axis=1)
-    chance = (1 - alpha) ** kept * alpha ** (weight.size - kept)
-    size = norm(masks * weight, p=dual(p))
-    ratio = np.divide(masks * weight, size[:, None], out=np.zeros_like(masks), where=size[:, None] > 0)
-    return chance @ (ratio @ gain), chance @ (np.abs(ratio) @ np.abs(gain))
-
-
-def agrees_with_enumeration(candidate, weight, gain, alpha, *, p):
-    """The law: value within the stated error plus rounding of the sum over all masks."""
-    found = candidate(weight, gain, np.array([alpha]), p=p)
-    expected, scale = enumerate_masks(weight, gain, alpha, p=p)
-    assert abs(found.value[0] - expected) <= ENUMERATION * scale, (found.value[0], expected)
-    assert found.error[0] <= 1e-13 * scale
-    return found
-
-
-@st.composite
-def problems(draw, *, most=8):
-    n = draw(st.integers(1, most))
-    exponents = draw(st.sampled_from([[0], [0, -3, 3], [-150, 0, 150], [-12, 0]]))
-    scales = 10.0 ** np.array(draw(st.lists(st.sampled_from(exponents), min_size=n, max_size=n)))
-    weight, gain = draw(arrays((n,))) * scales, draw(arrays((n,)))
-    assume(weight.any())
-    return weight, gain
-
-
-@given(problems(), sparsities(), attack_norms())
+@given(weights_and_gains(), sparsities(), attack_norms())
 @example((np.array([1.0]), np.array([1.0])), 0.5, 2.0)
 @example((np.array([1.0, 1.0, 1.0]), np.array([1.0, -1.0, 0.0])), 0.5, math.inf)  # the terms cancel
 @example((np.array([1e-150, 1e150, 0.0]), np.array([1.0, 2.0, 9.0])), 1e-12, 2.0)
 @example((np.array([1e-150, 1e150]), np.array([1.0, 2.0])), 1 - 1e-12, math.inf)
 def test_quadrature_agrees_with_all_masks(problem, alpha, p):
     weight, gain = problem
-    agrees_with_enumeration(masked_mean_radius, weight, gain, alpha, p=p)
+    averages.agrees_with_enumeration(masked_mean_radius, weight, gain, alpha, p=p)
 
 
 @NORMS
@@ -67,7 +34,7 @@ def test_quadrature_agrees_with_all_4096_masks_of_12_weights(p):
     rng = np.random.default_rng(5)
     weight, gain = rng.normal(size=12) * 10.0 ** rng.integers(-6, 7, size=12), rng.normal(size=12)
     for alpha in (1e-12, 0.1, 0.6, 0.95, 1 - 1e-12):
-        agrees_with_enumeration(masked_mean_radius, weight, gain, alpha, p=p)
+        averages.agrees_with_enumeration(masked_mean_radius, weight, gain, alpha, p=p)
 
 
 def test_quadrature_agrees_with_rational_arithmetic():
@@ -152,19 +119,10 @@ def test_random_masks_keep_linf_and_lose_l2_like_the_root_of_what_is_kept():
     assert magnitude > 1.5 * flat[2]
 
 
-@given(problems(most=4), sparsities(edges=False), attack_norms())
+@given(weights_and_gains(4), sparsities(edges=False), attack_norms())
 def test_average_is_at_most_the_expected_mean_radius(problem, alpha, p):
-    """One input per class, at -gain and +gain: mistakes count negative in the average, 0 in the radius."""
     weight, gain = problem
-    total, scale = 0.0, enumerate_masks(weight, gain, alpha, p=p)[1]
-    x, y = np.stack([-gain, gain]), np.array([0, 1])
-    for mask in product([0.0, 1.0], repeat=weight.size):
-        masked = weight * mask
-        if masked.any():
-            kept = int(sum(mask))
-            chance = (1 - alpha) ** kept * alpha ** (weight.size - kept)
-            total += chance * mean_radius(BinaryLinear(masked), x, y, p=p)
-    assert masked_mean_radius(weight, gain, np.array([alpha]), p=p).value[0] <= total + ENUMERATION * scale
+    averages.is_below_expected_radius(masked_mean_radius, weight, gain, alpha, p=p)
 
 
 def test_a_curve_of_200_sparsities_is_fast():
@@ -193,4 +151,4 @@ def test_enumeration_law_rejects_wrong_formulas(p):
 
     for broken in (wrong_norm, density, ratio_of_means):
         with pytest.raises(AssertionError):
-            agrees_with_enumeration(broken, weight, gain, 0.3, p=p)
+            averages.agrees_with_enumeration(broken, weight, gain, 0.3, p=p)
