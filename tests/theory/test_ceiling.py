@@ -9,24 +9,11 @@ from hypothesis import strategies as st
 
 from theory.ceiling import blockwise_ceiling, mean_radius_ceiling, universal_ceiling
 from theory.laws import linear as laws
-from theory.laws.strategies import attack_norms, labelled_data, linear_classifiers
+from theory.laws.strategies import attack_norms, labelled_points, linear_problems
 from theory.linear import mean_radius
 from theory.types import BinaryLinear
 
 NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
-
-
-@st.composite
-def labelled_points(draw):
-    width, classes = draw(st.integers(1, 3)), draw(st.integers(2, 4))
-    return draw(labelled_data(width=width, classes=classes, max_points=9))
-
-
-@st.composite
-def problems(draw):
-    clf = draw(linear_classifiers())
-    classes, width = clf.weight.shape
-    return clf, *draw(labelled_data(width=width, classes=classes))
 
 
 ODD_CYCLE = np.array([[0.0, 0.0], [4.0, 0.0], [1.0, 3.0]]), np.arange(3)  # needs the half-integral dual
@@ -42,8 +29,7 @@ def test_ceiling_solves_its_linear_program(data, p):
 
 @given(labelled_points(), attack_norms(), st.sampled_from([2.0**-400, 2.0**-3, 2.0**400]))
 def test_ceiling_scales_with_the_data(data, p, factor):
-    x, y = data
-    assert universal_ceiling(factor * x, y, p=p) == factor * universal_ceiling(x, y, p=p)
+    laws.scales_with_data(universal_ceiling, *data, p=p, factor=factor)
 
 
 @given(labelled_points(), attack_norms(), st.integers(2, 10))
@@ -85,7 +71,7 @@ def test_half_a_cover_of_the_double_graph_is_what_fractional_covers_cost(classes
     laws.solves_pair_program(universal_ceiling, x, y, p=p)
 
 
-@given(problems(), attack_norms())
+@given(linear_problems("multiclass"), attack_norms())
 def test_no_linear_classifier_passes_the_ceiling_of_its_correct_set(problem, p):
     laws.limits_every_classifier(mean_radius_ceiling, *problem, p=p)
 

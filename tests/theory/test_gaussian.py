@@ -12,8 +12,8 @@ from scipy.integrate import quad
 from scipy.special import ndtr, ndtri
 
 from theory import symbolic_random
-from theory.laws import linear as laws
-from theory.laws.strategies import arrays, attack_norms, binary_linear
+from theory.laws import averages
+from theory.laws.strategies import attack_norms, gaussian_problems
 from theory.linear import (
     GaussianClasses,
     binary_mean_radius,
@@ -37,18 +37,6 @@ DATA = GaussianClasses(
     np.array([[-1.0, 0.5, 0.0], [2.0, 1.0, -0.5]]), FACTOR @ FACTOR.T, np.array([0.25, 0.75])
 )
 CLF = BinaryLinear(np.array([2.0, -0.75, 0.5]), 0.25)
-
-
-@st.composite
-def problems(draw):
-    """A classifier and Gaussian classes; the covariance is often singular, sometimes 0 along the weight."""
-    clf = draw(binary_linear())
-    n = clf.weight.size
-    factor = draw(arrays((n, n))) * draw(st.sampled_from([0.0, 1.0, 1e-3]))
-    covariance = factor @ factor.T
-    prior = draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-    mean = draw(arrays((2, n)))
-    return clf, GaussianClasses(mean, (covariance + covariance.T) / 2, np.array([prior, 1 - prior]))
 
 
 def sample(data, m, seed=0):
@@ -84,23 +72,15 @@ def test_statistics_agree_with_sampling():
     np.testing.assert_allclose(found.mean, exact.mean, atol=SIGMAS * 2.5 / math.sqrt(6_000))
 
 
-@given(problems(), attack_norms())
+@given(gaussian_problems(), attack_norms())
 def test_mean_radius_follows_from_the_statistics(problem, p):
-    """Two routes to one number: the integral of the density, and the identity on conditional means."""
-    clf, data = problem
-    scale = laws.size(clf, np.abs(data.mean) + np.sqrt(data.covariance.diagonal()), p=p)
-    found = binary_mean_radius(clf, gaussian_statistics(clf, data), p=p)
-    assert found == pytest.approx(gaussian_mean_radius(clf, data, p=p), rel=1e-9, abs=1e-11 * scale)
+    averages.equals_gaussian_mean_radius(binary_mean_radius, *problem, p=p)
 
 
-@given(problems(), attack_norms(), st.floats(0, 3))
+@given(gaussian_problems(), attack_norms(), st.floats(0, 3))
 def test_bounds_from_statistics_hold_for_the_closed_forms(problem, p, eps):
-    clf, data = problem
-    stats = gaussian_statistics(clf, data)
-    slack = 1e-11 * laws.size(clf, np.abs(data.mean) + np.sqrt(data.covariance.diagonal()), p=p)
-    assert gaussian_mean_radius(clf, data, p=p) <= hoelder_ceiling(stats, p=p) + slack
-    beyond = gaussian_robust_accuracy(clf, data, p=p, eps=eps + slack)
-    assert beyond <= markov_bound(clf, stats, p=p, eps=eps) * (1 + 1e-9) + 1e-12
+    averages.limits_gaussian_mean_radius(hoelder_ceiling, *problem, p=p)
+    averages.limits_gaussian_robust_accuracy(markov_bound, *problem, p=p, eps=eps)
 
 
 @NORMS
