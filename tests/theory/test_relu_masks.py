@@ -15,7 +15,7 @@ from theory.laws import relu as laws
 from theory.laws.catalog.relu import closed_column_sums
 from theory.laws.strategies import arrays, attack_norms, masked_networks, relu_networks, sparsities
 from theory.relu import masks
-from theory.relu.lipschitz import gradient_norms, path_norm
+from theory.relu.lipschitz import gradient_norms, lipschitz_constants, path_norm
 from theory.relu.masks import (
     bernstein_bound,
     best_bound,

@@ -28,7 +28,6 @@ from theory.norms import norm
 from theory.relu.certificate import margin_lower_bounds
 from theory.relu.lipschitz import EPS, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
-from theory.relu.mask_sampling import Sample
 from theory.relu.masks import best_bound, second_moment_bound
 from theory.relu.moments import check_keep
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
@@ -109,7 +108,7 @@ def expected_radius_confidence(
     x: Float[Array, "m n"],
     y: Int[Array, " m"],
     alphas: Float[Array, "a d"],
-    drawn: Sample,
+    margins: Float[Array, "a k m"],
     *,
     p: float,
     delta: float = 0.01,
@@ -117,21 +116,23 @@ def expected_radius_confidence(
 ) -> Float[Array, "a m"]:
     """E_M[gamma] from below, an estimate: each entry holds with probability 1 - delta over the sampled masks.
 
-    The first form, with the empirical Bernstein lower limit of E sqrt(X_+) from the margins ``drawn`` for
-    these alphas and examples: with n masks, sample variance V and 0 <= sqrt(X_+) <= B, E >= mean -
-    sqrt(2 V log(2/delta) / n) - 7 B log(2/delta) / (3 (n-1)). B^2 bounds the margin under every mask.
+    The first form, with the empirical Bernstein lower limit of E sqrt(X_+) from ``margins``, X for k sampled
+    masks (:func:`theory.relu.mask_sampling.sample`): with sample variance V and 0 <= sqrt(X_+) <= B, E >=
+    mean - sqrt(2 V log(2/delta) / k) - 7 B log(2/delta) / (3 (k-1)). B^2 bounds the margin under every mask.
 
-    Raises: InvalidInput as :func:`expected_radius_lower_bound`, for delta outside (0, 1), or a sample of
-      another shape.
+    Raises: InvalidInput as :func:`expected_radius_lower_bound`, for delta outside (0, 1), or margins
+      of another shape.
     Reference: Maurer and Pontil 2009, Empirical Bernstein bounds, Theorem 4.
     """
     _check_radius(domain_radius)
     if not 0 < delta < 1:
         raise InvalidInput(f"delta is {delta!r}; a probability of failure lies in (0, 1)")
-    if drawn.margin[:, 0].shape != (len(alphas), len(x)):
-        raise InvalidInput(f"drawn has shape {drawn.margin.shape}; expected ({len(alphas)}, masks, {len(x)})")
+    if margins[:, 0].shape != (len(alphas), len(x)) or margins.shape[1] < 2:
+        raise InvalidInput(
+            f"margins has shape {margins.shape}; expected ({len(alphas)}, masks > 1, {len(x)})"
+        )
     lipschitz, _ = _expected_lipschitz_rows(net, y, alphas, p=p)
-    roots = np.sqrt(np.maximum(drawn.margin, 0.0))
+    roots = np.sqrt(np.maximum(margins, 0.0))
     masks = roots.shape[1]
     largest = np.sqrt(_largest_margins(net, x, y))
     log_term = math.log(2 / delta)

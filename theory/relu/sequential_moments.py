@@ -84,7 +84,7 @@ def predict_sequential(
 
     Raises: InvalidInput for an unsupported layer, bad labels, or alphas of another width.
     """
-    images = torch.as_tensor(x, dtype=torch.float64)
+    images = torch.tensor(x, dtype=torch.float64)
     steps = layer_steps(model, tuple(images.shape[1:]))
     classes = int(np.prod(steps[-1].outputs))
     y = check_labels("y", y, n=len(images), classes=classes)
