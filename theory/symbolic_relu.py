@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 
 import sympy as sp
-from sympy.utilities.iterables import multiset_partitions
 
 ALPHA = sp.Symbol("alpha", nonnegative=True)
 THETA = sp.Symbol("theta", positive=True)
@@ -64,16 +63,18 @@ def prove_trace_moment() -> tuple[sp.Expr, sp.Expr]:
         return (masked * masked.T) ** 2
 
     k = sp.Symbol("k")
-    cumulants = [k]
+    cumulants: list[sp.Expr] = [k]
     for _ in range(3):
         cumulants.append(sp.expand(k * (1 - k) * sp.diff(cumulants[-1], k)))
+    # The block of a step is named by its first step.
+    partitions = {tuple(b.index(n) for n in b) for b in itertools.product(range(4), repeat=4)}
     closed = sp.Integer(0)
     for r0, c0, r1, c1 in itertools.product((0, 1), repeat=4):
         steps = [(r0, c0), (r1, c0), (r1, c1), (r0, c1)]
-        for partition in multiset_partitions(list(range(4))):
-            if all(len({steps[s] for s in block}) == 1 for block in partition):
-                factors = [cumulants[len(b) - 1] * A[steps[b[0]]] ** len(b) for b in partition]
-                closed += sp.prod(factors)
+        for blocks in partitions:
+            if all(steps[s] == steps[block] for s, block in enumerate(blocks)):
+                factors = [cumulants[blocks.count(b) - 1] for b in set(blocks)]
+                closed += sp.prod(factors) * sp.prod([A[entry] for entry in steps])
     return _expectation(squared, 4).trace(), closed.subs(k, 1 - ALPHA)
 
 

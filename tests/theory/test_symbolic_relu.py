@@ -81,7 +81,8 @@ def test_chernoff_factors_give_the_numeric_column_sum_bound(alpha):
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_trace_and_fluctuation_moments_are_the_numeric_ones(alpha):
     weight = np.array([[1.0, 2.0], [3.0, 0.5]])
-    numbers = {**dict(zip(symbolic.A, weight.ravel(), strict=True)), symbolic.ALPHA: alpha}
+    symbols = [*symbolic.A, symbolic.ALPHA]
+    numbers = list(zip(symbols, [*weight.ravel(), alpha], strict=True))
     truth = float(symbolic.prove_trace_moment()[1].subs(numbers))
     keep = np.array([1.0 - alpha])
     sums = trace_moments.product_sums((weight,), 2)
