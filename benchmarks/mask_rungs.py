@@ -1,7 +1,7 @@
 """Every rung of the random-mask ladder beside Monte Carlo and beside what any such bound must exceed.
 
-The rungs bound the expectation of a supremum over all activation patterns. The largest gradient at test inputs
-is a lower estimate of it, and so is the largest gradient over the patterns that a local search finds.
+The rungs bound the expectation of a supremum over all activation patterns. The largest gradient at test
+inputs is a lower estimate of it, and so is the largest gradient over the patterns that a local search finds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTHS = (64, 300, 100, 10)
 ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97)
 PAIR = (0, 1)
 STARTS, ROUNDS = 12, 60
-FIELDS = (
+FIELDS: tuple[str, ...] = (
     "alpha",
     "rung",
     "value",

@@ -51,6 +51,46 @@ def prove_chernoff_factor() -> tuple[sp.Expr, sp.Expr]:
     return _expectation(lambda m: sp.exp(THETA * sp.Abs(W_I) * m[0]), 1), closed
 
 
+def prove_trace_moment() -> tuple[sp.Expr, sp.Expr]:
+    """E tr (X X')^2 of X = A * M (2 x 2), an identity: joint cumulants over set partitions of its steps.
+
+    The closed walk r0 - c0 - r1 - c1 - r0 takes four entries; a block of a partition makes its steps use one
+    entry, with the cumulant of that order: kappa_1 = k, kappa_{n+1} = k (1-k) d kappa_n / dk.
+    """
+
+    def squared(m: tuple[int, ...]) -> sp.Matrix:
+        masked = A.multiply_elementwise(sp.Matrix(2, 2, m))
+        return (masked * masked.T) ** 2
+
+    k = sp.Symbol("k")
+    cumulants: list[sp.Expr] = [k]
+    for _ in range(3):
+        cumulants.append(sp.expand(k * (1 - k) * sp.diff(cumulants[-1], k)))
+    # The block of a step is named by its first step.
+    partitions = {tuple(b.index(n) for n in b) for b in itertools.product(range(4), repeat=4)}
+    closed = sp.Integer(0)
+    for r0, c0, r1, c1 in itertools.product((0, 1), repeat=4):
+        steps = [(r0, c0), (r1, c0), (r1, c1), (r0, c1)]
+        for blocks in partitions:
+            if all(steps[s] == steps[block] for s, block in enumerate(blocks)):
+                factors = [cumulants[blocks.count(b) - 1] for b in set(blocks)]
+                closed += sp.prod(factors) * sp.prod([A[entry] for entry in steps])
+    return _expectation(squared, 4).trace(), closed.subs(k, 1 - ALPHA)
+
+
+def prove_fluctuation_moment() -> tuple[sp.Expr, sp.Expr]:
+    """E (m - k)^n = k (1-k) ( (1-k)^(n-1) + (-1)^n k^(n-1) ), an identity, for n = 2..6.
+
+    The powers of theta in the sum keep the orders apart.
+    """
+    kept = 1 - ALPHA
+    closed = sum(
+        THETA**n * kept * ALPHA * (ALPHA ** (n - 1) + (-1) ** n * kept ** (n - 1)) for n in range(2, 7)
+    )
+    moments = _expectation(lambda m: sum(THETA**n * (m[0] - kept) ** n for n in range(2, 7)), 1)
+    return moments, sp.sympify(closed)
+
+
 def _expectation(value, entries: int):
     """Sum of value(mask) over all 0/1 masks, weighted by their Bernoulli(1 - alpha) probabilities."""
     terms = []

@@ -14,7 +14,7 @@ from theory.laws import gradients
 from theory.laws import relu as laws
 from theory.laws.catalog.relu import closed_column_sums
 from theory.laws.strategies import arrays, attack_norms, masked_networks, relu_networks, sparsities
-from theory.relu import masks
+from theory.relu import halfcut, masks
 from theory.relu.lipschitz import gradient_norms, lipschitz_constants, path_norm
 from theory.relu.masks import (
     bernstein_bound,
@@ -32,6 +32,15 @@ from theory.types import InvalidInput, ReLUNetwork
 
 # The run-time shape checks pick random items of the tuples in a network, also while Hypothesis draws one.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_half_cuts():
+    """Rung S without a search for scalings, which its own tests draw: any scaling gives a bound."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halfcut, "TUNED", ())
+        yield
+
 
 PAIR = (0, 1)
 Case = tuple[ReLUNetwork, np.ndarray]

@@ -7,6 +7,7 @@ import pytest
 import sympy as sp
 
 from theory import symbolic_relu as symbolic
+from theory.relu import trace_moments
 from theory.relu.masks import column_sum_bound, expected_path_norm, second_moment_bound
 from theory.types import ReLUNetwork
 
@@ -29,6 +30,8 @@ def net_of(*weights: object) -> ReLUNetwork:
         symbolic.prove_squared_difference,
         symbolic.prove_second_moment_step,
         symbolic.prove_chernoff_factor,
+        symbolic.prove_trace_moment,
+        symbolic.prove_fluctuation_moment,
     ],
 )
 def test_expectation_over_masks_equals_the_closed_form(proof):
@@ -73,3 +76,19 @@ def test_chernoff_factors_give_the_numeric_column_sum_bound(alpha):
     bound = column_sum_bound(net, np.array([alpha, 0.0]), PAIR)
     capped = min(smallest, 1.0, (1 - alpha) * sum(weights))
     np.testing.assert_allclose(bound, capped, rtol=GRID_TOLERANCE)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_trace_and_fluctuation_moments_are_the_numeric_ones(alpha):
+    weight = np.array([[1.0, 2.0], [3.0, 0.5]])
+    symbols = [*symbolic.A, symbolic.ALPHA]
+    numbers = list(zip(symbols, [*weight.ravel(), alpha], strict=True))
+    truth = float(symbolic.prove_trace_moment()[1].subs(numbers))
+    keep = np.array([1.0 - alpha])
+    sums = trace_moments.product_sums((weight,), 2)
+    found, lost = trace_moments.product_moment((weight,), sums, keep)
+    assert abs(float(found) - truth) <= float(lost)
+    closed = sp.Poly(symbolic.prove_fluctuation_moment()[1].subs(symbolic.ALPHA, alpha), symbolic.THETA)
+    for order in range(2, 7):
+        moment = abs(float(closed.coeff_monomial(symbolic.THETA**order)))
+        np.testing.assert_allclose(trace_moments.central_moment(keep, order)[0], moment, atol=1e-14)

@@ -38,7 +38,7 @@ def trace_moment(probabilities: np.ndarray, products: np.ndarray, p: int) -> flo
 def law_equals_trace_moment(
     identity: Moment, weights: tuple[np.ndarray, ...], keep: np.ndarray, p: int
 ) -> None:
-    """The moment is E tr (Z Z')^p, summed over all masks, up to (entries) eps of its largest possible size."""
+    """The moment is E tr (Z Z')^p, summed over all masks, up to rounding of its largest possible size."""
     truth = trace_moment(*masked_products(weights, keep), p)
     size = float(np.prod([np.linalg.norm(weight) for weight in weights])) ** (2 * p)
     assert abs(identity(weights, keep, p) - truth) <= ENUMERATION_TOLERANCE * size

@@ -7,8 +7,8 @@ cut at C. Three facts bound a chain whatever the signs:
 
 - entry by entry by the product of the absolute values of its blocks; a block of several layers keeps the
   cancellation inside it;
-- in l_2 by |first block| times the spectral norms of the others; a positive diagonal T commutes with Sigma, so
-  every T_j^{-1} W_j T_{j-1} with T_0 = I may stand for W_j;
+- in l_2 by |first block| times the spectral norms of the others; a positive diagonal T commutes with Sigma,
+  so every T_j^{-1} W_j T_{j-1} with T_0 = I may stand for W_j;
 - a chain may change from the first to the second at any cut.
 
 Blocks hold different layers, so they are independent, and sqrt(E ||J_C||^2) is at most the product of the
@@ -43,7 +43,7 @@ from theory.types import ReLUNetwork
 # Hidden layers whose diagonal is halved, the first from the output; the number of chains doubles with each.
 HALVED = 5
 # Keep probabilities for which scalings T are sought, and the power of T taken: the stand-in for the spectral
-# norm looks at the largest rows alone, the bound of a sparse layer at all. Every T is valid for all sparsities.
+# norm looks at the largest rows alone, the bound of a sparse layer at all. Every T gives a bound.
 TUNED = ((1.0, 1.0), (0.5, 1.0), (0.2, 0.75), (0.05, 0.6))
 STEPS, LARGEST_LOG = 200, 3.0
 # Below this, squares of mantissas may have underflowed: far above what that can lose.
@@ -79,9 +79,10 @@ def halfcut_bound(
 def halfcut_path_bound(
     net: ReLUNetwork, alphas: Float[Array, "*batch d"], pair: tuple[int, int]
 ) -> Float[Array, "*batch"]:
-    """Rung S for q = 1, a bound: E sup ||J||_1 <= mean over C of E||J_C||_1, entry by entry or by sqrt(n) l_2.
+    """Rung S for q = 1, a bound: E sup ||J||_1 <= mean over C of E||J_C||_1.
 
-    Never above P1, nor above sqrt(n) times the rung for q = 2. inf where that one is.
+    A chain is bounded entry by entry, or by sqrt(n) times its l_2 bound for n inputs. Never above P1, nor
+    above sqrt(n) times the rung for q = 2. inf where that one is.
 
     Raises: InvalidInput as :func:`theory.relu.masks.frobenius_bound`.
     Reference: this project.
@@ -165,7 +166,8 @@ def _prefixes(
     np.fill_diagonal(paths, given.second)
     np.fill_diagonal(signed, given.second)
     walked = given.first
-    moments, firsts = {(depth,): paths}, {(depth,): walked}
+    moments: dict[tuple[int, ...], np.ndarray] = {(depth,): paths}
+    firsts: dict[tuple[int, ...], np.ndarray] = {(depth,): walked}
     for level in range(depth - 1, -1, -1):
         paths = _through(given.sizes[level], paths, given.keep[level])
         signed = _through(given.weights[level], signed, given.keep[level])
@@ -270,7 +272,7 @@ def _prepared(weights: tuple[Float[Array, "_ _"], ...], scale: tuple[Float[Array
 def _scalings(
     weights: tuple[Float[Array, "_ _"], ...], v: Float[Array, " h"]
 ) -> Iterator[tuple[Float[Array, " _"], ...]]:
-    """Positive diagonals T_0 = I, ..., T_h worth trying, an estimate of the best: none, and one for each TUNED."""
+    """Positive diagonals T_0 = I, ..., T_h worth trying: the identity, and one for each of TUNED."""
     yield tuple(np.ones(n) for n in (weights[0].shape[1], *(len(w) for w in weights)))
     for keep, power in TUNED:
         yield tuple(t**power for t in _tuned(weights, v, keep))

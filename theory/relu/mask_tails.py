@@ -85,7 +85,7 @@ def _layer_tail(
     # t with t^2 / 2 = (spread + largest t / 3) level.
     reach = largest * level / 3
     tails = [np.where(keep < 1, reach + np.sqrt(reach**2 + 2 * spread * level), 0.0)]
-    # E||N||^2p <= E tr (N N')^p, so ||N|| exceeds its 2p-th root / delta^(1/2p) with probability delta at most.
+    # Markov: ||N|| exceeds (E tr (N N')^p / delta)^(1/2p) with probability delta at most.
     tails += [
         noise_norm({p: noise_sums(mantissa, p)}, keep) * delta ** (-1 / (2 * p)) * (1 + 1e-14) for p in ORDERS
     ]

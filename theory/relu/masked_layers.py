@@ -1,4 +1,4 @@
-"""What every bound on a randomly masked network starts from: keep probabilities, v, and one layer's moments."""
+"""What every bound on a randomly masked network starts from: keep probabilities, v, moments of paths."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def last_layer(
     alphas: Float[Array, "*batch d"],
     pair: tuple[int, int],
 ) -> tuple[Float[Array, "*batch h"], Float[Array, "*batch h"], np.ndarray]:
-    """E|v_u| and E v_u^2 as mantissas and exponent, a bound: the first raised, the second at least its square.
+    """E|v_u| and E v_u^2 as mantissas and exponent, a bound: first raised, second at least its square.
 
     Raises: InvalidInput for a bad pair.
     """

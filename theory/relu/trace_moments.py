@@ -33,7 +33,7 @@ Vertex: TypeAlias = tuple[int, int]
 Name: TypeAlias = tuple
 Sums: TypeAlias = dict[tuple[tuple[int, ...], ...], tuple[float, int]]
 
-# Orders p of the noise bound. Higher ones are tighter, until large entries dominate, and have many more shapes.
+# Orders p of the noise bound. Higher ones are tighter, until large entries dominate, and slower.
 ORDERS = (1, 2, 4, 6)
 
 
@@ -193,7 +193,7 @@ def product_moment(
 def product_norm(
     weights: tuple[Float[Array, "_ _"], ...], low: Sums, high: Sums, keep: Float[Array, "*batch l"]
 ) -> Float[Array, "*batch"]:
-    """sqrt( E||Z||_2^2 ), a bound from M_p = E tr (Z Z')^p and M_2p: ``low`` and ``high`` of ``product_sums``.
+    """sqrt( E||Z||_2^2 ), a bound from M_p = E tr (Z Z')^p (``low``) and M_2p (``high``).
 
     The n eigenvalues of (Z Z')^p have the mean m_p / n and the mean square m_2p / n, so the largest one is at
     most m_p / n + sqrt( (n-1)/n (m_2p - m_p^2 / n) ); its expectation follows with M for m by Jensen.
@@ -210,7 +210,7 @@ def product_norm(
 
 @cache
 def _classes(layers: int, p: int) -> Counter[Choice]:
-    """One of the choices of a partition per layer that look alike from some start of the walk, and how many."""
+    """One of the choices that look alike from some start of the walk, and how many do."""
     found: Counter[Choice] = Counter()
     known: set[Choice] = set()
     for choice in itertools.product(_partitions(2 * p), repeat=layers):
@@ -279,8 +279,8 @@ def _program(
 ) -> tuple[list[tuple[str, int, int]], dict[tuple[tuple[int, ...], ...], Counter[int]]]:
     """How to make every matrix of the graphs, parts first, each once however many graphs share it.
 
-    And for each choice of block sizes the numbers of the matrices whose sums make up its coefficient, with how
-    often each counts. The levels of the highest rank are summed out first.
+    And for each choice of block sizes the matrices whose sums make up its coefficient, by their numbers,
+    with how often each counts. The levels of the highest rank are summed out first.
     """
     number: dict[Name, int] = {}
     steps: list[tuple[str, int, int]] = []
@@ -303,8 +303,8 @@ def _program(
 def _contracted(choice: Choice, ranks: tuple[int, ...]) -> Name:
     """The matrix whose sum is that over all vertex labels of prod over blocks W_l[upper, lower]^size.
 
-    Vertices with two neighbours or one are summed out, those of the highest rank first: all graphs of (layers,
-    p) = (1, 4) and (2, 2) can be contracted so.
+    Vertices with two neighbours or one are summed out, those of the highest rank first: all
+    graphs of (layers, p) = (1, 4) and (2, 2) can be contracted so.
     """
     edges: dict[tuple[Vertex, Vertex], Name] = {}
     root = _merged(choice)
