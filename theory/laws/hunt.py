@@ -2,8 +2,8 @@
 
 A round draws a fifth of its cases with Hypothesis, which shrinks a failure it finds. The others are mutants
 of those, or of the closest to failing so far: they cost a tenth of a draw and climb towards violations. A law
-whose cases are not free, such as a conjecture, gets draws alone, which Hypothesis steers. Fresh rounds keep
-its memory of what it tried small.
+whose cases are not free, such as a conjecture, gets draws alone, which Hypothesis steers by ``target``; where
+mutants climb, that costs more than it finds. Fresh rounds keep Hypothesis's memory of what it tried small.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from theory.types import InvalidInput
 
 ROUND = 1000  # examples of a round
 DRAWN = 5  # one case in so many is drawn, the others are mutants
+AHEAD = 8  # rounds handed out per process, so that none waits for the slowest
 ELITE = 20  # cases closest to failing that a round breeds from
 HEALTH_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 PHASES = (Phase.generate, Phase.target, Phase.shrink)
@@ -133,7 +134,7 @@ class _Search:
                 raise
             if not failing:
                 self.drawn.append(case)
-            if nearness > -math.inf:
+            if not self.law.free and nearness > -math.inf:
                 target(nearness)
 
         try:
@@ -224,7 +225,7 @@ def hunt(
     finished = False
     try:
         while not finished:
-            while len(pending) < 2 * jobs and (unit := next(units, None)):
+            while len(pending) < AHEAD * jobs and (unit := next(units, None)):
                 if unit[0] not in failed:
                     with _uninterrupted():  # a process that this starts ignores Ctrl-C from its first moment
                         pending.append((unit[0], pool.submit(_work, *unit)))
