@@ -19,7 +19,7 @@ from theory.graph.bounds import (
     node_bounds,
 )
 from theory.graph.constants import lipschitz_constants
-from theory.graph.lipschitz import checked_ball, interval_gradient_norms, label_differences
+from theory.graph.lipschitz import checked_ball, interval_gradient_norms, label_differences, moved, rounded_up
 from theory.graph.network import Graph
 from theory.types import InvalidInput
 
@@ -58,10 +58,9 @@ def _margins(graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, *, st
     best = lower_bounds(graph, last, rows, bounds.lines, sizes, ball)
     if not steps or not bounds.lines:
         return best
-    shape = (1, rows.shape[1], *(1,) * 0)
     slopes = {}
     for i, line in bounds.lines.items():
-        start = line.below[:, None].repeat(*shape, *(1,) * (line.below.dim() - 1))
+        start = line.below[:, None].repeat_interleave(rows.shape[1], 1)  # one slope for each margin
         slopes[i] = start.clamp(0.05, 0.95).requires_grad_()
     optimiser = torch.optim.Adam(slopes.values(), lr=0.3)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.05 ** (1 / steps))
@@ -116,6 +115,7 @@ def certified_radius(
         raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
     still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
     ball, labels = checked_ball(graph, x, y, p=p, radius=still)
+    ball = ball.within(still)
     constants = lipschitz_constants(graph, p=p)
     row_norms = linear_row_norms(graph, q=ball.q)
     limit = min(domain_radius, LARGEST_RADIUS)
@@ -132,7 +132,10 @@ def certified_radius(
         )
         for rows in torch.arange(len(x), device=graph.device).split(CHUNK)
     ]
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    shift = moved(x, ball.centre, q=ball.q)
+    shorter = -rounded_up(shift - found.double(), graph.dtype)
+    return torch.where(shift > 0, shorter.clamp(min=0.0), found)
 
 
 def _search(
@@ -198,8 +201,8 @@ class _Search:
         return _Search(low, infinite, infinite.clone(), trial, zero, zero + 1.0, limit, precision)
 
     def done(self) -> Tensor:
-        """Whether the certified radius is within the precision of the root, or at the limit."""
-        close = self.low >= torch.minimum(self.root, self.high) * (1 - self.precision)
+        """Whether a radius within the precision of the certified one has failed, or it is at the limit."""
+        close = self.low >= self.high * (1 - self.precision)
         return close | (self.low >= self.limit) | (self.trial <= 0)
 
     def learn(self, rows: Tensor, value: Tensor) -> None:
@@ -215,6 +218,8 @@ class _Search:
             sound, root, torch.where(high.isfinite(), low / 2 + high / 2, 2 * low.maximum(trial))
         )
         goal = (root * (1 - self.precision / 3)).maximum(low + (root - low) / 2)
+        reached = low >= root * (1 - self.precision)  # the guess holds; what remains is to see more fail
+        goal = torch.where(reached, (low * (1 + self.precision)).maximum(goal), goal)
         self.low[rows], self.high[rows], self.root[rows] = low, high, root
         self.last[rows], self.value[rows] = trial, value
         self.trial[rows] = goal.clamp(max=self.limit)
@@ -224,7 +229,7 @@ def _quotient(margins: Tensor, constants: Tensor) -> Tensor:
     """min_k margins / constants rounded down, a bound if margins are from below and constants from above."""
     ratio = torch.where(constants > 0, margins / constants, math.inf)
     ratio = torch.where(margins == math.inf, math.inf, ratio)
-    ratio = ratio * (1 - 2 * torch.finfo(margins.dtype).eps)
+    ratio = torch.nextafter(ratio, torch.zeros_like(ratio))
     return ratio.amin(1).clamp(min=0.0)
 
 
