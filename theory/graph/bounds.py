@@ -90,9 +90,8 @@ def lower_bounds(
                     (j, coefficients if s == 1 else s * coefficients)
                     for j, s in zip(here.inputs, signs, strict=True)
                 ]
-            case Source():
-                raise AssertionError("the source is node 0")
             case operation:
+                assert not isinstance(operation, Source)
                 back = operation.transpose(coefficients.flatten(0, 1))
                 passed = [(here.inputs[0], back.unflatten(0, coefficients.shape[:2]))]
         # The two sums, through the node and with its constants, are rounded apart.
