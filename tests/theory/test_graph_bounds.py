@@ -46,6 +46,7 @@ def test_every_node_stays_within_its_bounds(graph, p, data):
     laws.law_contains_values(sides, graph, x, radius, p=p)
 
 
+@settings(max_examples=60)
 @given(graph=graphs(), p=attack_norms(), steps=st.sampled_from([0, 0, 3]), data=st.data())
 def test_margins_are_never_above_those_of_points(graph, p, steps, data):
     x, y, radius = data.draw(balls(graph))
@@ -130,7 +131,7 @@ def test_bounds_do_not_depend_on_the_chunks_and_use_what_is_known(graph, p, data
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(dtype=st.just(torch.float32), graph=graphs(dtype=torch.float32), p=attack_norms(), data=st.data())
 def test_float32_bounds_hold_for_the_float64_network(dtype, graph, p, data):
     x, y, radius = data.draw(balls(widened(graph)))

@@ -50,12 +50,19 @@ def local_lipschitz(
 
     Never above the global ``constants`` (default: :func:`theory.graph.constants.lipschitz_constants`).
 
-    Raises: InvalidInput for bad x, y or p, or a radius that is negative, not finite or of another length.
+    Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length, or
+      constants of another shape, negative or NaN.
     Reference: the paper, section 3.2; Weng et al. 2018 (Fast-Lip) and Zhang et al. 2019 (RecurJac) for the
       entrywise bounds; this project for parallel lines through the product and for the relaxed norm.
     """
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     everywhere = lipschitz_constants(graph, p=p) if constants is None else constants
+    if everywhere.shape != (graph.classes, graph.classes):
+        raise InvalidInput(
+            f"constants has shape {tuple(everywhere.shape)}; expected ({graph.classes}, {graph.classes})"
+        )
+    if not (everywhere >= 0).all():
+        raise InvalidInput("constants has a negative or NaN entry; Lipschitz constants are non-negative")
     bounds = node_bounds(graph, ball)
     found = gradient_norm_bounds(graph, label_differences(graph, labels), bounds, q=ball.q)
     found = torch.fmin(found, everywhere[labels])

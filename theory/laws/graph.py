@@ -17,7 +17,19 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from theory.graph.network import Conv2d, Dense, Gather, Graph, Linear, Reshape, Scale
+from theory.graph.network import (
+    Activation,
+    Combine,
+    Conv2d,
+    Dense,
+    Gather,
+    Graph,
+    Linear,
+    Reshape,
+    Scale,
+    Source,
+    combined,
+)
 from theory.laws.relu import activation_patterns
 from theory.norms import dual, norm
 from theory.types import ReLUNetwork
@@ -91,6 +103,24 @@ def law_bounds_operator(
     matrix = matrix_of(operation, inputs)
     truth = torch.linalg.matrix_norm(matrix, ord=2) if q == 2 else matrix.abs().sum(1).max()
     assert candidate(operation, inputs) >= float(truth) * (1 - 4 * np.finfo(float).eps)
+
+
+def values_of_adjoint(reverse: Graph, cotangent: Tensor, values: list[Tensor], graph: Graph) -> Tensor:
+    """The gradient of cotangent . scores by the adjoint, with the derivatives of the ReLUs at a point."""
+    found: list[Tensor] = []
+    for node in reverse.nodes:
+        match node.operation:
+            case Source():
+                found.append(cotangent)
+            case Activation(unit):
+                assert unit is not None
+                derivative = (values[graph.nodes[unit].inputs[0]] > 0).to(cotangent.dtype)
+                found.append(found[node.inputs[0]] * derivative)
+            case Combine(signs):
+                found.append(combined([found[j] for j in node.inputs], signs))
+            case operation:
+                found.append(operation.apply(found[node.inputs[0]]))
+    return found[-1]
 
 
 # ---- Points of the ball
