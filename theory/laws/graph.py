@@ -25,6 +25,7 @@ from theory.graph.network import (
     Gather,
     Graph,
     Linear,
+    Node,
     Reshape,
     Scale,
     Source,
@@ -73,6 +74,11 @@ def in_float64(graph: Graph) -> Graph:
         for n in graph.nodes
     ]
     return Graph(tuple(nodes), torch.float64, graph.device)
+
+
+def relu_of(graph: Graph) -> Node:
+    """A ReLU of the scores, as a last node."""
+    return Node(Activation(), (len(graph.nodes) - 1,), graph.nodes[-1].shape)
 
 
 def matrix_of(operation: Linear, inputs: tuple[int, ...]) -> Tensor:
