@@ -217,7 +217,10 @@ def _value(rows: pd.DataFrame, **wanted: str | float) -> str:
     """The value of the one row with these entries; empty if there is none."""
     for column, entry in wanted.items():
         rows = rows[rows[column] == entry]
-    return f"{rows['value'].iloc[0]:.3g}" if len(rows) else ""
+    if not len(rows):
+        return ""
+    value = float(rows["value"].iloc[0])
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.3g}"
 
 
 def _markdown(header: Cells, lines: list[Cells]) -> str:

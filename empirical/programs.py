@@ -31,7 +31,8 @@ _PLAIN = re.compile(
     r"data/weights/weight_\d+|data/constants/tensor_\d+|archive_version|byteorder|\.data/\w+|extra/.*"
 )
 _OPERATOR = re.compile(r"torch\.ops\.aten\._?[a-z]\w*\.[A-Za-z]\w*|_operator\.getitem")
-_SIZE = re.compile(r"[\w +*-]*")  # a symbolic size that calls nothing
+# A size that calls nothing but the constructors of symbols and integers.
+_SIZE = re.compile(r"(Symbol\('\w+'(, \w+=True)*\)|Integer\(\d+\)|[\w +*-])*")
 
 
 def load_program(path: Path) -> ExportedProgram:

@@ -42,6 +42,8 @@ def figure(table: pd.DataFrame) -> Figure:
             for axes, norm in zip(part.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
                 panel(axes, table, norm)
                 axes.set_title(NORM[norm], loc="left", fontweight="bold")
+                if norm != norms[0]:
+                    axes.set_ylabel("")
                 handles |= {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
             part.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=3)
     return drawn
