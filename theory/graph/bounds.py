@@ -80,7 +80,7 @@ def lower_bounds(
                 line = lines[i]
                 intercepts = [(s, t) for s, t in ((1.0, line.low), (-1.0, line.high)) if t is not None]
                 signed += [intercept for _, intercept in intercepts]
-                below = line.below[:, None] if line.below.dim() < rows.dim() else line.below
+                below = line.below[:, None] if line.below.dim() < coefficients.dim() else line.below
                 passed = [
                     (here.inputs[0], torch.where(coefficients > 0, below, line.above[:, None]) * coefficients)
                 ]
@@ -90,30 +90,28 @@ def lower_bounds(
                     (j, coefficients if s == 1 else s * coefficients)
                     for j, s in zip(here.inputs, signs, strict=True)
                 ]
-            case Source():
-                raise AssertionError("the source is node 0")
             case operation:
+                assert not isinstance(operation, Source)
                 back = operation.transpose(coefficients.flatten(0, 1))
                 passed = [(here.inputs[0], back.unflatten(0, coefficients.shape[:2]))]
-        count = coefficients[0, 0].numel()
+        # The two sums, through the node and with its constants, are rounded apart.
+        terms, count = terms_of(graph, here), coefficients[0, 0].numel() + EXTRA
+        weight = terms * size
         for value in signed:
-            size = size + count * value.abs()
+            weight = weight + count * value.abs()
+        below_size = sum((sizes[j].flatten(1).sum(1) for j in here.inputs), start=size.flatten(1).sum(1))
         # A positive coefficient meets the lower intercept, a negative one the upper: (c +- |c|) / 2 each.
-        absolute = _dots(coefficients.abs(), [size, torch.ones_like(size[:1]), *(t for _, t in intercepts)])
+        absolute = _dots(coefficients.abs(), [weight, torch.ones_like(size[:1]), *(t for _, t in intercepts)])
         plain = _dots(coefficients, signed) if signed else []
         if here.bias is not None:
             total = total + plain.pop(0)
         for (sign, _), mixed, sized in zip(intercepts, plain, absolute[2:], strict=True):
             total = total + (mixed + sign * sized) / 2
-        terms = terms_of(here)
-        slack = slack + terms * (
-            eps * absolute[0] + tiny * (absolute[1] + size.flatten(1).sum(1)[:, None] + 1)
-        )
+        slack = slack + eps * absolute[0]
+        slack = slack + (terms + count) * tiny * (absolute[1] + below_size[:, None] + 1)
         slack = slack + 2 * eps * total.abs()
         for j, more in passed:
             arriving[j] = arriving[j] + more if j in arriving else more
-    if 0 not in arriving:
-        return total - slack * (1 + 64 * eps)
     coefficients = arriving[0]
     absolute = coefficients.abs()
     spread = norms(absolute, q=ball.q) * ball.radius[:, None]
@@ -183,19 +181,22 @@ def _row_norms(graph: Graph, node: int, *, q: float) -> Tensor:
         back, size, terms = _pull_linear(graph, node, rows)
         exact.append(norms(back.abs(), q=q)[0])
         error.append(terms * eps * norms(size, q=q)[0])
-    return (
-        (torch.cat(exact) + torch.cat(error)) * (1 + 4 * eps * (prod(graph.nodes[0].shape) + EXTRA))
-    ).reshape(shape)
+    found = torch.cat(exact) + torch.cat(error)
+    return (found * (1 + 4 * eps * (prod(graph.nodes[0].shape) + EXTRA))).reshape(shape)
 
 
 def _pull_linear(graph: Graph, node: int, rows: Tensor) -> tuple[Tensor, Tensor, int]:
-    """rows through the affine part of a graph to the input; the same for absolute weights; roundings."""
+    """rows through the affine part of a graph to the input; the same for absolute weights; roundings.
+
+    What underflows on the way is at most the smallest normal number each time, and follows the sizes.
+    """
     arriving, sizes, terms = {node: rows}, {node: rows.abs()}, EXTRA
+    floor = tiny_of(graph) / eps_of(graph)
     for i in range(node, 0, -1):
         if i not in arriving:
             continue
         here, value, size = graph.nodes[i], arriving.pop(i), sizes.pop(i)
-        terms += terms_of(here)
+        terms += terms_of(graph, here)
         match here.operation:
             case Combine(signs):
                 passed = [(j, s * value, size) for j, s in zip(here.inputs, signs, strict=True)]
@@ -204,7 +205,7 @@ def _pull_linear(graph: Graph, node: int, rows: Tensor) -> tuple[Tensor, Tensor,
             case operation:
                 shape = value.shape[:2]
                 back = operation.transpose(value.flatten(0, 1)).unflatten(0, shape)
-                wide = operation.magnitude().transpose(size.flatten(0, 1)).unflatten(0, shape)
+                wide = operation.magnitude().transpose(size.flatten(0, 1)).unflatten(0, shape) + floor
                 passed = [(here.inputs[0], back, wide)]
         for j, back, wide in passed:
             arriving[j] = arriving[j] + back if j in arriving else back
@@ -267,6 +268,7 @@ def node_bounds(
 def _affine_values(graph: Graph, x: Tensor, wanted: set[int]) -> dict[int, tuple[Tensor, Tensor, int]]:
     """Values at ``x``, sizes and roundings of the affine nodes that ``wanted`` needs."""
     found: dict[int, tuple[Tensor, Tensor, int]] = {}
+    eps, tiny = eps_of(graph), tiny_of(graph)
     last = max(wanted, default=-1)
     for i, node in enumerate(graph.nodes[: last + 1]):
         if not graph.linear[i]:
@@ -282,8 +284,8 @@ def _affine_values(graph: Graph, x: Tensor, wanted: set[int]) -> dict[int, tuple
                 assert not isinstance(operation, Source | Activation)
                 value = operation.apply(parts[0][0])
         value = value if node.bias is None else value + node.bias
-        size = step_size(graph, node, [s for _, s, _ in parts])
-        found[i] = (value, size, max(t for _, _, t in parts) + terms_of(node))
+        size = step_size(graph, node, [s for _, s, _ in parts]) + tiny / eps
+        found[i] = (value, size, max(t for _, _, t in parts) + terms_of(graph, node))
     return found
 
 

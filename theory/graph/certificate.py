@@ -19,14 +19,23 @@ from theory.graph.bounds import (
     node_bounds,
 )
 from theory.graph.constants import lipschitz_constants
-from theory.graph.lipschitz import checked_ball, interval_gradient_norms, label_differences
+from theory.graph.lipschitz import (
+    checked_ball,
+    gradient_norm_bounds,
+    interval_gradient_norms,
+    label_differences,
+    moved,
+    rounded_up,
+)
 from theory.graph.network import Graph
 from theory.types import InvalidInput
 
 LARGEST_RADIUS = 1e30
 MOST_TRIALS = 40
+LARGEST_GROWTH = 4.0  # of the radius squared, from one trial with local constants to the next
 TYPICAL_SHARE = 0.45  # of the distance to the linearised boundary that is usually certified: a first guess
 CHUNK = 50  # examples bounded at once
+LOCAL_TRIALS = 6  # most radii tried with local Lipschitz constants
 
 
 def margin_bounds(
@@ -43,12 +52,19 @@ def margin_bounds(
     ``steps`` > 0 also optimises the lower slopes of all ReLUs for each margin by that many ascent steps; the
     best bound seen is kept. -inf where a bound overflows.
 
-    Raises: InvalidInput for bad x, y or p, or a radius that is negative, not finite or of another length.
+    Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length, or
+      steps < 0.
     Reference: Zhang et al. 2018 (CROWN); Xu et al. 2021 (optimised slopes).
     """
+    _check_steps(steps)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     found = _margins(graph, ball, labels, node_bounds(graph, ball), steps=steps)
     return found.scatter(1, labels[:, None], math.inf)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 0:
+        raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
 
 
 def _margins(graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, *, steps: int = 0) -> Tensor:
@@ -58,10 +74,9 @@ def _margins(graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, *, st
     best = lower_bounds(graph, last, rows, bounds.lines, sizes, ball)
     if not steps or not bounds.lines:
         return best
-    shape = (1, rows.shape[1], *(1,) * 0)
     slopes = {}
     for i, line in bounds.lines.items():
-        start = line.below[:, None].repeat(*shape, *(1,) * (line.below.dim() - 1))
+        start = line.below[:, None].repeat_interleave(rows.shape[1], 1)  # one slope for each margin
         slopes[i] = start.clamp(0.05, 0.95).requires_grad_()
     optimiser = torch.optim.Adam(slopes.values(), lr=0.3)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.05 ** (1 / steps))
@@ -97,11 +112,13 @@ def certified_radius(
 ) -> Float[Tensor, " m"]:
     """Certified radius, a bound: no perturbation of a smaller or equal l_p norm changes the class y.
 
-    The largest radius found at which, for every other class k, CROWN's margin is positive or the margin at
-    the centre exceeds the local Lipschitz constant times the radius. The search is a safeguarded secant to
-    a relative ``precision``; stopping early costs tightness only. ``steps`` as in :func:`margin_bounds`. 0
-    where x is not certainly classified as y; ``domain_radius`` where the search reaches it, and at most
-    1e30.
+    Three stages, each from where the one before ended, so the result is never below the certificate by
+    global constants. (1) margin / global Lipschitz constant. (2) The largest radius found at which CROWN's
+    margins are all positive: a safeguarded secant, until a radius larger by the relative ``precision`` has
+    failed. (3) Beyond it, classes whose CROWN margin is not positive may instead have a margin at the
+    centre above the radius times their local Lipschitz constant; at most ``LOCAL_TRIALS`` radii. Stopping
+    early costs tightness only. ``steps`` as in :func:`margin_bounds`, in stages 2 and 3. 0 where x is not
+    certainly classified as y; ``domain_radius`` where the search reaches it, and at most 1e30.
 
     Raises: InvalidInput for bad x, y or p, precision outside (0, 1), steps or domain_radius < 0.
     Reference: the paper, section 3.2; Weng et al. 2018; Zhang et al. 2018 (CROWN).
@@ -112,10 +129,10 @@ def certified_radius(
         raise InvalidInput(
             f"domain_radius is {domain_radius!r}; a radius is non-negative, math.inf for no limit"
         )
-    if steps < 0:
-        raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
+    _check_steps(steps)
     still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
     ball, labels = checked_ball(graph, x, y, p=p, radius=still)
+    ball = ball.within(still)
     constants = lipschitz_constants(graph, p=p)
     row_norms = linear_row_norms(graph, q=ball.q)
     limit = min(domain_radius, LARGEST_RADIUS)
@@ -132,7 +149,10 @@ def certified_radius(
         )
         for rows in torch.arange(len(x), device=graph.device).split(CHUNK)
     ]
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    shift = moved(x, ball.centre, q=ball.q)
+    shorter = -rounded_up(shift - found.double(), graph.dtype)
+    return torch.where(shift > 0, shorter.clamp(min=0.0), found)
 
 
 def _search(
@@ -171,7 +191,33 @@ def _search(
         relative = torch.where(others[rows], found / centre[rows], math.inf).amin(1)
         known = _smallest_failed(known, bounds, rows[relative <= 0], relative <= 0, examples=len(labels))
         search.learn(rows, relative)
-    return search.low
+    best, trial = search.low, search.low * (1 + 2 * precision)
+    growing = safe & (best > 0) & (best < limit)
+    for _ in range(LOCAL_TRIALS):
+        rows = growing.nonzero()[:, 0]
+        if not len(rows):
+            break
+        here = trial[rows].clamp(max=limit)
+        found, bounds = margins(rows, here, None)
+        open_ = others[rows] & ~(found > 0)
+        reach = _local_reach(graph, labels[rows], centre[rows], bounds, open_, q=ball.q)
+        best[rows] = best[rows].maximum(here.minimum(reach))
+        trial[rows] = here * (reach / here).clamp(max=LARGEST_GROWTH).sqrt()
+        growing[rows] = (reach > here * (1 + precision)) & (here < limit)
+    return best
+
+
+def _local_reach(
+    graph: Graph, labels: Tensor, centre: Tensor, bounds: NodeBounds, wanted: Tensor, *, q: float
+) -> Tensor:
+    """The smallest centre / local Lipschitz constant over the wanted classes, a bound from below: (m,)."""
+    most = int(wanted.sum(1).max())
+    if not most:
+        return torch.full_like(centre[:, 0], math.inf)
+    classes = wanted.to(torch.uint8).topk(most, dim=1).indices
+    rows = label_differences(graph, labels).gather(1, classes[..., None].expand(-1, -1, graph.classes))
+    constants = gradient_norm_bounds(graph, rows, bounds, q=q)
+    return _quotient(torch.where(wanted, centre, math.inf).gather(1, classes), constants)
 
 
 @dataclass
@@ -198,8 +244,8 @@ class _Search:
         return _Search(low, infinite, infinite.clone(), trial, zero, zero + 1.0, limit, precision)
 
     def done(self) -> Tensor:
-        """Whether the certified radius is within the precision of the root, or at the limit."""
-        close = self.low >= torch.minimum(self.root, self.high) * (1 - self.precision)
+        """Whether a radius within the precision of the certified one has failed, or it is at the limit."""
+        close = self.low >= self.high * (1 - self.precision)
         return close | (self.low >= self.limit) | (self.trial <= 0)
 
     def learn(self, rows: Tensor, value: Tensor) -> None:
@@ -215,6 +261,8 @@ class _Search:
             sound, root, torch.where(high.isfinite(), low / 2 + high / 2, 2 * low.maximum(trial))
         )
         goal = (root * (1 - self.precision / 3)).maximum(low + (root - low) / 2)
+        reached = low >= root * (1 - self.precision)  # the guess holds; what remains is to see more fail
+        goal = torch.where(reached, (low * (1 + self.precision)).maximum(goal), goal)
         self.low[rows], self.high[rows], self.root[rows] = low, high, root
         self.last[rows], self.value[rows] = trial, value
         self.trial[rows] = goal.clamp(max=self.limit)
@@ -224,7 +272,7 @@ def _quotient(margins: Tensor, constants: Tensor) -> Tensor:
     """min_k margins / constants rounded down, a bound if margins are from below and constants from above."""
     ratio = torch.where(constants > 0, margins / constants, math.inf)
     ratio = torch.where(margins == math.inf, math.inf, ratio)
-    ratio = ratio * (1 - 2 * torch.finfo(margins.dtype).eps)
+    ratio = torch.nextafter(ratio, torch.zeros_like(ratio))
     return ratio.amin(1).clamp(min=0.0)
 
 

@@ -1,19 +1,19 @@
 """Global Lipschitz constants of a graph: norm products with certified spectral norms, and path norms.
 
 Both follow the graph: a sum adds the constants of its parts, an operator multiplies by its norm. The spectral
-norm of an operator is bounded from above by a trace of a power, never estimated by power iteration from
-below.
+norm of an operator is bounded from above, by LAPACK's singular value with its error, by overlapping patches
+or by Hölder's inequality, never estimated from below by power iteration.
 """
 
 from __future__ import annotations
 
-from math import prod, sqrt
+from math import gcd, prod, sqrt
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theory.graph.bounds import EXTRA, eps_of, terms_of, tiny_of
+from theory.graph.bounds import EXTRA, eps_of, norms, terms_of, tiny_of
 from theory.graph.network import (
     Activation,
     Combine,
@@ -30,8 +30,10 @@ from theory.graph.network import (
 )
 from theory.norms import dual
 
-# Largest operator turned into a matrix for its exact singular value; beyond, patches or Hölder's bound serve.
-DENSE_ENTRIES = 2**23
+# Largest matrix whose singular value is computed, and largest convolution turned into one; beyond these,
+# patches or Hölder's inequality serve.
+MATRIX_ENTRIES = 2**24
+DENSE_ENTRIES = 2**20
 
 
 def path_norm(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
@@ -48,12 +50,8 @@ def path_norm(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
     eye = torch.eye(graph.classes, dtype=graph.dtype, device=graph.device)
     pairs = (eye[:, None] - eye).flatten(0, 1)
     gradient, terms = path_sums(graph, pairs)
-    flat = gradient.flatten(1)
-    scale = flat.amax(1, keepdim=True)
-    unit = torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
-    size = (flat / unit).sum(1) if q == 1 else (flat / unit).square().sum(1).sqrt()
-    table = size * unit[:, 0] * (1 + (terms + flat.shape[1] + EXTRA) * eps_of(graph))
-    table = torch.where(flat.amax(1) > 0, table + tiny_of(graph), 0.0)
+    roundings = terms + gradient[0].numel() + EXTRA
+    table = norms(gradient[None], q=q)[0] * (1 + roundings * eps_of(graph)) + tiny_of(graph)
     table = torch.where(table.isnan(), torch.inf, table).reshape(graph.classes, graph.classes)
     return table.fill_diagonal_(0.0)
 
@@ -63,13 +61,13 @@ def path_sums(graph: Graph, cotangents: Float[Tensor, "k c"]) -> tuple[Float[Ten
     roundings.
 
     The affine part behind the last activations is signed: it is a difference of rows before any size is
-    taken.
+    taken. Products that underflow count as the smallest normal number, so no path is lost.
     """
-    reverse, eps = adjoint(graph), eps_of(graph)
+    reverse, eps, tiny = adjoint(graph), eps_of(graph), tiny_of(graph)
     values: list[tuple[Tensor, Tensor]] = []  # and the error of each, while it is still signed
     terms = EXTRA
     for i, node in enumerate(reverse.nodes):
-        terms += terms_of(node)
+        terms += terms_of(reverse, node)
         parts = [values[j] for j in node.inputs]
         if not reverse.linear[i]:
             parts = [(value.abs() + error, torch.zeros_like(error)) for value, error in parts]
@@ -82,16 +80,18 @@ def path_sums(graph: Graph, cotangents: Float[Tensor, "k c"]) -> tuple[Float[Ten
                 signs = signs if reverse.linear[i] else (1.0,) * len(signs)
                 ones = (1.0,) * len(signs)
                 size = combined([value.abs() for value, _ in parts], ones)
-                error = combined([error for _, error in parts], ones) + terms_of(node) * eps * size
+                error = combined([error for _, error in parts], ones) + terms_of(reverse, node) * eps * size
                 found = combined([value for value, _ in parts], signs), error
             case operation:
                 value, error = parts[0]
                 size = operation.magnitude()
                 if reverse.linear[i]:
-                    error = size.apply(error + terms_of(node) * eps * value.abs())
-                    found = operation.apply(value), error * (1 + terms_of(node) * eps)
+                    error = size.apply(error + terms_of(reverse, node) * eps * value.abs())
+                    error = error * (1 + terms_of(reverse, node) * eps) + terms_of(reverse, node) * tiny
+                    found = operation.apply(value), error
                 else:
-                    found = size.apply(value), error.new_zeros(()).expand(len(value), *node.shape)
+                    enlarged = size.apply(value) + terms_of(reverse, node) * tiny
+                    found = enlarged, torch.zeros_like(enlarged)
         values.append(found)
     value, error = values[-1]
     return value.abs() + error, terms
@@ -108,7 +108,7 @@ def norm_product(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
     q = dual(p)
     reach: list[Tensor] = []
     zero = torch.zeros((), dtype=graph.dtype, device=graph.device)
-    eps = eps_of(graph)
+    eps, tiny = eps_of(graph), tiny_of(graph)
     last = graph.nodes[-1]
     for node in graph.nodes[:-1]:
         match node.operation:
@@ -117,16 +117,16 @@ def norm_product(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
             case Activation():
                 value = reach[node.inputs[0]]
             case Combine():
-                value = sum((reach[j] for j in node.inputs), start=zero) * (1 + 4 * eps)
+                value = sum((reach[j] for j in node.inputs), start=zero) * (1 + (len(node.inputs) + 4) * eps)
             case operation:
                 (before,) = node.inputs
                 size = operator_norm(operation, graph.nodes[before].shape, node.shape, graph=graph, q=q)
-                value = reach[before] * size * (1 + 4 * eps)
+                value = reach[before] * size * (1 + 4 * eps) + tiny
         reach.append(value)
     if isinstance(last.operation, Dense):
         weight = last.operation.weight
         rows = weight[:, None] - weight
-        size = rows.abs().sum(2) if q == 1 else rows.square().sum(2).sqrt()
+        size = norms(rows.abs(), q=q)
         table = reach[last.inputs[0]] * size * (1 + (weight.shape[1] + EXTRA) * eps)
     else:
         whole = sum((reach[j] for j in last.inputs), start=zero)
@@ -134,12 +134,9 @@ def norm_product(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
             whole = whole * operator_norm(
                 last.operation, graph.nodes[last.inputs[0]].shape, last.shape, graph=graph, q=q
             )
-        table = (
-            (2.0 if q == 1 else sqrt(2.0))
-            * (1 + 8 * eps)
-            * whole.expand(graph.classes, graph.classes).clone()
-        )
-    return torch.where(table.isnan(), torch.inf, table + tiny_of(graph) * (table > 0)).fill_diagonal_(0.0)
+        whole = whole * ((2.0 if q == 1 else sqrt(2.0)) * (1 + (len(last.inputs) + 8) * eps))
+        table = whole.expand(graph.classes, graph.classes).clone()
+    return torch.where(table.isnan(), torch.inf, table + tiny).fill_diagonal_(0.0)
 
 
 def lipschitz_constants(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
@@ -175,14 +172,13 @@ def operator_norm(
         return operator_norm(operation.base, outputs, inputs, graph=graph, q=q)
     if isinstance(operation, Scale):
         return operation.factor.abs().amax()
-    if isinstance(operation, Dense) and operation.weight.numel() <= DENSE_ENTRIES:
+    if isinstance(operation, Dense) and operation.weight.numel() <= MATRIX_ENTRIES:
         return _matrix_norm(operation.weight)
     other = torch.ones(1, *outputs, dtype=graph.dtype, device=graph.device)
     columns = operation.magnitude().transpose(other).amax() * (1 + terms_bound(operation) * eps)
-    bound = (rows * columns).sqrt() * (1 + 4 * eps)
+    bound = rows.sqrt() * columns.sqrt() * (1 + 4 * eps)
     if isinstance(operation, Conv2d):
-        height, width = operation.weight.shape[2:]
-        overlap = -(-height // operation.stride[0]) * -(-width // operation.stride[1])
+        overlap = patches_of_one_entry(operation)
         groups = operation.weight.flatten(1).chunk(operation.groups)
         patches = torch.stack([_matrix_norm(group) for group in groups]).amax()
         bound = torch.minimum(bound, patches * (sqrt(overlap) * (1 + 4 * eps)))
@@ -190,6 +186,19 @@ def operator_norm(
             eye = torch.eye(prod(inputs), dtype=graph.dtype, device=graph.device).reshape(-1, *inputs)
             bound = torch.minimum(bound, _matrix_norm(operation.apply(eye).flatten(1)))
     return bound
+
+
+def patches_of_one_entry(operation: Conv2d) -> int:
+    """How many places of the kernel one input entry can stand at, a bound of the overlap of patches.
+
+    Places k and k' of one axis serve the same entry if dilation (k - k') is a multiple of the stride.
+    """
+    most = 1
+    for size, step, hole in zip(
+        operation.weight.shape[2:], operation.stride, operation.dilation, strict=True
+    ):
+        most *= -(-size // (step // gcd(step, hole)))
+    return most
 
 
 def terms_bound(operation: Linear) -> int:
@@ -200,6 +209,8 @@ def terms_bound(operation: Linear) -> int:
 def _matrix_norm(matrix: Tensor) -> Tensor:
     """Largest singular value, a bound: LAPACK's in float64, with a generous (m + n) eps for its error."""
     wide = matrix.double()
-    eps = torch.finfo(wide.dtype).eps
-    value = torch.linalg.matrix_norm(wide, ord=2) * (1 + 16 * sum(wide.shape) * eps)
-    return (value * (1 + 4 * torch.finfo(matrix.dtype).eps)).to(matrix.dtype)
+    eps, limits = torch.finfo(wide.dtype).eps, torch.finfo(matrix.dtype)
+    largest = wide.abs().amax()
+    unit = torch.where(largest > 0, largest, 1.0)
+    value = torch.linalg.matrix_norm(wide / unit, ord=2) * unit * (1 + 16 * sum(wide.shape) * eps)
+    return (value * (1 + 4 * limits.eps)).to(matrix.dtype) + limits.tiny

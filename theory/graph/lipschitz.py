@@ -129,7 +129,8 @@ def _parallel(
             if i not in arriving:
                 continue
             coefficients, here = arriving.pop(i), reverse.nodes[i]
-            flat = coefficients.flatten(2).abs()
+            flat, terms = coefficients.flatten(2).abs(), terms_of(reverse, here)
+            reach = reach + terms * tiny * sum(sizes[j].sum(1)[:, None] for j in here.inputs)  # underflow
             match here.operation:
                 case Activation(unit):
                     assert unit is not None
@@ -137,12 +138,12 @@ def _parallel(
                     slope = torch.where(off, 0.0, torch.where(on, 1.0, 0.5)).to(reverse.dtype)
                     free = (slope == 0.5).flatten(1)[:, :, None]
                     size = sizes[here.inputs[0]]
-                    reach = reach + flat @ (size * (free * 0.5 + EXTRA * eps) + tiny)
+                    reach = reach + flat @ (size * (free * 0.5 + terms * eps) + tiny)
                     passed = [(here.inputs[0], coefficients * slope[:, None])]
                 case Combine(signs):
                     passed = [(j, s * coefficients) for j, s in zip(here.inputs, signs, strict=True)]
                     added = sum((sizes[j] for j in here.inputs), start=torch.zeros((), dtype=reverse.dtype))
-                    reach = reach + flat @ (terms_of(here) * (eps * added + tiny))
+                    reach = reach + flat @ (terms * (eps * added + tiny))
                 case Source():
                     raise AssertionError("the source is node 0")
                 case operation:
@@ -154,15 +155,12 @@ def _parallel(
                     added = (
                         step_size(reverse, here, inputs).flatten(1).unflatten(0, (examples, cotangents)).mT
                     )
-                    reach = reach + flat @ (terms_of(here) * (eps * added + tiny))
+                    reach = reach + flat @ (terms * (eps * added + tiny))
             for j, more in passed:
                 arriving[j] = arriving[j] + more if j in arriving else more
-        last = arriving[0].flatten(2) if 0 in arriving else torch.zeros_like(rows[..., :1])
-        if 0 not in arriving:
-            middle = torch.zeros_like(reach)
-        else:
-            middle = last @ start
-            reach = reach + (len(start[0]) + EXTRA) * eps * (last.abs() @ start.abs())
+        last = arriving[0].flatten(2)
+        middle = last @ start
+        reach = reach + (len(start[0]) + EXTRA) * (eps * (last.abs() @ start.abs()) + tiny)
         terms = max(len(size[0]) for size in sizes) + len(reverse.nodes) + EXTRA
         reach = reach * (1 + terms * eps) + tiny
         lower.append(middle - reach - 2 * eps * middle.abs())
@@ -210,12 +208,33 @@ def label_differences(graph: Graph, y: Int[Tensor, " m"]) -> Float[Tensor, "m c 
 
 
 def checked_ball(graph: Graph, x: Tensor, y: Tensor, *, p: float, radius: Tensor) -> tuple[Ball, Tensor]:
-    """The balls and labels, an identity. Raises: InvalidInput as :func:`local_lipschitz`."""
-    q = dual(p)
+    """Balls that contain those asked for, a bound, and the labels.
+
+    Where the graph's numbers are fewer than those of x, the ball grows by what rounding moves its centre.
+
+    Raises: InvalidInput as :func:`local_lipschitz`.
+    """
+    q, given = dual(p), x
     x = graph.check_inputs(x)
     labels = graph.check_labels(y, examples=len(x))
     if radius.shape != (len(x),):
         raise InvalidInput(f"radius has shape {tuple(radius.shape)}; expected ({len(x)},), one per example")
     if not (radius.isfinite() & (radius >= 0)).all():
         raise InvalidInput("radius has a negative, NaN or infinite entry; a ball needs a finite radius >= 0")
-    return Ball(x, radius.to(graph.device, graph.dtype), q), labels
+    return Ball(x, rounded_up(radius.to(x.device).double() + moved(given, x, q=q), graph.dtype), q), labels
+
+
+def moved(given: Tensor, x: Tensor, *, q: float) -> Tensor:
+    """The l_p distance, p dual to q, between inputs and their rounding to another type, a bound: (m,)."""
+    if given.dtype == x.dtype:
+        return x.new_zeros(len(x), dtype=torch.float64)
+    gap = (given.to(x.device).double() - x.double()).abs().flatten(1)
+    distance = gap.amax(1) if q == 1 else norms(gap[None], q=2.0)[0]
+    return distance * (1 + 4 * gap.shape[1] * torch.finfo(torch.float64).eps)
+
+
+def rounded_up(values: Float[Tensor, " m"], dtype: torch.dtype) -> Float[Tensor, " m"]:
+    """The smallest numbers of a type that are at least these float64 values, a bound."""
+    rounded = values.to(dtype)
+    infinity = torch.full_like(rounded, torch.inf)
+    return torch.where(rounded.double() < values, torch.nextafter(rounded, infinity), rounded)

@@ -135,6 +135,11 @@ class Gather:
     index: Tensor
     inputs: Shape
 
+    @cached_property
+    def most(self) -> int:
+        """How often the most copied entry is copied."""
+        return int(torch.bincount(self.index.flatten()).amax())
+
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`Linear`."""
         return x.flatten(1)[:, self.index]
@@ -152,7 +157,7 @@ class Gather:
     @property
     def terms(self) -> int:
         """See :class:`Linear`."""
-        return 1 + self.index.numel()
+        return 1 + self.most
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ class Node:
     operation: Linear | Combine | Activation | Source
     inputs: tuple[int, ...]
     shape: Shape
-    bias: Tensor | None = None  # broadcasts to ``shape``
+    bias: Tensor | None = None  # broadcasts to ``shape``; None for the source and for activations
 
 
 @dataclass(frozen=True)
@@ -256,6 +261,15 @@ class Graph:
             is_activation = isinstance(node.operation, Activation)
             found.append(not is_activation and all(found[j] for j in node.inputs))
         return tuple(found)
+
+    @cached_property
+    def uses(self) -> tuple[int, ...]:
+        """How often each node is an input of another."""
+        counts = [0] * len(self.nodes)
+        for node in self.nodes:
+            for j in node.inputs:
+                counts[j] += 1
+        return tuple(counts)
 
     def values(self, x: Float[Tensor, "m *shape"]) -> list[Tensor]:
         """The value of every node, (m, *shape) each. Raises: InvalidInput as :meth:`check_inputs`."""
@@ -312,16 +326,28 @@ def combined(parts: list[Tensor], signs: tuple[float, ...]) -> Tensor:
 def from_relu_network(
     net: ReLUNetwork, *, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu"
 ) -> Graph:
-    """The fully connected network as a graph, an identity."""
+    """The fully connected network as a graph, an identity up to the rounding of its weights to ``dtype``.
+
+    Raises: InvalidInput unless dtype is float64 or float32, or for weights that overflow it.
+    """
     place = torch.device(device)
+    check_number_type(dtype)
     nodes = [Node(Source(), (), (net.weights[0].shape[1],))]
     for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
         if layer:
             nodes.append(Node(Activation(), (len(nodes) - 1,), nodes[-1].shape))
         dense = Dense(torch.tensor(weight, dtype=dtype, device=place))
         offset = torch.tensor(bias, dtype=dtype, device=place)
+        if not (dense.weight.isfinite().all() and offset.isfinite().all()):
+            raise InvalidInput(f"weights[{layer}] or biases[{layer}] overflows {dtype}; use float64")
         nodes.append(Node(dense, (len(nodes) - 1,), (len(weight),), offset))
     return Graph(tuple(nodes), dtype, place)
+
+
+def check_number_type(dtype: torch.dtype) -> None:
+    """Raises: InvalidInput unless ``dtype`` is float64 or float32, whose rounding is accounted for."""
+    if dtype not in (torch.float64, torch.float32):
+        raise InvalidInput(f"dtype is {dtype}; bounds need torch.float64 or torch.float32")
 
 
 def adjoint(graph: Graph) -> Graph:

@@ -147,15 +147,19 @@ def step_size(graph: Graph, node: Node, inputs: list[Tensor]) -> Tensor:
     return size if node.bias is None else size + node.bias.abs()
 
 
-def terms_of(node: Node) -> int:
-    """Roundings in one entry of a node's value plus one of its transposed coefficients, a bound."""
+def terms_of(graph: Graph, node: Node) -> int:
+    """Roundings in one entry of a node's value plus one of its transposed coefficients, a bound.
+
+    The coefficients of an input that several nodes use are sums over those nodes.
+    """
+    shared = max((graph.uses[j] for j in node.inputs), default=0)
     match node.operation:
         case Combine(signs):
-            return len(signs) + EXTRA
+            return len(signs) + shared + EXTRA
         case Source() | Activation():
-            return EXTRA
+            return shared + EXTRA
         case operation:
-            return operation.terms + EXTRA
+            return operation.terms + shared + EXTRA
 
 
 def interval_step(graph: Graph, node: Node, inputs: list[Interval]) -> Interval:
@@ -165,7 +169,7 @@ def interval_step(graph: Graph, node: Node, inputs: list[Interval]) -> Interval:
     """
     eps, tiny = eps_of(graph), tiny_of(graph)
     size = step_size(graph, node, [part.size for part in inputs])
-    slack = terms_of(node) * (eps * size + tiny)
+    slack = terms_of(graph, node) * (eps * size + tiny)
     match node.operation:
         case Combine(signs):
             ends = [

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for the whole suite: norms, sparsities, labelled data, linear models, ReLU nets.
+"""Hypothesis strategies for the whole suite: norms, sparsities, data, linear models, ReLU nets, graphs.
 
 Entries are quarters of small integers half of the time, so that ties, zeros, repeated rows and points
 exactly on a decision boundary occur and float64 arithmetic on them is exact, and generic reals otherwise.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from theory.graph.builder import Builder, Place
+from theory.graph.network import Conv2d, Graph, Shape
 from theory.types import BinaryLinear, LinearClassifier, ReLUNetwork
 
 MODERATE = (1.0, 1e-3, 1e3)
@@ -128,3 +131,125 @@ def relu_networks(
         weights.append(scale * weight)
         offsets.append(scale * bias)
     return ReLUNetwork(tuple(weights), tuple(offsets))
+
+
+@st.composite
+def tensors(draw: st.DrawFn, shape: tuple[int, ...], *, scales: tuple[float, ...] = (1.0,)) -> torch.Tensor:
+    """A float64 tensor with entries as in :func:`arrays`."""
+    return torch.tensor(draw(arrays(shape, scales=scales)))
+
+
+@st.composite
+def kernels(draw: st.DrawFn, shape: tuple[int, ...]) -> torch.Tensor:
+    """Weights of a layer: plain, with two equal output channels, a zero channel, or all zero."""
+    weight = draw(tensors(shape, scales=(1.0, 0.25)))
+    match draw(st.sampled_from(["plain", "plain", "plain", "repeat", "dead", "zero"])):
+        case "repeat":
+            weight[-1] = weight[0]
+        case "dead":
+            weight[draw(st.integers(0, shape[0] - 1))] = 0.0
+        case "zero":
+            weight[:] = 0.0
+        case _:
+            pass
+    return weight
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, inputs: Shape) -> tuple[Conv2d, Shape]:
+    """A convolution of images of this shape, of any stride, padding, dilation and groups, and its output."""
+    channels, *sides = inputs
+    groups = draw(st.sampled_from([1, channels]))
+    into = channels // groups
+    out = groups * draw(st.integers(1, 2))
+    padding = (draw(st.integers(0, 1)), draw(st.integers(0, 1)))
+    kernel, dilation = [], []
+    for side, pad in zip(sides, padding, strict=True):
+        kernel.append(draw(st.integers(1, min(3, side + 2 * pad))))
+        widest = (side + 2 * pad - 1) // (kernel[-1] - 1) if kernel[-1] > 1 else 3
+        dilation.append(draw(st.integers(1, min(3, widest))))
+    stride = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    weight = draw(kernels((out, into, *kernel)))
+    found = Conv2d(weight, stride, padding, (dilation[0], dilation[1]), groups, inputs)
+    return found, tuple(found.apply(torch.zeros(1, *inputs, dtype=torch.float64)).shape[1:])
+
+
+@st.composite
+def graphs(
+    draw: st.DrawFn, *, image: bool | None = None, most_blocks: int = 4, dtype: torch.dtype = torch.float64
+) -> Graph:
+    """A small network: dense or on images, with residual blocks, pooling and normalisation, or all affine.
+
+    Its last node may be a sum or a ReLU, as well as a dense layer.
+    """
+    image = draw(st.booleans()) if image is None else image
+    shape: Shape = (
+        (draw(st.integers(1, 2)), 3, draw(st.integers(2, 3))) if image else (draw(st.integers(1, 4)),)
+    )
+    builder, x = Builder(shape, dtype, torch.device("cpu")), Place(0)
+    for _ in range(draw(st.integers(0, most_blocks))):
+        x = draw(_blocks(builder, x))
+    shape = builder.nodes[x].shape
+    if len(shape) > 1:
+        builder.output = (math.prod(shape),)
+        x = Place(builder.reshape(x))
+    x = draw(_dense(builder, x, draw(st.integers(2, 3))))
+    match draw(st.sampled_from(["dense", "dense", "dense", "relu", "sum"])):
+        case "relu":
+            x = Place(builder.relu(x))
+        case "sum":
+            x = Place(builder.minus(draw(tensors(builder.output)), x))
+        case _:
+            pass
+    return builder.finish(x)
+
+
+@st.composite
+def _dense(draw: st.DrawFn, builder: Builder, x: Place, width: int) -> Place:
+    (before,) = builder.nodes[x].shape
+    builder.output = (width,)
+    bias = draw(tensors((width,))) if draw(st.booleans()) else None
+    return Place(builder.linear(x, draw(kernels((width, before))), bias))
+
+
+@st.composite
+def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
+    """One more layer after the value at ``x``."""
+    builder.output = shape = builder.nodes[x].shape
+    here = ["relu", "relu", "residual", "scale"]
+    here += ["dense"] if len(shape) == 1 else ["conv", "conv", "max", "max", "average"]
+    match draw(st.sampled_from(here)):
+        case "relu":
+            return Place(builder.relu(x))
+        case "dense":
+            return draw(_dense(builder, x, draw(st.integers(1, 4))))
+        case "scale":
+            sides = (shape[0], *(1,) * (len(shape) - 1))
+            scaled = Place(builder.times(x, draw(tensors(sides))))
+            return Place(builder.plus(scaled, draw(tensors(sides))))
+        case "residual":
+            inner = Place(builder.relu(draw(_same_shape(builder, x))))
+            return Place(draw(st.sampled_from([builder.plus, builder.minus]))(inner, x))
+        case "conv":
+            operation, builder.output = draw(convolutions(shape))
+            bias = draw(tensors((builder.output[0],))) if draw(st.booleans()) else None
+            arguments = (operation.stride, operation.padding, operation.dilation, operation.groups)
+            return Place(builder.conv2d(x, operation.weight, bias, *arguments))
+        case name:
+            _, height, width = shape
+            kernel = (min(2, height), min(draw(st.integers(1, 3)), width))
+            stride, padding = (draw(st.integers(1, 2)), 1), (kernel[0] // 2, 0)
+            pool = torch.nn.functional.max_pool2d if name == "max" else torch.nn.functional.avg_pool2d
+            builder.output = tuple(pool(torch.zeros(1, *shape), kernel, stride, padding).shape[1:])
+            method = builder.max_pool2d if name == "max" else builder.avg_pool2d
+            return Place(method(x, kernel, stride, padding))
+
+
+@st.composite
+def _same_shape(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
+    """A dense layer, or a padded convolution, that keeps the shape."""
+    builder.output = shape = builder.nodes[x].shape
+    if len(shape) == 1:
+        return draw(_dense(builder, x, shape[0]))
+    weight = draw(kernels((shape[0], shape[0], 3, 1)))
+    return Place(builder.conv2d(x, weight, None, 1, (1, 0)))

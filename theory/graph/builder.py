@@ -1,0 +1,296 @@
+"""A graph under construction: one method per operation of PyTorch, named as there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from theory.graph.network import (
+    Activation,
+    Combine,
+    Conv2d,
+    Dense,
+    Gather,
+    Graph,
+    Linear,
+    Node,
+    Reshape,
+    Scale,
+    Shape,
+    Source,
+)
+from theory.graph.windows import window_entries
+from theory.types import InvalidInput
+
+
+class Place(int):
+    """The place of a node in the graph."""
+
+    @property
+    def at(self) -> int:
+        """As a plain integer."""
+        return int(self)
+
+
+class Builder:
+    """The nodes made so far. Each method takes what PyTorch's operation takes and gives its value's place.
+
+    ``output`` is the shape of one example of the value under construction.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.nodes = [Node(Source(), (), shape)]
+        self.output: Shape = shape
+
+    def finish(self, last: int) -> Graph:
+        """The graph whose scores are the value at ``last``."""
+        shape = self.nodes[last].shape
+        if len(shape) != 1 or shape[0] < 2:
+            raise InvalidInput(
+                f"network returns {shape} per example; it needs one score per class, (c >= 2,)"
+            )
+        del self.nodes[last + 1 :]
+        if last == 0:
+            self.add(Combine((1.0,)), 0)
+        return Graph(tuple(self.nodes), self.dtype, self.device)
+
+    def add(
+        self,
+        operation: Linear | Combine | Activation,
+        *inputs: int,
+        bias: Tensor | None = None,
+        shape: Shape | None = None,
+    ) -> int:
+        """Append a node, by default of the shape ``output``."""
+        offset = None if bias is None else self._tensor(bias)
+        self.nodes.append(Node(operation, inputs, self.output if shape is None else shape, offset))
+        return len(self.nodes) - 1
+
+    def _tensor(self, value: Tensor) -> Tensor:
+        placed = value.to(self.device, self.dtype)
+        if not placed.isfinite().all():
+            raise InvalidInput(f"network has a parameter that is NaN or infinite in {self.dtype}; remove it")
+        return placed
+
+    def reshape(self, x: Place, *_: Any) -> int:
+        """Any change of shape that keeps the batch axis and the order of the entries."""
+        return self.add(Reshape(self.nodes[x.at].shape, self.output), x.at)
+
+    def linear(self, x: Place, weight: Tensor, bias: Tensor | None = None) -> int:
+        """F.linear on vectors."""
+        if len(self.nodes[x.at].shape) != 1:
+            raise InvalidInput("network applies a linear layer along one axis of several; flatten first")
+        return self.add(Dense(self._tensor(weight)), x.at, bias=bias)
+
+    def addmm(self, bias: Tensor, x: Place, weight: Tensor) -> int:
+        """bias + x weight."""
+        return self.linear(x, weight.mT, bias)
+
+    def matmul(self, x: Place, weight: Tensor) -> int:
+        """x weight."""
+        if not isinstance(weight, Tensor) or weight.dim() != 2:
+            raise InvalidInput(
+                "network multiplies by something else than a constant matrix; use a linear layer"
+            )
+        return self.linear(x, weight.mT)
+
+    def conv2d(
+        self,
+        x: Place,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> int:
+        """F.conv2d with zero padding given by numbers."""
+        if isinstance(padding, str):
+            raise InvalidInput(f"network pads a convolution by {padding!r}; give numbers")
+        operation = Conv2d(
+            self._tensor(weight), _pair(stride), _pair(padding), _pair(dilation), groups, self._image(x)
+        )
+        return self.add(operation, x.at, bias=None if bias is None else bias.reshape(-1, 1, 1))
+
+    def _image(self, x: Place) -> Shape:
+        shape = self.nodes[x.at].shape
+        if len(shape) != 3:
+            raise InvalidInput(
+                f"network uses a 2-D operation on examples of shape {shape}; give (channels, height, width)"
+            )
+        return shape
+
+    def relu(self, x: Place) -> int:
+        """max(x, 0)."""
+        return self.add(Activation(), x.at)
+
+    def max_pool2d(
+        self,
+        x: Place,
+        kernel: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: Any = 0,
+    ) -> int:
+        """A tree of max(a, b) = b + relu(a - b) over the entries of each window; ``output`` has the mode."""
+        shape = self._image(x)
+        index = window_entries(
+            shape,
+            self.output,
+            kernel=_pair(kernel),
+            stride=_pair(stride or kernel),
+            padding=_pair(padding),
+            dilation=_pair(dilation),
+        )
+        parts = [self.add(Gather(entry.to(self.device), shape), x.at) for entry in index]
+        while len(parts) > 1:
+            odd = parts[len(parts) // 2 * 2 :]
+            parts = [self._maximum(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)] + odd
+        return parts[0]
+
+    def _maximum(self, a: int, b: int) -> int:
+        excess = self.add(Activation(), self.add(Combine((1.0, -1.0)), a, b))
+        return self.add(Combine((1.0, 1.0)), b, excess)
+
+    def avg_pool2d(
+        self,
+        x: Place,
+        kernel: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: Any = 0,
+        count_include_pad: Any = 1,
+        divisor_override: Any = None,
+    ) -> int:
+        """A convolution of each channel with equal weights."""
+        padding = _pair(padding)
+        if ceil_mode or (any(padding) and not count_include_pad):
+            raise InvalidInput(
+                "network uses average pooling with ceil_mode or count_include_pad=False; pad first"
+            )
+        height, width = _pair(kernel)
+        channels = self._image(x)[0]
+        share = 1.0 / (divisor_override or height * width)
+        weight = torch.full((channels, 1, height, width), share, dtype=torch.float64)
+        return self.conv2d(x, weight, None, stride or kernel, padding, 1, channels)
+
+    def adaptive_avg_pool2d(self, x: Place, size: Any) -> int:
+        """Average pooling to a given size, where all windows are equal."""
+        _, height, width = self._image(x)
+        rows, columns = self.output[1:]
+        if height % rows or width % columns:
+            raise InvalidInput(
+                f"network pools {height} x {width} adaptively to {rows} x {columns}; "
+                "only equal windows are understood"
+            )
+        return self.avg_pool2d(x, (height // rows, width // columns))
+
+    def mean(self, x: Place, axes: Any = (), keepdim: Any = 0, *, dtype: Any = None) -> int:
+        """The mean over height and width."""
+        if len(self.nodes[x.at].shape) != 3 or {axis % 4 for axis in axes} != {2, 3}:
+            raise InvalidInput(
+                f"network takes the mean over axes {list(axes)}; only over height and width is understood"
+            )
+        output, shape = self.output, self.nodes[x.at].shape
+        self.output = (shape[0], 1, 1)
+        pooled = self.avg_pool2d(x, shape[1:])
+        self.output = output
+        return pooled if keepdim else self.reshape(Place(pooled))
+
+    def batch_norm(
+        self,
+        x: Place,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        training: Any,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: Any = 0,
+    ) -> int:
+        """Batch normalisation in evaluation mode, folded in float64."""
+        if training or mean is None or variance is None:
+            raise InvalidInput(
+                "network uses batch_norm with the statistics of its batch; export it in evaluation mode"
+            )
+        factor = 1.0 / (variance.double() + eps).sqrt()
+        factor = factor if weight is None else factor * weight.double()
+        offset = -mean.double() * factor + (0.0 if bias is None else bias.double())
+        sides = (1,) * (len(self.output) - 1)
+        scale = Scale(self._tensor(factor.reshape(-1, *sides)))
+        return self.add(scale, x.at, bias=offset.reshape(-1, *sides))
+
+    def plus(self, a: Any, b: Any, *, alpha: float = 1) -> int:
+        """a + alpha b."""
+        return self._sum(((a, 1.0), (b, float(alpha))))
+
+    def minus(self, a: Any, b: Any, *, alpha: float = 1) -> int:
+        """a - alpha b."""
+        return self._sum(((a, 1.0), (b, -float(alpha))))
+
+    def reversed_minus(self, a: Any, b: Any, alpha: float = 1) -> int:
+        """b - alpha a."""
+        return self._sum(((b, 1.0), (a, -float(alpha))))
+
+    def _sum(self, parts: tuple[tuple[Any, float], ...]) -> int:
+        if any(abs(sign) != 1 for _, sign in parts):
+            raise InvalidInput(f"network adds with alpha = {parts[1][1]}; only 1 is understood")
+        places = [(v.at, s) for v, s in parts if isinstance(v, Place)]
+        if any(self.nodes[at].shape != self.output for at, _ in places):
+            raise InvalidInput("network adds tensors of different shapes; only equal shapes are understood")
+        offset = None
+        for value, sign in parts:
+            if not isinstance(value, Place):
+                offset = self._constant(value) * sign
+        return self.add(Combine(tuple(s for _, s in places)), *(at for at, _ in places), bias=offset)
+
+    def _constant(self, value: Any) -> Tensor:
+        """A constant that broadcasts to one example, without a batch axis."""
+        if isinstance(value, torch.SymInt | torch.SymFloat):
+            raise InvalidInput("network computes with the number of examples; make it a constant")
+        value = torch.as_tensor(value, dtype=torch.float64)
+        if value.dim() > len(self.output):
+            if value.shape[0] != 1:
+                raise InvalidInput(
+                    "network uses a constant with a batch axis; only one per example is understood"
+                )
+            value = value[0]
+        return value
+
+    def times(self, a: Any, b: Any) -> int:
+        """a b, one of them constant."""
+        if isinstance(a, Place) and isinstance(b, Place):
+            raise InvalidInput(
+                "network multiplies two values that depend on the input (mul); that is not piecewise linear"
+            )
+        x, factor = (a, b) if isinstance(a, Place) else (b, a)
+        scale = self._tensor(self._constant(factor))
+        if self.nodes[x.at].shape != self.output:
+            raise InvalidInput(
+                "network multiplies by a constant of a larger shape; only its own shape is understood"
+            )
+        return self.add(Scale(scale), x.at)
+
+    def over(self, a: Any, b: Any) -> int:
+        """a / b for a constant b."""
+        if isinstance(b, Place):
+            raise InvalidInput(
+                "network divides by a value that depends on the input (div); that is not piecewise linear"
+            )
+        return self.times(a, 1.0 / self._constant(b))
+
+    def negative(self, x: Place) -> int:
+        """-x."""
+        return self.add(Combine((-1.0,)), x.at)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return (value, value)
+    sizes = tuple(int(v) for v in value)
+    return sizes if len(sizes) == 2 else (sizes[0], sizes[0])
