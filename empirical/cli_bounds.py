@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from empirical.bounds import Outcome
 
 _LEGEND = (
-    "At r: the share of the examples that is certified at that radius; for Lipschitz constants, the mean of\n"
-    "those on balls of that radius. Means are over the examples, of constants also over the other classes."
+    "At r: the share of the examples certified at that radius; for Lipschitz constants,\n"
+    "the mean on balls of that radius. Means of constants are over the other classes too."
 )
 # Sparsities of the masks that the terminal shows; the table has all.
 _SHOWN = (0.0, 0.5, 0.9, 0.99)

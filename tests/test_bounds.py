@@ -102,7 +102,7 @@ def trained() -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def finished(trained, tmp_path_factory):
-    """Folder, terminal output and rows of a run on 30 digits."""
+    """Folder, terminal output and rows of a run on 20 digits."""
     folder = tmp_path_factory.mktemp("bounds")
     torch.save(trained.state_dict(), folder / "net.pt")
     arguments = (
@@ -110,7 +110,7 @@ def finished(trained, tmp_path_factory):
         "--data",
         "digits",
         "--examples",
-        30,
+        20,
         "--steps",
         3,
         "--out",
@@ -136,7 +136,7 @@ def one(rows: pd.DataFrame, **wanted: object) -> float:
 def test_the_rows_are_what_theory_says_of_that_network(trained, finished):
     """Against the fully connected engine of theory.relu and plain numpy, not against the graph."""
     *_, rows = finished
-    data = load_test("digits").first(30)
+    data = load_test("digits").first(20)
     net = fully_connected(graphs.read(trained, (64,)))
     assert net is not None
     correct = net.scores(data.x).argmax(1) == data.y
@@ -164,7 +164,7 @@ def test_the_rows_are_what_theory_says_of_that_network(trained, finished):
 
 def test_certificates_never_exceed_an_attack(trained, finished):
     *_, rows = finished
-    data = load_test("digits").first(30)
+    data = load_test("digits").first(20)
     layers = fully_connected(graphs.read(trained, (64,)))
     assert layers is not None
     nets = from_networks([layers])
@@ -175,10 +175,10 @@ def test_certificates_never_exceed_an_attack(trained, finished):
             step = verified_radius(nets, x, y, *minimal_fgs(nets, x, y), p=p)[0].numpy()
             attack = np.minimum(attack, step)
         assert np.isfinite(attack).all()
-        previous = np.zeros(30)
+        previous = np.zeros(20)
         for method in ("norm product", "path norm", "CROWN", "CROWN, optimised"):
             radius = values(rows[rows["example"].notna()], quantity="radius", method=method, norm=norm)
-            assert len(radius) == 30
+            assert len(radius) == 20
             assert (radius <= attack).all()
             assert ((radius > 0) == (attack > 0)).all()
             if method.startswith("CROWN"):
@@ -196,7 +196,7 @@ def test_settings_are_columns(finished):
     assert set(rows["data"]) == {"digits"}
     assert set(rows["model"]) == {"net.pt"}
     assert rows["model_sha256"].str.fullmatch("[0-9a-f]{64}").all()
-    assert set(rows["examples"]) == {30}
+    assert set(rows["examples"]) == {20}
     assert set(rows["dtype"]) == {"float64"}
     assert (rows["seconds"] > 0).all()
     assert set(rows["nature"]) == {"identity", "measured", "lower bound", "upper bound"}
@@ -223,9 +223,9 @@ def test_a_finished_run_is_reported_again_and_never_overwritten(finished, monkey
     assert again.exit_code == 0
     assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
     assert table.stat().st_mtime_ns == before
-    other = run(*arguments, "--examples", 20)
+    other = run(*arguments, "--examples", 10)
     assert other.exit_code == 2
-    assert "a run with examples = 30, not 20; choose a new folder" in other.stderr
+    assert "a run with examples = 20, not 10; choose a new folder" in other.stderr
     assert table.stat().st_mtime_ns == before
 
 
@@ -310,8 +310,8 @@ def test_a_convolutional_program(tmp_path, dtype):
     images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8)).astype(np.uint8)
     labels = net(torch.tensor(images / 255, dtype=torch.float32)).argmax(1).numpy()
     np.savez(tmp_path / "images.npz", x_test=images, y_test=labels)
-    result = run(tmp_path / "cnn.pt2", "--data", tmp_path / "images.npz", "--out", tmp_path / "run", "--p", "2",
-                 "--radius", "0.05", "--dtype", dtype)  # fmt: skip
+    arguments = ("--data", tmp_path / "images.npz", "--out", tmp_path / "run", "--p", "2", "--radius", "0.05")
+    result = run(tmp_path / "cnn.pt2", *arguments, "--dtype", dtype)
     assert result.exit_code == 0, result.output
     rows = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
     assert one(rows, quantity="accuracy") == 1.0
