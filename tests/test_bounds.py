@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import prune
@@ -71,7 +71,8 @@ class Residual(nn.Module):
 def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     layers = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-    return nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))[:-1]
+    hidden = [part for layer in layers[:-1] for part in (layer, nn.ReLU())]
+    return nn.Sequential(*hidden, layers[-1])
 
 
 def renamed(net: nn.Sequential) -> dict[str, torch.Tensor]:
@@ -81,7 +82,7 @@ def renamed(net: nn.Sequential) -> dict[str, torch.Tensor]:
     }
 
 
-def run(*arguments: object) -> object:
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["bounds", *map(str, arguments)])
 
 
@@ -96,7 +97,7 @@ def trained() -> nn.Sequential:
         optimiser.zero_grad()
         nn.functional.cross_entropy(net(x), y).backward()
         optimiser.step()
-    net[0].weight.data[:, :16] = 0.0
+    net.get_parameter("0.weight").data[:, :16] = 0.0
     return net
 
 
@@ -154,10 +155,10 @@ def test_the_rows_are_what_theory_says_of_that_network(trained, finished):
         local = values(rows, quantity="lipschitz", method="local", norm=norm)
         assert (np.diff(local) >= 0).all()
         assert local[-1] <= found * (1 + 1e-12)
-        pair = tuple(map(int, rows.loc[rows["pair"] != "", "pair"].unique().item().split("-")))
-        assert pair[0] == np.bincount(data.y).argmax()
+        i, k = map(int, rows.loc[rows["pair"] != "", "pair"].unique().item().split("-"))
+        assert i == np.bincount(data.y).argmax()
         alphas = np.array([[alpha, alpha, 0.0] for alpha in ALPHAS])
-        for name, rung in ladder(net, alphas, pair, p=p).items():
+        for name, rung in ladder(net, alphas, (i, k), p=p).items():
             stored = values(rows, quantity="expected_lipschitz", method=name, norm=norm)
             np.testing.assert_allclose(stored, rung, rtol=1e-12)
 
@@ -275,7 +276,7 @@ def test_every_kind_of_file_gives_the_same_network(trained, tmp_path, monkeypatc
     save_file(dict(trained.state_dict()), "net.safetensors")
     torch.export.save(torch.export.export(trained, (torch.zeros(3, 64),)), "net.pt2")
     pruned = nn.Sequential(*trained)
-    prune.custom_from_mask(pruned[0], "weight", (pruned[0].weight != 0).float())
+    prune.custom_from_mask(pruned[0], "weight", pruned.get_parameter("0.weight").ne(0).float())
     torch.save(pruned.state_dict(), "masked.pth")
     prune.remove(pruned[0], "weight")
     x = torch.tensor(load_test("digits").x[:5])
