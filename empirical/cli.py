@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from empirical.cli_bounds import bounds
 from empirical.falsify import falsify
+from empirical.terminal import OK, VIOLATED, console, one_line_errors, progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Rows of a violated theorem that the terminal names; the table has all.
 _NAMED = 20
-_OK, _VIOLATED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
 
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
@@ -46,6 +45,7 @@ def main() -> None:
 
 
 main.add_command(falsify)
+main.add_command(bounds)
 
 
 @main.command()
@@ -105,10 +105,11 @@ def verify(
     from theory.types import InvalidInput
 
     started = time.perf_counter()
-    with _one_line_errors():
+    with one_line_errors():
         from empirical.datasets import load
         from empirical.experiment import SPARSITIES, Settings
-        from empirical.verify import choose_device, default_folder, total_steps
+        from empirical.provenance import choose_device
+        from empirical.verify import default_folder, total_steps
         from empirical.verify import verify as run
 
         try:
@@ -118,16 +119,16 @@ def verify(
         settings = Settings(data=data, seeds=seeds, sparsities=grid, pair=pair, eps=eps)
         chosen = choose_device(device)
         folder = out or default_folder(settings, load(data), chosen)
-        with _progress(total_steps(settings)) as advance:
+        with progress(total_steps(settings)) as advance:
             outcome = run(settings, folder, device=chosen, advance=advance)
         report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
-    console = _console()
-    console.print(claims_table(outcome.claims))
+    shown = console()
+    shown.print(claims_table(outcome.claims))
     _print_violations(outcome.violations)
     seconds = time.perf_counter() - started
     summary = f"Report  {report}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
-    console.print(summary, highlight=False, soft_wrap=True)
-    sys.exit(_OK if outcome.violations.empty else _VIOLATED)
+    shown.print(summary, highlight=False, soft_wrap=True)
+    sys.exit(OK if outcome.violations.empty else VIOLATED)
 
 
 @main.command()
@@ -135,7 +136,7 @@ def verify(
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 def claims(table: Path, *, markdown: bool) -> None:
     """Judge the claims from the results TABLE of an earlier run."""
-    with _one_line_errors():
+    with one_line_errors():
         import pyarrow.compute as pc
 
         from empirical.claims import judge, violations
@@ -147,61 +148,17 @@ def claims(table: Path, *, markdown: bool) -> None:
     if markdown:
         click.echo(claims_markdown(judged))
     else:
-        _console().print(claims_table(judged))
-    sys.exit(_OK if violations(content).empty else _VIOLATED)
+        console().print(claims_table(judged))
+    sys.exit(OK if violations(content).empty else VIOLATED)
 
 
 def _print_violations(failed: pd.DataFrame) -> None:
-    console = _console()
+    shown = console()
     if failed.empty:
-        console.print("No theorem is violated.", highlight=False)
+        shown.print("No theorem is violated.", highlight=False)
         return
     theorems = ", ".join(sorted(failed["theorem"].unique()))
-    console.print(
+    shown.print(
         f"{len(failed):,} cases violate a theorem ({theorems}); the largest excesses:", highlight=False
     )
-    console.print(failed.head(_NAMED).to_string(index=False), highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Bad input and failing disks become one line on standard error and exit status 2."""
-    from empirical.training import TrainingDiverged
-    from theory.types import InvalidInput
-
-    try:
-        yield
-    except (InvalidInput, TrainingDiverged, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(_USAGE)
-    except KeyboardInterrupt:
-        click.echo("Stopped; the same command goes on from here.", err=True)
-        sys.exit(_INTERRUPTED)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal; elsewhere one line when a stage begins."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        seen: set[str] = set()
-
-        def announce(stage: str) -> None:
-            if stage not in seen:
-                seen.add(stage)
-                click.echo(f"{stage} ...", err=True)
-
-        yield announce
-        return
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("start", total=total)
-        yield lambda stage: bar.update(task, advance=1, description=stage)
-
-
-def _console(*, stderr: bool = False):  # noqa: ANN202 - rich is imported late
-    from rich.console import Console
-
-    return Console(stderr=stderr)
+    shown.print(failed.head(_NAMED).to_string(index=False), highlight=False, soft_wrap=True)

@@ -88,6 +88,51 @@ class Dataset:
         return Dataset(name=f"{self.name}:{negative}v{positive}", classes=2, box=self.box, **parts)
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples in their own shape and scale, as a given network takes them.
+
+    x: (n, *shape) float64; y: (n,) int64. Raises: InvalidInput for NaN or infinity, no example, negative
+    labels, or lengths that disagree.
+    """
+
+    name: str
+    x: Float[Array, "n *shape"]
+    y: Integer[Array, " n"]
+
+    def __post_init__(self) -> None:
+        x = finite_array("x_test", self.x, ndim=self.x.ndim)
+        y = check_labels("y_test", self.y, n=len(x), classes=np.iinfo(np.int64).max)
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", y)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.x.shape[1:]
+
+    def first(self, count: int) -> Examples:
+        """The first ``count`` examples, or all if there are fewer. Raises: InvalidInput if count < 1."""
+        if count < 1:
+            raise InvalidInput(f"examples is {count}; use at least one")
+        return Examples(self.name, self.x[:count], self.y[:count])
+
+
+def load_test(name: str) -> Examples:
+    """The test examples of ``"digits"`` or of a local ``.npz`` file with x_test and y_test.
+
+    uint8 pixels are divided by 255; floating-point features are taken as they are, in any range.
+    Raises: InvalidInput for an unknown name, a damaged file, missing keys or bad values.
+    """
+    if name == "digits":
+        digits = _digits()
+        return Examples(name, digits.x_test, digits.y_test)
+    arrays = _read_npz(name, ("x_test", "y_test"))
+    x = arrays["x_test"]
+    flat = _scaled("x_test", x)
+    return Examples(Path(name).stem, flat.reshape(x.shape), arrays["y_test"])
+
+
 def load(name: str) -> Dataset:
     """Load ``"digits"`` or a local ``.npz`` file with x_train, y_train, x_test and y_test.
 
@@ -96,6 +141,16 @@ def load(name: str) -> Dataset:
     """
     if name == "digits":
         return _digits()
+    arrays = _read_npz(name, _NPZ_KEYS)
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = _scaled(f"x_{part}", arrays[f"x_{part}"])
+    classes = _classes(arrays["y_train"])
+    x_train, y_train, x_test, y_test = (arrays[key] for key in _NPZ_KEYS)
+    return Dataset(Path(name).stem, x_train, y_train, x_test, y_test, classes)
+
+
+def _read_npz(name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of these names. Raises: InvalidInput if one is missing or the file is no .npz file."""
     path = Path(name)
     if path.suffix != ".npz":
         raise InvalidInput(f"data is {name!r}; choose 'digits' or the path of an .npz file")
@@ -106,19 +161,15 @@ def load(name: str) -> Dataset:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            arrays = {key: archive[key] for key in _NPZ_KEYS if key in archive}
+            arrays = {key: archive[key] for key in keys if key in archive}
     except _UNREADABLE as error:
         raise InvalidInput(
             f"data {name!r} cannot be read as .npz ({error}); fetch or export it again"
         ) from error
-    missing = [key for key in _NPZ_KEYS if key not in arrays]
+    missing = [key for key in keys if key not in arrays]
     if missing:
-        raise InvalidInput(f"data {name!r} lacks {', '.join(missing)}; it needs {', '.join(_NPZ_KEYS)}")
-    for part in ("train", "test"):
-        arrays[f"x_{part}"] = _scaled(f"x_{part}", arrays[f"x_{part}"])
-    classes = _classes(arrays["y_train"])
-    x_train, y_train, x_test, y_test = (arrays[key] for key in _NPZ_KEYS)
-    return Dataset(path.stem, x_train, y_train, x_test, y_test, classes)
+        raise InvalidInput(f"data {name!r} lacks {', '.join(missing)}; it needs {', '.join(keys)}")
+    return arrays
 
 
 def _classes(y: np.ndarray) -> int:

@@ -21,7 +21,7 @@ from numpy import ndarray as Array
 from theory.types import InvalidInput
 
 SCHEMA_VERSION = "1"
-_SCHEMA_KEY = b"sparse_robustness.schema"
+SCHEMA_KEY = b"sparse_robustness.schema"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         ("eps", pa.float64()),
         ("value", pa.float64()),
     ],
-    metadata={_SCHEMA_KEY: SCHEMA_VERSION.encode()},
+    metadata={SCHEMA_KEY: SCHEMA_VERSION.encode()},
 )
 KINDS = ("measured", "identity", "upper bound", "lower bound", "estimate", "check")
 NORMS = {2.0: "l2", np.inf: "linf"}
@@ -132,21 +132,20 @@ def write_table(path: Path, content: pa.Table) -> None:
     write_atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, *, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read a results table. Raises: InvalidInput if it is damaged or has another schema."""
+    wanted = schema.metadata[SCHEMA_KEY].decode()
     try:
         content = pq.read_table(path)
-        version = (content.schema.metadata or {}).get(_SCHEMA_KEY, b"none").decode(errors="replace")
-        if version == SCHEMA_VERSION:
-            content = content.select(SCHEMA.names).cast(SCHEMA)
+        version = (content.schema.metadata or {}).get(SCHEMA_KEY, b"none").decode(errors="replace")
+        if version == wanted:
+            content = content.select(schema.names).cast(schema)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InvalidInput(
             f"results file {path} is damaged ({_first_line(error)}); delete it and run again"
         ) from error
-    if version != SCHEMA_VERSION:
-        raise InvalidInput(
-            f"results file {path} has schema {version}, not {SCHEMA_VERSION}; choose a new folder"
-        )
+    if version != wanted:
+        raise InvalidInput(f"results file {path} has schema {version}, not {wanted}; choose a new folder")
     if not content.num_rows:
         raise InvalidInput(f"results file {path} has no rows; delete it and run again")
     return content
@@ -162,8 +161,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_run(out: Path, settings: dict[str, object]) -> None:
-    """Make ``out`` the folder of the run with these settings, new or to be continued.
+def open_run(
+    out: Path, settings: dict[str, object], *, parts: Sequence[str] = ("checkpoints", "units", "figures")
+) -> None:
+    """Make ``out``, with folders for its ``parts``, that of the run with these settings, new or continued.
 
     Raises: InvalidInput if it cannot be written, holds a run with other settings, or holds other files.
     """
@@ -177,7 +178,7 @@ def open_run(out: Path, settings: dict[str, object]) -> None:
             raise InvalidInput(
                 f"out is {out}, which holds {sorted(entries)[0]} and no settings.json; choose a new folder"
             )
-        for part in ("checkpoints", "units", "figures"):
+        for part in parts:
             (out / part).mkdir(exist_ok=True)
         write_atomically(note, lambda temporary: temporary.write_text(json.dumps(settings, indent=1) + "\n"))
     except OSError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,8 @@ from empirical.datasets import Dataset, load
 from empirical.ensemble import MLPEnsemble
 from empirical.experiment import FAMILIES, Settings, family_data, levels, package_version
 from empirical.measurement import measure, measured_rows
+from empirical.provenance import choose_device as choose_device
+from empirical.provenance import commit, device_name
 from empirical.results import Members, Rows, open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
 from theory.types import InvalidInput
@@ -33,19 +33,6 @@ class Outcome:
     claims: pd.DataFrame
     violations: pd.DataFrame
     settings: dict[str, object]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for "auto" (CUDA where there is one, else the CPU), "cpu" or "cuda".
-
-    Raises: InvalidInput for another name, or "cuda" where there is none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InvalidInput(f"device is {name!r}; choose auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InvalidInput("device is 'cuda', but PyTorch sees no CUDA device; use --device cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
 def describe(settings: Settings, data: Dataset, device: torch.device) -> dict[str, object]:
@@ -87,8 +74,8 @@ def verify(
     provenance = {
         "settings": settings_id(described),
         "version": package_version(),
-        "commit": _commit(),
-        "device": _device_name(device),
+        "commit": commit(),
+        "device": device_name(device),
         "dtype": "float64",
     }
     final = out / "results.parquet"
@@ -172,25 +159,3 @@ def _mask_rows(settings: Settings, members: Members, networks: MLPEnsemble, prob
         pair=settings.pair,
         copies=settings.masks,
     )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
-def _commit() -> str:
-    """The source tree's commit, marked if the tree differs from it; "unknown" outside a work tree."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return described.stdout.strip()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from paper_figures.axes import STYLE, WIDTH, Look, log_limits, sparsity_axis, without_rows
 from paper_figures.curves import geometric, seed_values
 
-_RUNGS = {
+RUNGS = {
     "F": Look("F: Frobenius norms (the paper's)", "#D55E00", (0, (5, 1.5))),
     "M": Look("M: largest absolute sums (the paper's)", "#D55E00", (0, (1.2, 1.2))),
     "P1": Look("P1: expected path norm", "#0072B2", "solid"),
@@ -43,7 +43,7 @@ def figure(table: pd.DataFrame) -> Figure:
         handles = {}
         for axes in panels:
             handles |= {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        labels = [look.label for look in _RUNGS.values() if look.label in handles]
+        labels = [look.label for look in RUNGS.values() if look.label in handles]
         labels += [text for text in handles if text not in labels]
         drawn.legend([handles[text] for text in labels], labels, loc="outside upper center", ncols=3)
     return drawn
@@ -58,7 +58,7 @@ def _panel(axes: Axes, ladder: pd.DataFrame, norm: str) -> None:
     best = geometric(values("best"))
     axes.plot(best.sparsity, best.mean, color="#BBBBBB", linewidth=5, label="best: the smallest of them")
     held = [best.mean]
-    for name, look in _RUNGS.items():
+    for name, look in RUNGS.items():
         curve = geometric(values(name))
         if not len(curve.sparsity):
             continue

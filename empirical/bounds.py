@@ -1,0 +1,396 @@
+"""The ladder of the theory for one network of the user's own: certificates, constants, masks, ceilings.
+
+Every number is one row of a table like that of a run, written unit by unit, so that a killed run goes on.
+Nothing is trained or attacked here; ``docs/bounds.md`` explains the columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+from torch import Tensor
+
+from empirical.datasets import Examples
+from empirical.experiment import package_version
+from empirical.networks import Network
+from empirical.provenance import commit, device_name
+from empirical.results import NORMS, SCHEMA_KEY, open_run, read_table, write_table
+from empirical.sweep import settings_id, unit_path
+from theory import graph as graphs
+from theory.ceiling import mean_radius_ceiling
+from theory.graph.network import Activation, Dense, Graph, Reshape, Source
+from theory.relu import ladder
+from theory.relu.certificate import radius_from_margins
+from theory.types import InvalidInput, ReLUNetwork, check_p, check_sparsity
+
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+# Where no radius is asked for: 0, which is the gradient itself, and three in the range of usual attacks.
+RADII = {math.inf: (0.0, 0.01, 0.03, 0.1), 2.0: (0.0, 0.1, 0.3, 1.0)}
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_SETTINGS = ("settings", "model", "model_sha256", "data", "version", "commit", "device", "dtype")
+SCHEMA = pa.schema(
+    [
+        *((name, _TEXT) for name in _SETTINGS),
+        ("examples", pa.int64()),
+        ("seconds", pa.float64()),
+        ("quantity", _TEXT),
+        ("norm", _TEXT),
+        ("method", _TEXT),
+        ("nature", _TEXT),
+        ("pair", _TEXT),
+        ("radius", pa.float64()),
+        ("sparsity", pa.float64()),
+        ("example", pa.int32()),
+        ("value", pa.float64()),
+    ],
+    metadata={SCHEMA_KEY: b"bounds-1"},
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about a network; equal requests about equal files give equal numbers.
+
+    ``radii`` None stands for ``RADII``; ``shape`` None for the network's own, else the data's; ``pair`` None
+    for the most common class and the class that most often comes second to it; ``steps`` > 0 adds
+    certificates whose slopes are optimised by that many steps.
+    Raises: InvalidInput for no or repeated norms, or radii, alphas, examples or steps outside their range.
+    """
+
+    examples: int = 100
+    norms: tuple[float, ...] = (math.inf, 2.0)
+    radii: tuple[float, ...] | None = None
+    alphas: tuple[float, ...] = ALPHAS
+    pair: tuple[int, int] | None = None
+    steps: int = 0
+    shape: tuple[int, ...] | None = None
+    dtype: str = "float64"
+
+    def __post_init__(self) -> None:
+        if not self.norms or len(set(self.norms)) < len(self.norms):
+            raise InvalidInput(f"norms is {list(self.norms)}; name inf, 2 or both, each once")
+        for p in self.norms:
+            check_p(p)
+        for radius in self.radii or ():
+            if not 0 <= radius < math.inf:
+                raise InvalidInput(f"radius is {radius}; a ball needs a finite radius >= 0")
+        for alpha in self.alphas:
+            check_sparsity("alphas", alpha)
+        if self.examples < 1:
+            raise InvalidInput(f"examples is {self.examples}; use at least one")
+        if self.steps < 0:
+            raise InvalidInput(f"steps is {self.steps}; give 0 or more ascent steps")
+        if self.shape is not None and (not self.shape or min(self.shape) < 1):
+            raise InvalidInput(f"shape is {self.shape}; give the sides of one example, each >= 1")
+        if self.dtype not in DTYPES:
+            raise InvalidInput(f"dtype is {self.dtype!r}; choose {' or '.join(DTYPES)}")
+
+    def radii_of(self, p: float) -> tuple[float, ...]:
+        """The radii of one norm, rising."""
+        return tuple(sorted(set(RADII[p] if self.radii is None else self.radii)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the table is, its rows, and the settings they were computed with."""
+
+    path: Path
+    rows: pd.DataFrame
+    settings: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number; ``nature`` is identity, lower bound, upper bound, estimate or measured."""
+
+    quantity: str
+    method: str
+    nature: str
+    value: float
+    norm: str = ""
+    radius: float | None = None
+    sparsity: float | None = None
+    example: int | None = None
+    pair: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network as a graph, the examples it is asked about, and its layers if it is fully connected."""
+
+    network: Network
+    graph: Graph
+    layers: ReLUNetwork | None
+    examples: Examples
+    x: Tensor
+    y: Tensor
+
+    @staticmethod
+    def of(network: Network, data: Examples, request: Request, *, device: torch.device) -> Problem:
+        """Read the network. Raises: InvalidInput if it does not fit the data, or is not understood."""
+        examples = data.first(request.examples)
+        shape = request.shape or network.shape or examples.shape
+        if prod(shape) != prod(examples.shape):
+            raise InvalidInput(
+                f"network {network.name} takes examples of shape {shape}; those of {data.name} have shape "
+                f"{examples.shape}"
+            )
+        graph = graphs.read(network.module, shape, dtype=DTYPES[request.dtype], device=device)
+        x = torch.tensor(examples.x.reshape(-1, *shape))
+        y = graph.check_labels(torch.tensor(examples.y), examples=len(x))
+        return Problem(network, graph, fully_connected(graph), examples, graph.check_inputs(x), y)
+
+
+def fully_connected(graph: Graph) -> ReLUNetwork | None:
+    """The layers of a graph that is linear layers with a ReLU between any two; None for any other."""
+    weights, biases, ready = [], [], True
+    for place, node in enumerate(graph.nodes):
+        if node.inputs not in ((), (place - 1,)):
+            return None
+        match node.operation:
+            case Source() | Reshape():
+                pass
+            case Dense(weight) if ready:
+                bias = torch.zeros(len(weight)) if node.bias is None else node.bias.expand(len(weight))
+                weights.append(weight.double().cpu().numpy())
+                biases.append(bias.double().cpu().numpy())
+                ready = False
+            case Activation() if not ready:
+                ready = True
+            case _:
+                return None
+    return ReLUNetwork(tuple(weights), tuple(biases)) if weights and not ready else None
+
+
+def default_folder(network: Network) -> Path:
+    """results/bounds-<model name>."""
+    return Path("results") / f"bounds-{Path(network.name).stem}"
+
+
+def total_steps(request: Request) -> int:
+    """How often ``advance`` is called: once per unit of work."""
+    return 2 + 2 * len(request.norms)
+
+
+def bounds(
+    network: Network,
+    data: Examples,
+    request: Request,
+    out: Path,
+    *,
+    device: torch.device,
+    advance: Callable[[str], None] = lambda stage: None,
+) -> Outcome:
+    """Everything the theory says of the network at the examples, in ``out``; a finished run is only read.
+
+    Raises: InvalidInput for a network that does not fit the data or is not understood, bad labels or pair, or
+    a folder that is unwritable, holds other results or a damaged file.
+    """
+    problem = Problem.of(network, data, request, device=device)
+    pair = _pair(problem, request)
+    request = replace(request, pair=pair)
+    described = _describe(problem, request, device)
+    open_run(out, described, parts=("units", "figures"))
+    final = out / "bounds.parquet"
+    if final.is_file():
+        content = read_table(final, schema=SCHEMA)
+        if set(content["settings"].unique().to_pylist()) != {settings_id(described)}:
+            raise InvalidInput(f"results file {final} belongs to another run; choose a new folder")
+    else:
+        provenance = {
+            "settings": settings_id(described),
+            "model": network.name,
+            "model_sha256": network.sha256,
+            "data": data.name,
+            "version": package_version(),
+            "commit": commit(),
+            "device": device_name(device),
+            "dtype": request.dtype,
+            "examples": len(problem.y),
+        }
+        parts = []
+        for name, compute in _units(problem, request, pair):
+            advance(name)
+            parts.append(_unit(unit_path(out / "units", described, name), compute, provenance))
+        content = pa.concat_tables(parts).unify_dictionaries()
+        write_table(final, content)
+    return Outcome(final, content.to_pandas(), described)
+
+
+def _describe(problem: Problem, request: Request, device: torch.device) -> dict[str, object]:
+    """All that decides the numbers, as plain JSON values."""
+    fingerprint = hashlib.sha256()
+    for array in (problem.examples.x, problem.examples.y):
+        fingerprint.update(np.ascontiguousarray(array).tobytes())
+    network = problem.network
+    described = asdict(replace(request, shape=problem.graph.nodes[0].shape)) | {
+        "norms": [NORMS[p] for p in request.norms],
+        "model": network.name,
+        "model_sha256": network.sha256,
+        "recognised": network.recognised,
+        "data": problem.examples.name,
+        "data_sha256": fingerprint.hexdigest(),
+        "version": package_version(),
+        "device": device.type,
+    }
+    return json.loads(json.dumps(described))
+
+
+def _unit(path: Path, compute: Callable[[], list[Row]], provenance: dict[str, object]) -> pa.Table:
+    """The unit's rows: read from ``path`` if they are there, else computed, timed and written there."""
+    if path.is_file():
+        return read_table(path, schema=SCHEMA)
+    started = time.perf_counter()
+    rows = compute()
+    run = provenance | {"seconds": time.perf_counter() - started}
+    content = pa.Table.from_pylist([run | asdict(row) for row in rows], schema=SCHEMA)
+    write_table(path, content)
+    return content
+
+
+def _units(
+    problem: Problem, request: Request, pair: tuple[int, int]
+) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """The parts of a run by name; every name is a file."""
+    yield "network", lambda: _network_rows(problem, request)
+    for p, norm in ((p, NORMS[p]) for p in request.norms):
+        yield f"certificates-{norm}", lambda p=p: _certificate_rows(problem, request, p=p)
+        yield f"lipschitz-{norm}", lambda p=p: _lipschitz_rows(problem, request, p=p)
+    if problem.layers is not None and len(problem.layers.weights) > 1:
+        layers = problem.layers
+        yield "masks", lambda: _mask_rows(layers, request, pair)
+
+
+def _network_rows(problem: Problem, request: Request) -> list[Row]:
+    """Sparsity of every layer, accuracy, and what no classifier that is right where this one is can pass."""
+    zeros = {name: int((weight == 0).sum()) for name, weight in problem.network.weights.items()}
+    sizes = {name: weight.numel() for name, weight in problem.network.weights.items()}
+    rows = [Row("sparsity", name, "identity", zeros[name] / sizes[name]) for name in zeros]
+    if sizes:
+        rows.append(Row("sparsity", "all layers", "identity", sum(zeros.values()) / sum(sizes.values())))
+    correct = _correct(problem)
+    rows.append(Row("accuracy", "clean", "measured", float(correct.mean())))
+    flat = problem.examples.x.reshape(len(correct), -1)
+    for p in request.norms:
+        ceiling = mean_radius_ceiling(flat, problem.examples.y, correct, p=p)
+        rows.append(Row("mean_radius", "universal ceiling", "upper bound", ceiling, norm=NORMS[p]))
+    return rows
+
+
+def _correct(problem: Problem) -> Bool[Array, " m"]:
+    """Whether the label's score exceeds every other."""
+    scores = problem.graph.scores(problem.x)
+    own = scores.gather(1, problem.y[:, None])
+    return (scores < own).sum(1).eq(problem.graph.classes - 1).cpu().numpy()
+
+
+def _certificate_rows(problem: Problem, request: Request, *, p: float) -> list[Row]:
+    """Certified radii by every method: per example, on average, and as accuracy that is certain."""
+    graph, x, y = problem.graph, problem.x, problem.y
+    still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
+    margins = _numpy(graphs.margin_bounds(graph, x, y, p=p, radius=still))
+    radii = {
+        name: radius_from_margins(margins, _numpy(constants(graph, p=p)[y]))
+        for name, constants in (("norm product", graphs.norm_product), ("path norm", graphs.path_norm))
+    }
+    radii["CROWN"] = _numpy(graphs.certified_radius(graph, x, y, p=p))
+    if request.steps:
+        found = graphs.certified_radius(graph, x, y, p=p, steps=request.steps)
+        radii["CROWN, optimised"] = np.maximum(_numpy(found), radii["CROWN"])
+    rows = []
+    for method, radius in radii.items():
+
+        def row(
+            quantity: str,
+            value: float,
+            *,
+            at: float | None = None,
+            example: int | None = None,
+            method: str = method,
+        ) -> Row:
+            return Row(quantity, method, "lower bound", value, norm=NORMS[p], radius=at, example=example)
+
+        rows += [row("radius", float(value), example=k) for k, value in enumerate(radius)]
+        rows += [row("mean_radius", float(radius.mean())), row("median_radius", float(np.median(radius)))]
+        for at in sorted({0.0, *request.radii_of(p)}):
+            certain = radius >= at if at else radius > 0
+            rows.append(row("robust_accuracy", float(certain.mean()), at=at))
+    return rows
+
+
+def _lipschitz_rows(problem: Problem, request: Request, *, p: float) -> list[Row]:
+    """Lipschitz constants of g_y - g_k, global and on balls: means over examples and classes k != y."""
+    graph, x, y = problem.graph, problem.x, problem.y
+    others = torch.ones(len(y), graph.classes, dtype=torch.bool, device=graph.device)
+    others.scatter_(1, y[:, None], value=False)
+
+    def row(method: str, constants: Tensor, radius: float | None = None) -> Row:
+        mean = float(constants[others].double().mean())
+        return Row("lipschitz", method, "upper bound", mean, norm=NORMS[p], radius=radius)
+
+    everywhere = graphs.lipschitz_constants(graph, p=p)
+    rows = [
+        row("norm product", graphs.norm_product(graph, p=p)[y]),
+        row("path norm", graphs.path_norm(graph, p=p)[y]),
+        row("smallest global", everywhere[y]),
+    ]
+    for radius in request.radii_of(p):
+        balls = torch.full((len(x),), radius, dtype=graph.dtype, device=graph.device)
+        local = graphs.local_lipschitz(graph, x, y, p=p, radius=balls, constants=everywhere)
+        rows.append(row("local", local, radius))
+    return rows
+
+
+def _mask_rows(layers: ReLUNetwork, request: Request, pair: tuple[int, int]) -> list[Row]:
+    """Bounds on E sup ||grad(g_i - g_k)||_q when every hidden weight is removed with probability alpha."""
+    alphas = np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in request.alphas])
+    name = f"{pair[0]}-{pair[1]}"
+    rows = []
+    for p in request.norms:
+        rungs = ladder(layers, alphas, pair, p=p)
+        rungs = {**rungs, "best": np.min(list(rungs.values()), axis=0)}
+        for (method, values), k in product(rungs.items(), range(len(alphas))):
+            rows.append(
+                Row(
+                    "expected_lipschitz",
+                    method,
+                    "upper bound",
+                    float(values[k]),
+                    norm=NORMS[p],
+                    sparsity=request.alphas[k],
+                    pair=name,
+                )
+            )
+    return rows
+
+
+def _pair(problem: Problem, request: Request) -> tuple[int, int]:
+    """The pair asked for, or the most common class and the most frequent runner-up on its examples."""
+    classes = problem.graph.classes
+    if request.pair is not None:
+        if not all(0 <= k < classes for k in request.pair) or request.pair[0] == request.pair[1]:
+            raise InvalidInput(f"pair is {request.pair}; give two different classes in [0, {classes})")
+        return request.pair
+    common = int(problem.y.bincount().argmax())
+    scores = problem.graph.scores(problem.x[problem.y == common])
+    scores[:, common] = -math.inf
+    return common, int(scores.argmax(1).bincount().argmax())
+
+
+def _numpy(values: Tensor) -> Float[Array, "*shape"]:
+    return values.double().cpu().numpy()

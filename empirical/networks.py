@@ -1,0 +1,208 @@
+"""A user's own network from its file: a ``torch.export`` program, or a checkpoint and what it belongs to.
+
+Nothing in a model file is run: checkpoints are read with ``weights_only=True`` or as safetensors, programs by
+:mod:`empirical.programs`. Code is imported only from where the user points with ``arch``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from empirical.programs import load_program
+from theory.types import InvalidInput
+
+_TORCH_SAVE = (".pt", ".pth", ".ckpt", ".bin")
+# Where training loops keep the state dict among other things.
+_NESTED = ("state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as read from its file, and what it was recognised as.
+
+    ``shape`` is one example's, where the file tells it. ``weights`` are the parameters of two or more
+    dimensions by name, those that pruning removes entries of.
+    """
+
+    name: str
+    sha256: str
+    recognised: str
+    module: nn.Module | ExportedProgram
+    shape: tuple[int, ...] | None
+    weights: Mapping[str, Tensor]
+
+
+def load_network(
+    path: Path, *, arch: str | None = None, arch_args: Mapping[str, object] | None = None
+) -> Network:
+    """The network in a ``.pt2`` program, or in a checkpoint (``.safetensors`` or of ``torch.save``).
+
+    A checkpoint is loaded into ``arch``, "package.module:name" of a class or function that is called with
+    ``arch_args``; without it, it must be plainly a stack of linear layers, between which ReLUs are assumed.
+    Weights that ``torch.nn.utils.prune`` split into ``_orig`` and ``_mask`` are put together again.
+    Raises: InvalidInput for a missing, damaged or pickled file, an unknown format, an ``arch`` that cannot be
+    imported or called, or weights that do not match it.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"model is {str(path)!r}; no such file")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.suffix == ".pt2":
+        if arch is not None:
+            raise InvalidInput(f"model {str(path)!r} is a program, which needs no arch; leave {arch!r} out")
+        program = load_program(path)
+        return Network(
+            path.name,
+            digest,
+            "torch.export program",
+            program,
+            _program_shape(program),
+            _matrices(dict(program.named_parameters())),
+        )
+    state = _unmasked(_state(path))
+    if arch is not None:
+        module = _filled(_built(arch, arch_args or {}), state, arch)
+        return Network(path.name, digest, f"checkpoint of {arch}", module, None, _matrices(state))
+    module, widths = _fully_connected(path, state)
+    recognised = f"fully connected {'-'.join(map(str, widths))}, ReLUs assumed between the layers"
+    return Network(path.name, digest, recognised, module, (widths[0],), _matrices(state))
+
+
+def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items() if tensor.dim() >= 2}
+
+
+def _program_shape(program: ExportedProgram) -> tuple[int, ...] | None:
+    """Shape of one example of the program's first input."""
+    (given, *_) = (*program.graph_signature.user_inputs, None)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name == given:
+            return tuple(int(side) for side in node.meta["val"].shape[1:])
+    return None
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint. Raises: InvalidInput as :func:`load_network`."""
+    name = repr(str(path))
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InvalidInput(f"model {name} is no readable safetensors file ({_line(error)})") from error
+    if path.suffix not in _TORCH_SAVE:
+        known = ", ".join((".pt2", ".safetensors", *_TORCH_SAVE))
+        raise InvalidInput(f"model {name} has an unknown format {path.suffix!r}; known are {known}")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "global" in str(error).lower():
+            raise InvalidInput(
+                f"model {name} holds pickled objects, which only their own code could read; save weights "
+                "alone: torch.save(model.state_dict(), path)"
+            ) from error
+        raise InvalidInput(
+            f"model {name} is no readable checkpoint; save it again with torch.save"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise InvalidInput(f"model {name} is no readable checkpoint ({_line(error)})") from error
+    for key in _NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise InvalidInput(f"model {name} holds no state dict; save torch.save(model.state_dict(), path)")
+    return dict(loaded)
+
+
+def _unmasked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with every pair x_orig, x_mask of ``torch.nn.utils.prune`` multiplied to x, in its place."""
+    found = {}
+    for name, tensor in state.items():
+        base, _, part = name.rpartition("_")
+        if part == "orig" and f"{base}_mask" in state:
+            found[base] = tensor * state[f"{base}_mask"]
+        elif not (part == "mask" and f"{base}_orig" in state):
+            found[name] = tensor
+    return found
+
+
+def _built(arch: str, arguments: Mapping[str, object]) -> nn.Module:
+    """The module that ``arch`` makes, its code imported from the working folder or the Python path."""
+    place, _, name = arch.partition(":")
+    if not place or not name:
+        raise InvalidInput(f"arch is {arch!r}; give package.module:name of a class or a function")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(place), name)
+        module = factory(**arguments)
+    except Exception as error:  # whatever the user's code raises
+        raise InvalidInput(
+            f"arch {arch!r} with arguments {dict(arguments)} fails ({type(error).__name__}: {_line(error)}); "
+            "check the path, the name and --arch-args"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not isinstance(module, nn.Module):
+        raise InvalidInput(f"arch {arch!r} makes a {type(module).__name__}; it must make a torch.nn.Module")
+    return module
+
+
+def _filled(module: nn.Module, state: Mapping[str, Tensor], arch: str) -> nn.Module:
+    """The module with the checkpoint's weights, in evaluation mode."""
+    wanted = module.state_dict()
+    missing, unexpected = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
+    if missing or unexpected:
+        parts = [f"lacks {missing[0]}"] if missing else []
+        parts += [f"has an unexpected {unexpected[0]}"] if unexpected else []
+        raise InvalidInput(f"model does not match arch {arch!r}: it {' and '.join(parts)}")
+    for name, tensor in wanted.items():
+        if tensor.shape != state[name].shape:
+            raise InvalidInput(
+                f"model does not match arch {arch!r}: {name} has shape {tuple(state[name].shape)}, not "
+                f"{tuple(tensor.shape)}"
+            )
+    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
+    module.to(dtype).load_state_dict(state)
+    return module.eval()
+
+
+def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[int]]:
+    """Linear layers with ReLUs between them, if the checkpoint is plainly that, and their widths.
+
+    Layers come in the order of the file, in a safetensors file, which has none, in that of their names.
+    """
+    names = list(state)
+    if path.suffix == ".safetensors":
+        names.sort(key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    keys = [(f"{layer}.weight", f"{layer}.bias") for layer in layers]
+    pairs = [(state[w], state[b]) for w, b in keys if w in state and b in state]
+    plain = len(names) == 2 * len(pairs) and all(w.dim() == 2 and b.shape == w.shape[:1] for w, b in pairs)
+    if not plain or any(one.shape[0] != other.shape[1] for (one, _), (other, _) in pairwise(pairs)):
+        raise InvalidInput(
+            f"model {str(path)!r} is not plainly a stack of linear layers (its first entry is {names[0]} "
+            f"{tuple(state[names[0]].shape)}); name its class with --arch package.module:Class, or export it"
+        )
+    modules: list[nn.Module] = [nn.Flatten()]
+    for weight, bias in pairs:
+        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        modules += [linear, nn.ReLU()]
+    return nn.Sequential(*modules[:-1]).eval(), [pairs[0][0].shape[1], *(len(w) for w, _ in pairs)]
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -1,0 +1,107 @@
+"""Saved ``torch.export`` programs, read without running anything their author could have put in the file.
+
+PyTorch's own loader unpickles without limits whatever an archive declares as pickled, loads compiled code,
+resolves operators by dotted names and evaluates symbolic sizes as Python. A program of ordinary layers needs
+none of this, so an archive that asks for it is refused before it is loaded.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from theory.types import InvalidInput
+
+_WEIGHTS = "data/weights/model_weights_config.json"
+_CONSTANTS = "data/constants/model_constants_config.json"
+_PROGRAM = "models/model.json"
+_SAMPLES = "data/sample_inputs/model.pt"
+_REQUIRED = ("archive_format", _WEIGHTS, _CONSTANTS, _PROGRAM, _SAMPLES)
+# Entries without code: raw tensors, descriptions in JSON, and notes about the archive itself.
+_PLAIN = re.compile(
+    r"data/weights/weight_\d+|data/constants/tensor_\d+|archive_version|byteorder|\.data/\w+|extra/.*"
+)
+_OPERATOR = re.compile(r"torch\.ops\.aten\._?[a-z]\w*\.[A-Za-z]\w*|_operator\.getitem")
+# A size that calls nothing but the constructors of symbols and integers.
+_SIZE = re.compile(r"(Symbol\('\w+'(, \w+=True)*\)|Integer\(\d+\)|[\w +*-])*")
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """The program in a ``.pt2`` file.
+
+    Raises: InvalidInput if the file is no such archive, is damaged, or could run code when loaded.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_harmless(path, archive)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.export").setLevel(logging.ERROR)
+            return torch.export.load(path)
+    except InvalidInput:
+        raise
+    except Exception as error:  # the loader raises whatever its parts raise
+        raise InvalidInput(
+            f"model {str(path)!r} is no readable torch.export program ({_reason(error)}); save it again with "
+            "torch.export.save"
+        ) from error
+
+
+def _check_harmless(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise InvalidInput unless nothing in the archive can run code."""
+
+    def refuse(what: str) -> InvalidInput:
+        return InvalidInput(
+            f"model {str(path)!r} {what}, which could run code; export a module of ordinary layers"
+        )
+
+    entries = [name.partition("/")[2] for name in archive.namelist()]
+    contents = dict(zip(entries, archive.namelist(), strict=True))
+    missing = [name for name in _REQUIRED if name not in contents]
+    if missing:
+        raise InvalidInput(
+            f"model {str(path)!r} is no torch.export program (it lacks {missing[0]}); save it with "
+            "torch.export.save"
+        )
+    if len(contents) != len(entries):
+        raise refuse("holds an entry twice")
+    for name in entries:
+        if name not in _REQUIRED and not _PLAIN.fullmatch(name):
+            raise refuse(f"holds {name}")
+    for config in (_WEIGHTS, _CONSTANTS):
+        for name, entry in json.loads(archive.read(contents[config]))["config"].items():
+            if entry.get("use_pickle") is not False:
+                raise refuse(f"holds {name} as a pickle")
+    try:
+        torch.load(io.BytesIO(archive.read(contents[_SAMPLES])), weights_only=True)
+    except Exception as error:
+        raise refuse("holds example inputs that are not tensors") from error
+    for key, value in _fields(json.loads(archive.read(contents[_PROGRAM]))):
+        if key == "target" and not _OPERATOR.fullmatch(str(value)):
+            raise refuse(f"calls {value}")
+        if key == "expr_str" and not _SIZE.fullmatch(str(value)):
+            raise refuse(f"has a size {value!r}")
+
+
+def _fields(value: object) -> Iterator[tuple[str, object]]:
+    """Every key of every object in a JSON value, with what it holds."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _fields(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _fields(inner)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -1,0 +1,47 @@
+"""Where numbers come from: the commit of the source tree, and the device that computed them."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from theory.types import InvalidInput
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for "auto" (CUDA where there is one, else the CPU), "cpu" or "cuda".
+
+    Raises: InvalidInput for another name, or "cuda" where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidInput(f"device is {name!r}; choose auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InvalidInput("device is 'cuda', but PyTorch sees no CUDA device; use --device cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's model, or the CPU's architecture and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def commit() -> str:
+    """The source tree's commit, marked if the tree differs from it; "unknown" outside a work tree."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()

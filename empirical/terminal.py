@@ -1,0 +1,56 @@
+"""What all commands share on a terminal: errors of one line, a progress bar, a console."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+OK, VIOLATED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input and failing disks become one line on standard error and exit status 2."""
+    from empirical.training import TrainingDiverged
+    from theory.types import InvalidInput
+
+    try:
+        yield
+    except (InvalidInput, TrainingDiverged, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(USAGE)
+    except KeyboardInterrupt:
+        click.echo("Stopped; the same command goes on from here.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal; elsewhere one line when a stage begins."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    shown = console(stderr=True)
+    if not shown.is_terminal:
+        seen: set[str] = set()
+
+        def announce(stage: str) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                click.echo(f"{stage} ...", err=True)
+
+        yield announce
+        return
+    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=shown, transient=True) as bar:
+        task = bar.add_task("start", total=total)
+        yield lambda stage: bar.update(task, advance=1, description=stage)
+
+
+def console(*, stderr: bool = False):  # noqa: ANN201 - rich is imported late
+    """A console on standard output, or on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)

@@ -1,0 +1,549 @@
+"""Bounds of a user's own network: every kind of file, the table, terminal and figure, and every refusal."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils import prune
+
+from empirical.attacks import deepfool, minimal_fgs, shorten
+from empirical.bounds import ALPHAS, SCHEMA, Request, fully_connected
+from empirical.cli import main
+from empirical.datasets import load, load_test
+from empirical.ensemble import from_networks
+from empirical.measurement import verified_radius
+from empirical.networks import load_network
+from empirical.results import read_table
+from paper_figures.bounds import figure
+from theory import graph as graphs
+from theory.ceiling import mean_radius_ceiling
+from theory.relu import ladder, lipschitz_constants
+from theory.types import InvalidInput
+
+ARCHITECTURE = """
+import torch
+from torch import nn
+
+
+class Small(nn.Module):
+    def __init__(self, width=6, activation="relu"):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, width), nn.Linear(width, 10)
+        self.activation = getattr(torch, activation)
+
+    def forward(self, x):
+        return self.last(self.activation(self.first(x)))
+
+
+def number():
+    return 3
+"""
+
+
+class Residual(nn.Module):
+    """A convolution, a residual block, a max-pool and a linear layer, on 1 x 8 x 8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.inner(x))
+        return self.head(self.pool(x).flatten(1))
+
+
+def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    hidden = [part for layer in layers[:-1] for part in (layer, nn.ReLU())]
+    return nn.Sequential(*hidden, layers[-1])
+
+
+def renamed(net: nn.Sequential) -> dict[str, torch.Tensor]:
+    """A state dict of two linear layers under the names of ``ARCHITECTURE``."""
+    return {
+        name.replace("0.", "first.").replace("2.", "last."): value for name, value in net.state_dict().items()
+    }
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["bounds", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Sequential:
+    """64-30-20-10 on the digits, its first layer with zeros."""
+    data = load("digits")
+    x, y = torch.tensor(data.x_train, dtype=torch.float32), torch.tensor(data.y_train)
+    net = mlp(64, 30, 20, 10)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    net.get_parameter("0.weight").data[:, :16] = 0.0
+    return net
+
+
+@pytest.fixture(scope="module")
+def finished(trained, tmp_path_factory):
+    """Folder, terminal output and rows of a run on 20 digits."""
+    folder = tmp_path_factory.mktemp("bounds")
+    torch.save(trained.state_dict(), folder / "net.pt")
+    arguments = (
+        folder / "net.pt",
+        "--data",
+        "digits",
+        "--examples",
+        20,
+        "--steps",
+        3,
+        "--out",
+        folder / "run",
+    )
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    rows = read_table(folder / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    return folder, arguments, result, rows
+
+
+def values(rows: pd.DataFrame, **wanted: object) -> np.ndarray:
+    for column, entry in wanted.items():
+        rows = rows[rows[column].isna() if entry is None else rows[column] == entry]
+    return rows["value"].to_numpy()
+
+
+def one(rows: pd.DataFrame, **wanted: object) -> float:
+    (value,) = values(rows, **wanted)
+    return float(value)
+
+
+def test_the_rows_are_what_theory_says_of_that_network(trained, finished):
+    """Against the fully connected engine of theory.relu and plain numpy, not against the graph."""
+    *_, rows = finished
+    data = load_test("digits").first(20)
+    net = fully_connected(graphs.read(trained, (64,)))
+    assert net is not None
+    correct = net.scores(data.x).argmax(1) == data.y
+    assert one(rows, quantity="accuracy") == correct.mean()
+    assert one(rows, quantity="sparsity", method="0.weight") == 0.25
+    assert one(rows, quantity="sparsity", method="2.weight") == 0.0
+    assert one(rows, quantity="sparsity", method="all layers") == 480 / (64 * 30 + 30 * 20 + 20 * 10)
+    others = data.y[:, None] != np.arange(10)
+    for p, norm in ((2.0, "l2"), (math.inf, "linf")):
+        ceiling = mean_radius_ceiling(data.x, data.y, correct, p=p)
+        assert one(rows, quantity="mean_radius", method="universal ceiling", norm=norm) == ceiling
+        best = lipschitz_constants(net, p=p)[data.y][others].mean()
+        found = one(rows, quantity="lipschitz", method="smallest global", norm=norm)
+        np.testing.assert_allclose(found, best, rtol=1e-9)
+        local = values(rows, quantity="lipschitz", method="local", norm=norm)
+        assert (np.diff(local) >= 0).all()
+        assert local[-1] <= found * (1 + 1e-12)
+        i, k = map(int, rows.loc[rows["pair"] != "", "pair"].unique().item().split("-"))
+        assert i == np.bincount(data.y).argmax()
+        alphas = np.array([[alpha, alpha, 0.0] for alpha in ALPHAS])
+        for name, rung in ladder(net, alphas, (i, k), p=p).items():
+            stored = values(rows, quantity="expected_lipschitz", method=name, norm=norm)
+            np.testing.assert_allclose(stored, rung, rtol=1e-12)
+
+
+def test_certificates_never_exceed_an_attack(trained, finished):
+    *_, rows = finished
+    data = load_test("digits").first(20)
+    layers = fully_connected(graphs.read(trained, (64,)))
+    assert layers is not None
+    nets = from_networks([layers])
+    x, y = torch.tensor(data.x), torch.tensor(data.y)
+    for p, norm in ((2.0, "l2"), (math.inf, "linf")):
+        attack = verified_radius(nets, x, y, *shorten(nets, x, y, *deepfool(nets, x, y, p=p)), p=p)[0].numpy()
+        if p == math.inf:
+            step = verified_radius(nets, x, y, *minimal_fgs(nets, x, y), p=p)[0].numpy()
+            attack = np.minimum(attack, step)
+        assert np.isfinite(attack).all()
+        previous = np.zeros(20)
+        for method in ("norm product", "path norm", "CROWN", "CROWN, optimised"):
+            radius = values(rows[rows["example"].notna()], quantity="radius", method=method, norm=norm)
+            assert len(radius) == 20
+            assert (radius <= attack).all()
+            assert ((radius > 0) == (attack > 0)).all()
+            if method.startswith("CROWN"):
+                assert (radius >= previous * (1 - 1e-12)).all()
+            previous = np.maximum(previous, radius)
+            assert one(rows, quantity="mean_radius", method=method, norm=norm) == radius.mean()
+            assert one(rows, quantity="median_radius", method=method, norm=norm) == np.median(radius)
+            at = 0.01 if p == math.inf else 0.1
+            share = one(rows, quantity="robust_accuracy", method=method, norm=norm, radius=at)
+            assert share == (radius >= at).mean()
+
+
+def test_settings_are_columns(finished):
+    *_, rows = finished
+    assert set(rows["data"]) == {"digits"}
+    assert set(rows["model"]) == {"net.pt"}
+    assert rows["model_sha256"].str.fullmatch("[0-9a-f]{64}").all()
+    assert set(rows["examples"]) == {20}
+    assert set(rows["dtype"]) == {"float64"}
+    assert (rows["seconds"] > 0).all()
+    assert set(rows["nature"]) == {"identity", "measured", "lower bound", "upper bound"}
+    assert not rows["value"].isna().any()
+
+
+def test_terminal_and_markdown_show_the_rows(finished):
+    _, arguments, result, rows = finished
+    assert "fully connected 64-30-20-10, ReLUs assumed" in result.stderr
+    mean = one(rows, quantity="mean_radius", method="CROWN", norm="l2")
+    assert any("radius, CROWN " in line and f"{mean:.3g}" in line for line in result.stdout.splitlines())
+    shown = run(*arguments, "--markdown").stdout
+    assert "| l_inf | bound | mean | median | r=0 |" in shown
+    assert f"| radius, CROWN | lower | {mean:.3g} |" in shown
+    assert all(line.startswith("|") for line in shown.splitlines() if line)
+
+
+def test_a_finished_run_is_reported_again_and_never_overwritten(finished, monkeypatch):
+    folder, arguments, first, _ = finished
+    table = folder / "run" / "bounds.parquet"
+    before = table.stat().st_mtime_ns
+    monkeypatch.setattr("empirical.bounds._certificate_rows", None)
+    again = run(*arguments)
+    assert again.exit_code == 0
+    assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
+    assert table.stat().st_mtime_ns == before
+    other = run(*arguments, "--examples", 10)
+    assert other.exit_code == 2
+    assert "a run with examples = 20, not 10; choose a new folder" in other.stderr
+    assert table.stat().st_mtime_ns == before
+
+
+def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
+    _, arguments, _, rows = finished
+    arguments = (*arguments[:-1], tmp_path / "run")
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("empirical.bounds._lipschitz_rows", stop)
+        assert run(*arguments).exit_code == 130
+    assert not (tmp_path / "run" / "bounds.parquet").exists()
+    monkeypatch.setattr("empirical.bounds._network_rows", None)
+    assert run(*arguments).exit_code == 0
+    found = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    compared = ["quantity", "norm", "method", "nature", "radius", "sparsity", "example", "value"]
+    pd.testing.assert_frame_equal(found[compared], rows[compared], check_categorical=False)
+
+
+def test_figure(finished):
+    """Curves are the rows: every step of the certified accuracy lies at a certified radius."""
+    folder, _, _, rows = finished
+    for name in ("bounds.svg", "bounds.png"):
+        assert (folder / "run" / "figures" / name).stat().st_size > 10_000
+    drawn = figure(rows)
+    drawn.draw_without_rendering()
+    assert len(drawn.axes) == 6
+    (curve,) = [line for line in drawn.axes[0].lines if line.get_label() == "CROWN and local constants"]
+    radius = np.sort(values(rows[rows["example"].notna()], quantity="radius", method="CROWN", norm="linf"))
+    at, share = (np.asarray(part, dtype=float) for part in curve.get_data())
+    np.testing.assert_array_equal(at[1:], radius[radius > 0])
+    np.testing.assert_allclose(share[1:], [(radius >= r).mean() for r in at[1:]])
+    without_masks = rows[rows["quantity"] != "expected_lipschitz"]
+    assert len(figure(without_masks[without_masks["norm"] != "l2"]).axes) == 2
+    figure(rows[:0]).draw_without_rendering()
+
+
+def test_every_kind_of_file_gives_the_same_network(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_architecture.py").write_text(
+        ARCHITECTURE + "\n\ndef build():\n    return nn.Sequential(nn.Linear(64, 30), nn.ReLU(), "
+        "nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))\n"
+    )
+    torch.save({"epoch": 3, "state_dict": trained.state_dict()}, "nested.ckpt")
+    save_file(dict(trained.state_dict()), "net.safetensors")
+    torch.export.save(torch.export.export(trained, (torch.zeros(3, 64),)), "net.pt2")
+    pruned = nn.Sequential(*trained)
+    prune.custom_from_mask(pruned[0], "weight", pruned.get_parameter("0.weight").ne(0).float())
+    torch.save(pruned.state_dict(), "masked.pth")
+    prune.remove(pruned[0], "weight")
+    x = torch.tensor(load_test("digits").x[:5])
+    expected = trained.double()(x)
+    trained.float()
+    networks = [
+        load_network(Path(name)) for name in ("nested.ckpt", "net.safetensors", "net.pt2", "masked.pth")
+    ]
+    networks.append(load_network(Path("nested.ckpt"), arch="own_architecture:build"))
+    for network in networks:
+        graph = graphs.read(network.module, network.shape or (64,))
+        torch.testing.assert_close(graph.scores(x), expected)
+        assert fully_connected(graph) is not None
+        assert (network.weights[next(iter(network.weights))] == 0).double().mean() == 0.25
+    assert networks[2].recognised == "torch.export program"
+
+
+def test_safetensors_of_more_than_ten_layers_keep_their_order(tmp_path):
+    net = mlp(*(4,) * 14)
+    save_file(dict(net.state_dict()), tmp_path / "deep.safetensors")
+    found = load_network(tmp_path / "deep.safetensors").module
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(found(x), net(x))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_convolutional_program(tmp_path, dtype):
+    """Residual block and max-pool, exported; images as the file holds them, uint8."""
+    torch.manual_seed(0)
+    net = Residual()
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 1, 8, 8),)), tmp_path / "cnn.pt2")
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8)).astype(np.uint8)
+    labels = net(torch.tensor(images / 255, dtype=torch.float32)).argmax(1).numpy()
+    np.savez(tmp_path / "images.npz", x_test=images, y_test=labels)
+    arguments = ("--data", tmp_path / "images.npz", "--out", tmp_path / "run", "--p", "2", "--radius", "0.05")
+    result = run(tmp_path / "cnn.pt2", *arguments, "--dtype", dtype)
+    assert result.exit_code == 0, result.output
+    rows = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    assert one(rows, quantity="accuracy") == 1.0
+    assert set(rows["norm"]) == {"", "l2"}
+    assert set(rows.loc[rows["quantity"] == "lipschitz", "radius"].dropna()) == {0.05}
+    assert not (rows["quantity"] == "expected_lipschitz").any()
+    assert set(rows.loc[rows["quantity"] == "sparsity", "method"]) == {
+        "stem.weight",
+        "inner.weight",
+        "head.weight",
+        "all layers",
+    }
+    radius = values(rows[rows["example"].notna()], method="CROWN")
+    assert (radius > 0).all()
+    x, exact = torch.tensor(images / 255), net.double()
+    noise = torch.randn(200, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = noise / noise.flatten(2).norm(dim=2)[..., None, None, None]
+    moved = x + noise * torch.tensor(radius)[:, None, None, None]
+    assert (exact(moved.flatten(0, 1)).argmax(1).unflatten(0, (200, 6)).numpy() == labels).all()
+
+
+def test_a_program_of_any_batch_size_is_read(tmp_path):
+    net = mlp(4, 3, 2)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(net, (torch.zeros(3, 4),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "any.pt2")
+    network = load_network(tmp_path / "any.pt2")
+    assert network.shape == (4,)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(graphs.read(network.module, (4,)).scores(x).float(), net(x))
+
+
+def test_arch_with_arguments_through_a_subprocess(tmp_path):
+    (tmp_path / "own_small.py").write_text(ARCHITECTURE)
+    net = mlp(64, 9, 10)
+    state = renamed(net)
+    torch.save(state, tmp_path / "small.pt")
+    command = [sys.executable, "-m", "empirical", "bounds", "small.pt", "--data", "digits", "--p", "inf",
+               "--arch", "own_small:Small", "--arch-args", '{"width": 9}', "--examples", "5",
+               "--pair", "1", "7"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "random masks, classes 1-7" in done.stdout
+    assert "checkpoint of own_small:Small" in done.stderr
+    assert (tmp_path / "results" / "bounds-small" / "figures" / "bounds.svg").is_file()
+    settings = json.loads((tmp_path / "results" / "bounds-small" / "settings.json").read_text())
+    assert settings["shape"] == [64]
+    assert settings["pair"] == [1, 7]
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> Path:
+    """A folder of files, each wrong in its own way."""
+    folder = tmp_path_factory.mktemp("broken")
+    net = mlp(64, 5, 10)
+    torch.save(net.state_dict(), folder / "net.pt")
+    torch.save(net, folder / "module.pt")
+    torch.save({"weights": [1, 2]}, folder / "numbers.pt")
+    torch.save(nn.Conv2d(1, 1, 3).state_dict(), folder / "conv.pt")
+    torch.save(mlp(5, 4, 2).state_dict(), folder / "narrow.pt")
+    torch.save(mlp(64, 5, 3).state_dict(), folder / "few_classes.pt")
+    for name in ("garbage.pt", "garbage.safetensors", "garbage.pt2", "net.onnx"):
+        (folder / name).write_bytes(b"no network at all")
+    with zipfile.ZipFile(folder / "other.pt2", "w") as archive:
+        archive.writestr("other/readme", "nothing")
+    (folder / "own_broken.py").write_text(ARCHITECTURE)
+    small = renamed(net)
+    torch.save(small, folder / "small.pt")
+    torch.save({**small, "extra": torch.zeros(1)}, folder / "more.pt")
+    torch.save({k: v for k, v in small.items() if k != "last.bias"}, folder / "less.pt")
+    np.savez(folder / "only_train.npz", x_train=np.zeros((2, 64)), y_train=np.array([0, 1]))
+    np.savez(folder / "letters.npz", x_test=np.zeros((2, 64)), y_test=np.array([0.5, 1.0]))
+    np.savez(folder / "nan.npz", x_test=np.full((2, 64), np.nan), y_test=np.array([0, 1]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.pt"], "no such file"),
+        (["net.onnx"], "has an unknown format '.onnx'; known are .pt2, .safetensors, .pt"),
+        (["module.pt"], "torch.save(model.state_dict(), path)"),
+        (["numbers.pt"], "holds no state dict"),
+        (["garbage.pt"], "is no readable checkpoint"),
+        (["garbage.safetensors"], "is no readable safetensors file"),
+        (["garbage.pt2"], "is no readable torch.export program"),
+        (["other.pt2"], "lacks archive_format"),
+        (["conv.pt"], "is not plainly a stack of linear layers (its first entry is weight (1, 1, 3, 3)"),
+        (["narrow.pt"], "takes examples of shape (5,); those of digits have shape (64,)"),
+        (["few_classes.pt"], "y holds 0..9; labels must lie in [0, 3)"),
+        (["less.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}'], "lacks last.bias"),
+        (["more.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}'], "has an unexpected extra"),
+        (["small.pt", "--arch", "own_broken:Small"], "first.weight has shape (5, 64), not (6, 64)"),
+        (["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"depth": 5}'], "TypeError"),
+        (["small.pt", "--arch", "own_broken:Small", "--arch-args", "width=5"], "give a JSON object"),
+        (["small.pt", "--arch", "own_broken:Large"], "has no attribute 'Large'"),
+        (["small.pt", "--arch", "own_absent:Small"], "ModuleNotFoundError"),
+        (["small.pt", "--arch", "own_broken"], "give package.module:name"),
+        (["small.pt", "--arch", "own_broken:number"], "makes a int; it must make a torch.nn.Module"),
+        (
+            ["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5, "activation": "tanh"}'],
+            "network uses aten.tanh.default, which is not understood",
+        ),
+        (
+            ["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}', "--shape", "8,8"],
+            "cannot be",
+        ),
+        (["net.pt", "--data", "only_train.npz"], "lacks x_test, y_test; it needs x_test, y_test"),
+        (["net.pt", "--data", "absent.npz"], "no such file"),
+        (["net.pt", "--data", "letters.npz"], "labels must be integers"),
+        (["net.pt", "--data", "nan.npz"], "remove NaN"),
+        (["net.pt", "--shape", "8,7"], "takes examples of shape (8, 7)"),
+        (["net.pt", "--shape", "a"], "give numbers joined by commas"),
+        (["net.pt", "--pair", "3", "3"], "give two different classes in [0, 10)"),
+        (["net.pt", "--pair", "3", "10"], "give two different classes in [0, 10)"),
+        (["net.pt", "--p", "1"], "the attack norm must be 2 or math.inf"),
+        (["net.pt", "--p", "2", "--p", "2"], "each once"),
+        (["net.pt", "--radius", "-1"], "a ball needs a finite radius >= 0"),
+        (["net.pt", "--alphas", "0,2"], "sparsity is the fraction of weights removed"),
+        (["net.pt", "--examples", "0"], "use at least one"),
+        (["net.pt", "--steps", "-1"], "give 0 or more ascent steps"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_bad_input_is_one_line(broken, monkeypatch, unchecked, arguments, message):
+    monkeypatch.chdir(broken)
+    data = [] if "--data" in arguments else ["--data", "digits"]
+    result = run(*arguments, *data, "--out", "never")
+    assert result.exit_code == 2, result.output
+    errors = [
+        line for line in result.stderr.splitlines() if not line.endswith("ReLUs assumed between the layers")
+    ]
+    errors = [line for line in errors if ": checkpoint of" not in line]
+    assert len(errors) == 1, result.stderr
+    assert errors[0].startswith("Error: ")
+    assert message in errors[0]
+    assert not Path("never").exists()
+
+
+def _rewritten(source: Path, target: Path, **changes: bytes) -> Path:
+    """A copy of an archive in which the entries that end as named have other contents."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            for end, other in changes.items():
+                content = other if name.endswith(end) else content
+            new.writestr(name, content)
+    return target
+
+
+def test_nothing_in_a_model_file_is_run(tmp_path):
+    """Pickles in checkpoints and in every corner of an archive, and operators that would call Python."""
+    touched = tmp_path / "touched"
+    torch.save({"a": Payload(touched)}, tmp_path / "evil.pt")
+    good, net = tmp_path / "good.pt2", mlp(4, 3, 2)
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 4),)), good)
+    payload = io.BytesIO()
+    torch.save(Payload(touched), payload)
+    with zipfile.ZipFile(good) as archive:
+        (place,) = [name for name in archive.namelist() if name.endswith("model_weights_config.json")]
+        weights = archive.read(place)
+        (place,) = [name for name in archive.namelist() if name.endswith("models/model.json")]
+        program = archive.read(place)
+    attacks = {
+        "sample": _rewritten(good, tmp_path / "sample.pt2", **{"sample_inputs/model.pt": payload.getvalue()}),
+        "weight": _rewritten(
+            good,
+            tmp_path / "weight.pt2",
+            **{
+                "weights/weight_0": payload.getvalue(),
+                "model_weights_config.json": weights.replace(
+                    b'"use_pickle": false', b'"use_pickle": true', 1
+                ),
+            },
+        ),
+        "operator": _rewritten(
+            good,
+            tmp_path / "operator.pt2",
+            **{"models/model.json": program.replace(b"torch.ops.aten.relu.default", b"torch.hub.load")},
+        ),
+    }
+    extra = _rewritten(good, tmp_path / "opaque.pt2")
+    with zipfile.ZipFile(extra, "a") as archive:
+        archive.writestr("good/data/constants/opaque_obj_0", b"cos\nsystem\n")
+    attacks["opaque"] = extra
+    for path in (tmp_path / "evil.pt", *attacks.values()):
+        with pytest.raises(InvalidInput, match="pickled objects|could run code"):
+            load_network(path)
+        assert not touched.exists()
+    torch.load(io.BytesIO(payload.getvalue()), weights_only=False)
+    assert touched.exists()  # the payload does work
+    assert load_network(_rewritten(good, tmp_path / "same.pt2")).shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"norms": ()}, "norms"),
+        ({"norms": (3.0,)}, "p is 3.0"),
+        ({"shape": (0, 3)}, "shape"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"radii": (math.nan,)}, "radius is nan"),
+    ],
+)
+def test_bad_requests(asked, message):
+    with pytest.raises(InvalidInput, match=message):
+        Request(**asked)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)),
+        nn.Sequential(nn.Linear(4, 3), nn.ReLU()),
+        nn.Sequential(nn.ReLU(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)),
+    ],
+    ids=["two linear layers in a row", "a last ReLU", "a first ReLU", "batch normalisation"],
+)
+def test_what_is_not_plainly_fully_connected_has_no_layers(net):
+    assert fully_connected(graphs.read(net, (4,))) is None
