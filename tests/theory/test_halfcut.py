@@ -8,10 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
-from tests.theory.test_relu_masks import EQUAL_ROWS, FLAT, PAIR, WITNESS, WITNESS_ALPHAS, Case, masked, net_of
+from tests.theory.test_relu_masks import EQUAL_ROWS, FLAT, PAIR, WITNESS, WITNESS_ALPHAS, Case, net_of
 from theory.laws import masks as laws
 from theory.laws import relu as relu_laws
-from theory.laws.strategies import arrays, attack_norms, relu_networks, sparsities
+from theory.laws.strategies import arrays, attack_norms, masked_networks, relu_networks, sparsities
 from theory.relu import halfcut, trace_moments
 from theory.relu.halfcut import halfcut_bound, halfcut_path_bound
 from theory.relu.lipschitz import lipschitz_constants
@@ -139,7 +139,7 @@ def test_trace_laws_reject_broken_formulas():
 
 
 @FEWER
-@given(case=masked(), scaling=st.floats(0.01, 1.0), power=st.floats(-3, 3))
+@given(case=masked_networks(), scaling=st.floats(0.01, 1.0), power=st.floats(-3, 3))
 @example(case=(WITNESS, WITNESS_ALPHAS), scaling=0.5, power=1.0)
 @example(case=(EQUAL_ROWS, np.array([0.0, 0.5])), scaling=0.5, power=1.0)
 def test_half_cuts_bound_the_supremum_whatever_the_scaling(case: Case, scaling, power):
@@ -150,7 +150,7 @@ def test_half_cuts_bound_the_supremum_whatever_the_scaling(case: Case, scaling, 
 
 
 @FEWER
-@given(case=masked(relu_networks(max_depth=4, max_hidden=4)))
+@given(case=masked_networks(relu_networks(max_depth=4, max_hidden=4)))
 @example(case=(FLAT, np.array([0.5, 0.0])))
 def test_half_cuts_are_never_above_the_path_rungs_nor_the_papers(case: Case):
     with pytest.MonkeyPatch.context() as patch:
@@ -231,7 +231,7 @@ def test_entries_too_far_apart_for_their_squares_leave_the_rung_to_p2():
 
 
 @FEWER
-@given(case=masked(), p=attack_norms(), delta=st.sampled_from([1e-3, 0.1, 0.5, 0.9]))
+@given(case=masked_networks(), p=attack_norms(), delta=st.sampled_from([1e-3, 0.1, 0.5, 0.9]))
 @example(case=(WITNESS, WITNESS_ALPHAS), p=2.0, delta=0.1)
 @example(case=(EQUAL_ROWS, np.array([0.0, 0.5])), p=2.0, delta=0.5)
 def test_tails_hold_with_their_probability(case: Case, p, delta):

@@ -219,7 +219,7 @@ def test_random_masks_keep_linf_and_lose_l2_like_the_root_of_what_is_kept(draw):
         assert (limit(alphas[2:], p=p) * unit > 1.1 * random(weight, weight, alphas[2:], p=p)).all()
 
 
-@given(weights_and_gains(4), sparsities(edges=False), attack_norms())
+@given(problems(most=4), sparsities(edges=False), attack_norms())
 def test_average_is_at_most_the_expected_mean_radius(problem, alpha, p):
     weight, gain = problem
     total, found = 0.0, masked_mean_radius(weight, gain, np.array([alpha]), p=p)
