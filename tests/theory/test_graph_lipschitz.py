@@ -86,7 +86,7 @@ def test_the_law_rejects_power_iteration():
         laws.law_bounds_operator(lambda *_: math.sqrt(3 * 2), DILATED, DILATED.inputs, q=2.0)
 
 
-@given(net=relu_networks(scales=EXTREME), p=attack_norms())
+@given(net=relu_networks(scales=EXTREME) | relu_networks(), p=attack_norms())
 def test_constants_of_dense_networks_agree_with_the_numpy_route(net, p):
     graph = from_relu_network(net)
     for ours, theirs in (

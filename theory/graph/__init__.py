@@ -7,6 +7,7 @@ from theory.graph.bounds import node_bounds
 from theory.graph.certificate import certified_radius, margin_bounds
 from theory.graph.constants import lipschitz_constants, norm_product, path_norm
 from theory.graph.lipschitz import local_lipschitz
+from theory.graph.masks import expected_path_norm, frobenius_bound
 from theory.graph.network import Graph, from_relu_network
 from theory.graph.reader import read
 from theory.graph.relaxation import Ball
@@ -15,6 +16,8 @@ __all__ = [
     "Ball",
     "Graph",
     "certified_radius",
+    "expected_path_norm",
+    "frobenius_bound",
     "from_relu_network",
     "lipschitz_constants",
     "local_lipschitz",

@@ -173,10 +173,11 @@ class Builder:
                 "network uses average pooling with ceil_mode or count_include_pad=False; pad first"
             )
         height, width = _pair(kernel)
-        channels = self._image(x)[0]
+        shape = self._image(x)
         share = 1.0 / (divisor_override or height * width)
-        weight = torch.full((channels, 1, height, width), share, dtype=torch.float64)
-        return self.conv2d(x, weight, None, stride or kernel, padding, 1, channels)
+        weight = self._tensor(torch.full((shape[0], 1, height, width), share, dtype=torch.float64))
+        operation = Conv2d(weight, _pair(stride or kernel), padding, (1, 1), shape[0], shape, fixed=True)
+        return self.add(operation, x.at)
 
     def adaptive_avg_pool2d(self, x: Place, size: Any) -> int:
         """Average pooling to a given size, where all windows are equal."""

@@ -58,7 +58,7 @@ def path_norm(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
 
 def path_sums(graph: Graph, cotangents: Float[Tensor, "k c"]) -> tuple[Float[Tensor, "k *shape"], int]:
     """The sum of all paths' sizes from each input to |cotangent . scores|, a bound with its count of
-    roundings.
+    roundings, for cotangents e_i - e_k.
 
     The affine part behind the last activations is signed: it is a difference of rows before any size is
     taken. Products that underflow count as the smallest normal number, so no path is lost.
@@ -85,7 +85,15 @@ def path_sums(graph: Graph, cotangents: Float[Tensor, "k c"]) -> tuple[Float[Ten
             case operation:
                 value, error = parts[0]
                 size = operation.magnitude()
-                if reverse.linear[i]:
+                if (
+                    node.inputs == (0,)
+                    and isinstance(operation, Transposed)
+                    and isinstance(operation.base, Dense)
+                ):
+                    # Of rows with at most two entries, 1 and -1: one rounding, and none where they are equal.
+                    value = operation.apply(cotangents)
+                    found = value, eps * value.abs()
+                elif reverse.linear[i]:
                     error = size.apply(error + terms_of(reverse, node) * eps * value.abs())
                     error = error * (1 + terms_of(reverse, node) * eps) + terms_of(reverse, node) * tiny
                     found = operation.apply(value), error

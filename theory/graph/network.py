@@ -79,6 +79,7 @@ class Conv2d:
     dilation: tuple[int, int]
     groups: int
     inputs: Shape  # (channels, height, width)
+    fixed: bool = False  # average pooling, whose weights are not parameters
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`Linear`."""

@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from theory.graph.masks import masked_operators
 from theory.graph.network import (
     Activation,
     Combine,
@@ -319,9 +320,34 @@ def law_bounds_every_pattern(
 # ---- Random masks
 
 
-def masked_operators(graph: Graph) -> list[int]:
-    """Places of the operators whose weights random masks remove, in order."""
-    return [i for i, node in enumerate(graph.nodes) if isinstance(node.operation, Dense | Conv2d)]
+def path_norm_by_rows(graph: Graph, pair: tuple[int, int]) -> float:
+    """The path norm backwards: |v| through the transposes of the absolute operators, summed over inputs."""
+    last = graph.nodes[-1]
+    weight = last.operation.weight  # pyright: ignore[reportAttributeAccessIssue]
+    arriving = {last.inputs[0]: (weight[pair[0]] - weight[pair[1]]).abs()[None]}
+    for i in range(len(graph.nodes) - 2, 0, -1):
+        if i not in arriving:
+            continue
+        node, value = graph.nodes[i], arriving.pop(i)
+        back = value
+        if isinstance(node.operation, OPERATORS):
+            back = node.operation.magnitude().transpose(value)
+        for j in node.inputs:
+            arriving[j] = arriving[j] + back if j in arriving else back
+    return float(arriving[0].sum())
+
+
+def product_of_norms(graph: Graph, pair: tuple[int, int]) -> float:
+    """||v||_2 times the spectral norms of the operators written out, along the graph; sums at sums."""
+    reach: list[float] = []
+    for node in graph.nodes[:-1]:
+        before = [reach[j] for j in node.inputs]
+        if isinstance(node.operation, OPERATORS):
+            matrix = matrix_of(node.operation, graph.nodes[node.inputs[0]].shape)
+            before = [before[0] * float(torch.linalg.matrix_norm(matrix, ord=2))]
+        reach.append(sum(before) if before else 1.0)
+    weight = graph.nodes[-1].operation.weight  # pyright: ignore[reportAttributeAccessIssue]
+    return reach[graph.nodes[-1].inputs[0]] * float((weight[pair[0]] - weight[pair[1]]).norm())
 
 
 def all_masked_graphs(graph: Graph, alphas: list[float]) -> Iterator[tuple[float, Graph]]:
@@ -341,6 +367,13 @@ def all_masked_graphs(graph: Graph, alphas: list[float]) -> Iterator[tuple[float
             operation = replace(nodes[i].operation, weight=weight * mask)  # pyright: ignore
             nodes[i] = replace(nodes[i], operation=operation)
         yield probability, Graph(tuple(nodes), graph.dtype, graph.device)
+
+
+def with_kernel(graph: Graph, weight: Tensor) -> Graph:
+    """The same network with other weights in its first operator."""
+    nodes = list(graph.nodes)
+    nodes[1] = replace(nodes[1], operation=replace(nodes[1].operation, weight=weight))  # pyright: ignore
+    return Graph(tuple(nodes), graph.dtype, graph.device)
 
 
 def expectation_over_masks(value: Callable[[Graph], float], graph: Graph, alphas: list[float]) -> float:

@@ -294,9 +294,9 @@ def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
         case "dense":
             return draw(_dense(builder, x, draw(st.integers(1, 4))))
         case "scale":
-            sides = (shape[0], *(1,) * (len(shape) - 1))
-            scaled = Place(builder.times(x, draw(tensors(sides))))
-            return Place(builder.plus(scaled, draw(tensors(sides))))
+            factors = (shape[0], *(1,) * (len(shape) - 1))
+            scaled = Place(builder.times(x, draw(tensors(factors))))
+            return Place(builder.plus(scaled, draw(tensors(factors))))
         case "residual":
             inner = Place(builder.relu(draw(_same_shape(builder, x))))
             return Place(draw(st.sampled_from([builder.plus, builder.minus]))(inner, x))
@@ -306,8 +306,8 @@ def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
             arguments = (operation.stride, operation.padding, operation.dilation, operation.groups)
             return Place(builder.conv2d(x, operation.weight, bias, *arguments))
         case name:
-            height, width = shape[-2:]
-            kernel = (min(2, height), min(draw(st.integers(1, 3)), width))
+            sides = [*shape[1:]]
+            kernel = (min(2, sides[0]), min(draw(st.integers(1, 3)), sides[1]))
             stride, padding = (draw(st.integers(1, 2)), 1), (kernel[0] // 2, 0)
             pool = torch.nn.functional.max_pool2d if name == "max" else torch.nn.functional.avg_pool2d
             builder.output = tuple(pool(torch.zeros(1, *shape), kernel, stride, padding).shape[1:])

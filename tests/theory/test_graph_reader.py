@@ -1,0 +1,335 @@
+"""Reading modules and saved programs: equal scores for what is understood, a named refusal for the rest."""
+
+import io
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from theory.graph.network import Activation, Graph
+from theory.graph.reader import read
+from theory.graph.windows import window_entries
+from theory.laws import graph as laws
+from theory.types import InvalidInput
+
+IMAGE, VECTOR = (2, 8, 8), (5,)
+
+
+class Function(nn.Module):
+    """A module that applies a function of its parameters and the input."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.function = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+class Block(nn.Module):
+    """A residual block as in ResNets: operations in place, and a strided shortcut."""
+
+    def __init__(self, into: int, out: int, stride: int):
+        super().__init__()
+        self.first = nn.Conv2d(into, out, 3, stride=stride, padding=1, bias=False)
+        self.first_norm, self.second_norm = nn.BatchNorm2d(out), nn.BatchNorm2d(out)
+        self.second = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Conv2d(into, out, 1, stride=stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        out = self.second_norm(self.second(self.relu(self.first_norm(self.first(x)))))
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+        nn.Dropout(0.5),
+        nn.Conv2d(4, 3, 2, bias=False),
+        nn.ReLU(inplace=True),
+        nn.AvgPool2d(2, stride=1, padding=1),
+        nn.AdaptiveAvgPool2d((5, 1)),
+        nn.Flatten(),
+        nn.Linear(15, 7),
+        nn.BatchNorm1d(7, affine=False),
+        nn.ReLU(),
+        nn.Linear(7, 3),
+    )
+
+
+def residual() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Block(3, 3, 1), Block(3, 4, 2), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+def functional() -> nn.Module:
+    def forward(self, x):
+        h = F.relu(F.conv2d(x, self.kernel, self.bias, padding=1))
+        h = F.max_pool2d(h, (2, 3), (1, 2), dilation=(2, 1)) * self.gain - 0.5
+        skip = h
+        h = torch.relu(1 - F.avg_pool2d(h, 3, 1, 1)) + skip / 4.0
+        h = -torch.sub(h, skip)
+        pooled = h.mean((2, 3)) + h.mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1)
+        h = pooled.view(x.size(0), -1)
+        return torch.addmm(self.shift, h.unsqueeze(1).flatten(1).reshape(-1, 3) @ self.mixing, self.head)
+
+    parts = {
+        "kernel": (3, 2, 3, 3),
+        "bias": (3,),
+        "gain": (3, 1, 1),
+        "shift": (4,),
+        "mixing": (3, 5),
+        "head": (5, 4),
+    }
+    return Function(forward, **{name: nn.Parameter(torch.randn(shape)) for name, shape in parts.items()})
+
+
+def dense() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 2))
+
+
+UNDERSTOOD = {
+    "dense": (dense, VECTOR),
+    "convolutional": (convolutional, IMAGE),
+    "residual": (residual, IMAGE),
+    "functional": (functional, IMAGE),
+}
+
+
+@pytest.fixture(scope="module", params=UNDERSTOOD)
+def pair(request) -> tuple[Graph, nn.Module, Tensor]:
+    """A graph, its float64 module in evaluation mode with random statistics, and inputs."""
+    torch.manual_seed(0)
+    make, shape = UNDERSTOOD[request.param]
+    module = make().double()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2.0)
+    module.train()
+    [*module.modules()][-1].training = False  # flags may differ
+    flags = [part.training for part in module.modules()]
+    graph = read(module, shape)
+    assert [part.training for part in module.modules()] == flags
+    return graph, module.eval(), torch.randn(6, *shape, dtype=torch.float64)
+
+
+def test_scores_are_those_of_the_module(pair):
+    graph, module, x = pair
+    laws.law_reads_the_module(graph, module, x)
+    laws.law_reads_the_module(graph, module, 100 * x)
+
+
+def test_the_law_rejects_another_network(pair):
+    graph, module, x = pair
+    for i in graph.activations:
+        nodes = list(graph.nodes)
+        before = nodes[i].inputs[0]
+        nodes[i] = type(nodes[i])(nodes[before].operation, nodes[before].inputs, nodes[i].shape, None)
+        if nodes[before].bias is not None:
+            with pytest.raises(AssertionError):
+                laws.law_reads_the_module(Graph(tuple(nodes), graph.dtype, graph.device), module, x)
+
+
+def test_gradients_are_those_of_the_module(pair):
+    graph, module, x = pair
+    x = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(module(x)[:, 0].sum(), x)
+    (found,) = torch.autograd.grad(graph.scores(x)[:, 0].sum(), x)
+    assert (found - expected).abs().max() <= laws.ROUNDING * (1 + expected.abs().max())
+
+
+def test_programs_with_any_batch_size_are_read_from_a_file():
+    """Saved, loaded, with a symbolic number of examples, and in float32."""
+    torch.manual_seed(1)
+    module = Function(
+        lambda self, x: self.linear(x.view(x.size(0), -1).relu()), linear=nn.Linear(8, 3)
+    ).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sides = ({0: torch.export.Dim("batch", min=2)},)
+        program = torch.export.export(module, (torch.zeros(3, 2, 4),), dynamic_shapes=sides)
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        loaded = torch.export.load(file)
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    laws.law_reads_the_module(read(loaded, (2, 4)), module.double(), x)
+    narrow = read(loaded, (2, 4), dtype=torch.float32)
+    assert narrow.scores(x).dtype == torch.float32
+    laws.law_reads_the_module(laws.in_float64(narrow), module, x)
+    with pytest.raises(InvalidInput, match=r"shape is \(8,\); the network takes examples of shape \(2, 4\)"):
+        read(loaded, (8,))
+
+
+def test_a_training_program_is_refused_by_name():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dropping = torch.export.export(
+            nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)).train(), (torch.zeros(2, 2),)
+        )
+    with pytest.raises(InvalidInput, match="dropout.* in training mode"):
+        read(dropping, (2,))
+
+
+def test_changes_in_place_are_followed():
+    def forward(self, x):
+        hidden = self.linear(x)
+        twice = hidden * 2
+        hidden.relu_()
+        hidden += twice
+        return twice + hidden
+
+    module = Function(forward, linear=nn.Linear(5, 3)).double()
+    laws.law_reads_the_module(read(module, VECTOR), module, torch.randn(4, 5).double())
+
+
+def gate(self, x):
+    return x if x.sum() > 0 else -x
+
+
+def recurrent(self, x):
+    return self.part(x[:, None])[0][:, 0]
+
+
+def renormalised(self, x):
+    return F.batch_norm(x, None, None, training=True)
+
+
+def viewed(self, x):
+    h = self.part(x)
+    v = h.view(-1, 5)
+    v.relu_()
+    return h
+
+
+REFUSED = {
+    "sigmoid": (lambda self, x: self.part(x).sigmoid(), "sigmoid"),
+    "tanh": (lambda self, x: torch.tanh(self.part(x)), "tanh"),
+    "softmax": (lambda self, x: F.softmax(x, 1), "softmax"),
+    "lstm": (recurrent, "lstm"),
+    "control flow": (gate, "cannot be traced"),
+    "batch mean": (lambda self, x: x - x.mean(0, keepdim=True), "mixes the examples"),
+    "batch norm in training": (renormalised, "batch_norm.* statistics of its batch"),
+    "product": (lambda self, x: x * self.part(x), "multiplies two values"),
+    "quotient": (lambda self, x: 1 / x, "reciprocal|divides"),
+    "weights from the input": (lambda self, x: F.linear(self.part(x), x[:2]), "slice|weight that depends"),
+    "whole mean": (lambda self, x: x + x.mean(), "mixes the examples"),
+    "int": (lambda self, x: x.to(torch.int64).double(), "int64"),
+    "random": (lambda self, x: x + torch.randn(5), "random numbers by aten.randn"),
+    "viewed": (viewed, "relu_.default has changed it in place"),
+    "one score": (lambda self, x: x[:, None].flatten(1).view(-1, 5, 1), "one score per class"),
+    "alpha": (lambda self, x: torch.add(x, self.part(x), alpha=2), "alpha = 2"),
+    "constant": (lambda self, x: torch.ones(2, 3), "returns a constant"),
+    "two outputs": (lambda self, x: (x, self.part(x)), "returns 2 values"),
+    "matrix": (lambda self, x: self.part(x.view(-1, 1, 5).clone()), "one axis of several"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_understood_is_refused_by_name(name):
+    forward, message = REFUSED[name]
+    part = nn.LSTM(5, 5, batch_first=True) if name == "lstm" else nn.Linear(5, 5)
+    module = Function(forward, part=part)
+    with pytest.raises(InvalidInput, match=message):
+        read(module.train(), VECTOR)
+    assert all(inner.training for inner in module.modules())
+
+
+IMAGES_REFUSED = {
+    "ceil": (lambda self, x: F.avg_pool2d(x, 3, 2, ceil_mode=True).flatten(1), "ceil_mode"),
+    "uneven": (lambda self, x: F.adaptive_avg_pool2d(x, 3).flatten(1), "only equal windows"),
+    "same": (lambda self, x: F.conv2d(x, self.part.weight, padding="same").flatten(1), "'same'"),
+    "transposed": (lambda self, x: F.conv_transpose2d(x, self.part.weight).flatten(1), "conv_transpose2d"),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES_REFUSED)
+def test_operations_on_images_are_refused_by_name(name):
+    forward, message = IMAGES_REFUSED[name]
+    with pytest.raises(InvalidInput, match=message):
+        read(Function(forward, part=nn.Conv2d(2, 2, 3)), IMAGE)
+
+
+def test_two_inputs_are_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(nn.Bilinear(2, 2, 2), (torch.zeros(2, 2), torch.zeros(2, 2)))
+    with pytest.raises(InvalidInput, match="takes 2 inputs"):
+        read(program, (2,))
+
+
+def test_parameters_must_be_finite():
+    module = nn.Linear(5, 2)
+    nn.init.constant_(module.weight, math.nan)
+    with pytest.raises(InvalidInput, match="NaN or infinite"):
+        read(module, VECTOR)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": ()}, "shape is \\(\\)"),
+        ({"shape": (0,)}, "shape is \\(0,\\)"),
+        ({"shape": (2.0,)}, "shape is \\(2.0,\\)"),
+        ({"dtype": torch.float16}, "dtype is torch.float16"),
+        ({"shape": (4,)}, "cannot be traced on inputs of shape \\(2, 4\\)"),
+    ],
+)
+def test_illegal_calls_name_the_argument(changes, message):
+    arguments = {"shape": VECTOR} | changes
+    with pytest.raises(InvalidInput, match=message):
+        read(nn.Linear(5, 2), arguments.pop("shape"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "padding", "dilation", "ceil"),
+    [
+        (5, 2, 2, 0, 1, False),
+        (5, 2, 2, 1, 1, True),
+        (7, 3, 2, 1, 2, False),
+        (6, 3, 3, 1, 1, True),
+        (4, 2, 3, 0, 3, False),
+        (6, 2, 1, 1, 2, True),
+        (5, 3, 2, 1, 1, True),
+        (8, 3, 4, 1, 3, True),
+    ],
+)
+def test_windows_hold_what_max_pooling_reads(side, kernel, stride, padding, dilation, ceil):
+    x = -torch.rand(1, 2, side, side).double() - 1.0  # padding by zeros would win
+    expected = F.max_pool2d(x, kernel, stride, padding, dilation, ceil)
+    entries = window_entries(
+        (2, side, side),
+        tuple(expected.shape[1:]),
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        padding=(padding, padding),
+        dilation=(dilation, dilation),
+    )
+    found = torch.stack([x.flatten(1)[:, index] for index in entries]).amax(0)
+    assert (found == expected).all()
+
+
+def test_windows_of_padding_alone_are_refused():
+    with pytest.raises(InvalidInput, match="nothing but padding"):
+        window_entries((1, 1, 1), (1, 1, 1), kernel=(2, 2), stride=(1, 1), padding=(1, 1), dilation=(2, 2))
+
+
+def test_max_pooling_becomes_relus():
+    graph = read(nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), (1, 4, 2))
+    assert sum(isinstance(node.operation, Activation) for node in graph.nodes) == 3

@@ -1,0 +1,158 @@
+"""Random masks on graphs: rungs F and P1 of the expected gradient norm, for convolutions and residuals.
+
+Every dense layer and convolution keeps each of its weights independently with probability 1 - alpha; a kernel
+entry has one mask, shared by all positions. Pooling and normalisation are not masked. For a fixed pair (i, k)
+of classes let J be the gradient of g_i - g_k; both rungs bound E[ sup ||J|| ] over all activation patterns.
+
+Two facts carry the theory of dense networks over. A path from input to score passes every operator at most
+once, and one kernel entry there: its expected size is the product of (1 - alpha_j) |w_j|, whatever is shared.
+And what is below an operator depends on other masks than its own, so the expectation of a product of norms is
+the product of expectations; sums need no independence. Parameters that a module uses in two places count as
+two layers, each with a mask of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from theory.graph.bounds import EXTRA, eps_of, norms, terms_of, tiny_of
+from theory.graph.constants import operator_norm, patches_of_one_entry
+from theory.graph.network import Activation, Combine, Conv2d, Dense, Graph, Source, combined
+from theory.types import InvalidInput, check_sparsity
+
+
+def expected_path_norm(graph: Graph, alphas: Sequence[float], pair: tuple[int, int]) -> float:
+    """Rung P1, an identity for the expected path norm, so a bound of E sup ||J||_1.
+
+    The sum over all paths of prod_j (1 - alpha_j) |w_j| E|v|: one pass of ones through the absolute weights,
+    scaled by what is kept. ``alphas`` holds one sparsity per dense layer and convolution, in order; the last
+    one, of v = w_i - w_k, may be left out and is then 0.
+
+    Raises: InvalidInput for alphas outside [0, 1] or of another length, a bad pair, or a last node that is
+      not a dense layer.
+    Reference: this project; the path norm is that of Neyshabur, Tomioka, Srebro 2015.
+    """
+    keep, first, _ = _checked(graph, alphas, pair)
+    reach: list[Tensor] = []
+    terms = EXTRA
+    for i, node in enumerate(graph.nodes[:-1]):
+        terms += terms_of(graph, node)
+        match node.operation:
+            case Source():
+                value = torch.ones(1, *node.shape, dtype=graph.dtype, device=graph.device)
+            case Activation():
+                value = reach[node.inputs[0]]
+            case Combine(signs):
+                value = combined([reach[j] for j in node.inputs], (1.0,) * len(signs))
+            case operation:
+                value = operation.magnitude().apply(reach[node.inputs[0]]) * keep.get(i, 1.0) + tiny_of(graph)
+        reach.append(value)
+    total = float((reach[graph.nodes[-1].inputs[0]][0] * first).sum())
+    return total * (1 + (terms + len(first)) * eps_of(graph)) + len(first) * tiny_of(graph)
+
+
+def frobenius_bound(graph: Graph, alphas: Sequence[float], pair: tuple[int, int]) -> float:
+    """Rung F, a bound: E sup ||J||_2 by products of expected norms along the graph, sums of them at sums.
+
+    A layer counts sqrt(1 - alpha) ||W||_F; a convolution sqrt(1 - alpha) times the root of the smaller of
+    sum_w w^2 n_w, n_w the positions at which kernel entry w meets the image (its Frobenius norm as a
+    matrix), and the largest overlap of patches times ||W||_F^2. ``alphas`` as in
+    :func:`expected_path_norm`.
+
+    Raises: InvalidInput as :func:`expected_path_norm`.
+    Reference: the paper, theorem on nonlinear networks (section 3.2), q = 2; this project for graphs.
+    """
+    keep, _, second = _checked(graph, alphas, pair)
+    reach: list[float] = []
+    eps, tiny = eps_of(graph), tiny_of(graph)
+    for i, node in enumerate(graph.nodes[:-1]):
+        match node.operation:
+            case Source():
+                value = 1.0
+            case Activation():
+                value = reach[node.inputs[0]]
+            case Combine():
+                value = sum(reach[j] for j in node.inputs) * (1 + (len(node.inputs) + 4) * eps)
+            case Dense() | Conv2d() as operation if i in keep:
+                value = reach[node.inputs[0]] * sqrt(keep[i]) * _frobenius(operation, graph) + tiny
+            case operation:
+                before = node.inputs[0]
+                size = operator_norm(operation, graph.nodes[before].shape, node.shape, graph=graph, q=2.0)
+                value = reach[before] * float(size) * (1 + 4 * eps) + tiny
+        reach.append(value)
+    size = _root_sum(second) * (1 + (len(second) + EXTRA) * eps) + tiny
+    return reach[graph.nodes[-1].inputs[0]] * size * (1 + 8 * eps)
+
+
+def masked_operators(graph: Graph) -> list[int]:
+    """Places of the operators with weights to remove, in order, an identity: dense layers, convolutions."""
+    return [
+        i
+        for i, node in enumerate(graph.nodes)
+        if isinstance(node.operation, Dense | Conv2d) and not getattr(node.operation, "fixed", False)
+    ]
+
+
+def _frobenius(operation: Dense | Conv2d, graph: Graph) -> float:
+    """sqrt of a bound of the squared norm of the unmasked operator, each weight's share in proportion."""
+    size = operation.weight.double().abs()
+    rounding = 1 + (size.numel() + EXTRA) * eps_of(graph)
+    if isinstance(operation, Dense):
+        return _root_sum(size) * rounding
+    whole = _root_sum(size * _positions(operation).sqrt())
+    return min(whole, sqrt(patches_of_one_entry(operation)) * _root_sum(size)) * rounding
+
+
+def _root_sum(size: Tensor) -> float:
+    """The l_2 norm of non-negative entries, which are divided by the largest lest their squares underflow."""
+    return float(norms(size.reshape(1, 1, -1), q=2.0))
+
+
+def _positions(operation: Conv2d) -> Tensor:
+    """How often each place of the kernel meets the image and not its padding: (height, width)."""
+    axes = []
+    for axis, side in enumerate(operation.inputs[1:]):
+        size, hole = operation.weight.shape[2 + axis], operation.dilation[axis]
+        step, pad = operation.stride[axis], operation.padding[axis]
+        outputs = (side + 2 * pad - hole * (size - 1) - 1) // step + 1
+        places = torch.arange(outputs) * step - pad
+        places = places + hole * torch.arange(size)[:, None]
+        axes.append(((places >= 0) & (places < side)).sum(1).double())
+    return (axes[0][:, None] * axes[1]).to(operation.weight.device)
+
+
+def _checked(
+    graph: Graph, alphas: Sequence[float], pair: tuple[int, int]
+) -> tuple[dict[int, float], Tensor, Tensor]:
+    """What each operator keeps, by its place; E|v| and the root of E v^2, entry by entry."""
+    last = graph.nodes[-1].operation
+    if not isinstance(last, Dense):
+        raise InvalidInput(
+            "graph ends in something else than a dense layer; give one that ends in its scores"
+        )
+    if not (all(0 <= i < graph.classes for i in pair) and pair[0] != pair[1]):
+        raise InvalidInput(f"pair is {pair}; give two different classes in [0, {graph.classes})")
+    places = masked_operators(graph)
+    if len(alphas) not in (len(places), len(places) - 1):
+        raise InvalidInput(
+            f"alphas has {len(alphas)} entries; give {len(places)}, one per dense layer and convolution, "
+            "or leave out the last"
+        )
+    sparsities = [check_sparsity(f"alphas[{j}]", alpha) for j, alpha in enumerate(alphas)]
+    dropped = sparsities[-1] if len(sparsities) == len(places) else 0.0
+    kept = 1.0 - dropped
+    a, b = last.weight[pair[0]], last.weight[pair[1]]
+    first = kept**2 * (a - b).abs() + kept * dropped * (a.abs() + b.abs())
+    spread = (kept * dropped) ** 0.5
+    parts = torch.stack([kept * (a - b).abs(), spread * a.abs(), spread * b.abs()], dim=1)
+    second = norms(parts[None], q=2.0)[0]
+    # 1 - alpha is rounded: one unit more is kept.
+    return (
+        {i: (1.0 - s) * (1 + eps_of(graph)) for i, s in zip(places, sparsities, strict=False)},
+        first,
+        second,
+    )
