@@ -306,7 +306,11 @@ def _certificate_rows(problem: Problem, request: Request, *, p: float) -> list[R
     margins = _numpy(graphs.margin_bounds(graph, x, y, p=p, radius=still))
     radii = {
         name: radius_from_margins(margins, _numpy(constants(graph, p=p)[y]))
-        for name, constants in (("norm product", graphs.norm_product), ("path norm", graphs.path_norm))
+        for name, constants in (
+            ("norm product", graphs.norm_product),
+            ("path norm", graphs.path_norm),
+            ("smallest global", graphs.lipschitz_constants),
+        )
     }
     radii["CROWN"] = _numpy(graphs.certified_radius(graph, x, y, p=p))
     if request.steps:

@@ -14,11 +14,12 @@ from paper_figures.mask_ladder import RUNGS
 _CERTIFICATES = {
     "norm product": Look("norm product", "#D55E00", (0, (1.2, 1.2))),
     "path norm": Look("path norm", "#CC79A7", (0, (3, 1))),
+    "smallest global": Look("smallest global constants", "#999999", "solid"),
     "CROWN": Look("CROWN and local constants", "#009E73", "solid"),
     "CROWN, optimised": Look("the same, slopes optimised", "#0072B2", (0, (5, 1.2, 1.2, 1.2))),
 }
 _GLOBAL = {
-    "smallest global": Look("the smallest known", "#BBBBBB", "solid"),
+    "smallest global": Look("the smallest", "#999999", "solid"),
     "norm product": _CERTIFICATES["norm product"],
     "path norm": _CERTIFICATES["path norm"],
 }
