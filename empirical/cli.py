@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from empirical.falsify import falsify
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -41,6 +43,9 @@ def main() -> None:
 
     Exit status: 0 no theorem is violated, 1 one is, 2 bad usage or input.
     """
+
+
+main.add_command(falsify)
 
 
 @main.command()

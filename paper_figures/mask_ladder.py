@@ -17,6 +17,7 @@ _RUNGS = {
     "P1": Look("P1: expected path norm", "#0072B2", "solid"),
     "P2": Look("P2: second moments", "#009E73", (0, (5, 1.2, 1.2, 1.2))),
     "B": Look("B: matrix Bernstein", "#CC79A7", (0, (3, 1))),
+    "S": Look("S: half cuts", "#56B4E9", (0, (4, 1, 1, 1))),
 }
 _PANELS = {
     "l2": r"dual norm $q = 2$ (attacks in $\ell_2$)",

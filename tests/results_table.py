@@ -35,8 +35,8 @@ _BOUNDS = {
     "mlp": ["certificate", "universal ceiling"],
 }
 _RUNGS = {
-    "l2": ["F", "P1", "P2", "B", "best", "Monte Carlo"],
-    "linf": ["M", "P1", "B", "best", "Monte Carlo"],
+    "l2": ["F", "P1", "P2", "B", "S", "best", "Monte Carlo"],
+    "linf": ["M", "P1", "B", "S", "best", "Monte Carlo"],
 }
 
 

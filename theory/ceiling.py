@@ -21,25 +21,73 @@ def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) 
     edge m(v); pairing those others arbitrarily gives a perfect matching for the costs
     min(D_uv, m(u) + m(v)), and such a matching is a cover, so the assignment solves it exactly.
     Holds for linear models and deep nets, dense or sparse, with any number of classes; a smaller cap on the
-    radii changes nothing. x is (m, n), y is (m,) of non-negative labels; memory is O(m^2), time O(m^3).
+    radii changes nothing. x is (m, n), y is (m,) of non-negative labels; memory is O(m^2), time O(m^3);
+    ``blockwise_ceiling`` bounds larger sets.
     Raises: InvalidInput for shapes that disagree, NaN, a single class, or unless p is 2 or inf.
     Source: this project; theory/symbolic.py::prove_triangle_ceiling.
     """
+    x, y, exponent = _checked(x, y, p=p)
+    cost = _opponents(x, x, y, y, p=p)
+    return float(np.ldexp(_cheapest_cover(cost, cost.min(axis=1)) / (2 * len(y)), exponent))
+
+
+def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, block: int = 1000) -> float:
+    """Universal ceiling by blocks, bound: never below ``universal_ceiling``, for sets too large for it.
+
+    The constraints r_i + r_j <= D_ij are kept within blocks of at most ``block`` points, and with them
+    r_i <= min_j D_ij over all points, which they imply. Fewer constraints can only raise the largest mean,
+    so the value is a ceiling of every classifier that is correct on all of x. Blocks are halves of halves
+    along the widest feature, so that near points stay together. Memory O(m block), time O(m^2 n + m block^2).
+    Raises: InvalidInput as ``universal_ceiling``, or unless block >= 2.
+    Source: this project.
+    """
+    if not block >= 2:
+        raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
+    x, y, exponent = _checked(x, y, p=p)
+    total, waiting = 0.0, [np.arange(len(y))]
+    while waiting:
+        mine = waiting.pop()
+        if mine.size > block:
+            widest = np.ptp(x[mine], axis=0).argmax()
+            ranked = mine[np.argsort(x[mine, widest], kind="stable")]
+            waiting += [ranked[: mine.size // 2], ranked[mine.size // 2 :]]
+            continue
+        cost = _opponents(x[mine], x, y[mine], y, p=p)
+        total += _cheapest_cover(cost[:, mine], cost.min(axis=1))
+    return float(np.ldexp(total / (2 * len(y)), exponent))
+
+
+def _checked(x: object, y: object, *, p: float) -> tuple[Array, Array, int]:
+    """Inputs scaled exactly by a power of two, away from overflow of their squares, labels, and the power."""
     check_p(p)
-    x = finite_array("x", x, ndim=2)
-    y = check_labels("y", y, n=x.shape[0], classes=np.iinfo(np.int64).max)
-    if (y == y[0]).all():
-        raise InvalidInput(f"y holds only the label {y[0]}; a decision boundary needs two classes")
-    _, exponent = np.frexp(np.abs(x).max())
-    scaled = np.ldexp(x, -exponent)  # exact, and keeps the squares away from overflow
-    cost = cdist(scaled, scaled, "euclidean" if p == 2 else "chebyshev")
-    cost[y[:, None] == y] = np.inf
-    cheapest = cost.min(axis=1)
+    points = finite_array("x", x, ndim=2)
+    labels = check_labels("y", y, n=points.shape[0], classes=np.iinfo(np.int64).max)
+    if (labels == labels[0]).all():
+        raise InvalidInput(f"y holds only the label {labels[0]}; a decision boundary needs two classes")
+    exponent = int(np.frexp(np.abs(points).max())[1])
+    return np.ldexp(points, -exponent), labels, exponent
+
+
+def _opponents(
+    x: Float[Array, "k n"],
+    other: Float[Array, "m n"],
+    y: Int[Array, " k"],
+    labels: Int[Array, " m"],
+    *,
+    p: float,
+) -> Float[Array, "k m"]:
+    """l_p distances, inf between points of one label."""
+    cost = cdist(x, other, "euclidean" if p == 2 else "chebyshev")
+    cost[y[:, None] == labels] = np.inf
+    return cost
+
+
+def _cheapest_cover(cost: Float[Array, "k k"], cheapest: Float[Array, " k"]) -> float:
+    """Cost of the cheapest cover of two copies of the points, each alone at ``cheapest`` or in pairs."""
     alone = cheapest[:, None] + cheapest
     # The same assignment by what it saves over covering alone: many entries are 0, so it is found sooner.
     best = linear_sum_assignment(np.maximum(alone - cost, 0.0), maximize=True)
-    matched = np.minimum(cost[best], alone[best])
-    return float(np.ldexp(matched.mean() / 2, exponent))
+    return float(np.minimum(cost[best], alone[best]).sum())
 
 
 def mean_radius_ceiling(

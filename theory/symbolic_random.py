@@ -72,3 +72,26 @@ def prove_mask_integral(p: float, n: int = 2) -> Theorem:
     if sp.expand(integral - masks) != 0:
         raise ProofFailed("the integral is not the sum over masks")
     return Theorem(masks, (*c, *a, alpha))
+
+
+def prove_laplace_inversion() -> Theorem:
+    """Gaussian classes under masks, identity: 1/(2 pi i) int e^(z t) / z^2 dz over Re z > 0 is max(t, 0).
+
+    For t > 0 the contour closes to the left around the only pole, whose residue is the value; for t <= 0 it
+    closes to the right around none. Conversely, max(t, 0) has the Laplace transform 1/z^2. With the moment
+    generating function of N(a, v) in place of e^(z t), E[max(N(a, v), 0)] has the transform that the double
+    integral uses. Also, A / A^(s+1) = A^-s by the Gamma integral. Variable: t > 0.
+    """
+    z, t, a, v, u, x = sp.symbols("z t a v u x", positive=True)
+    residue = sp.residue(sp.exp(z * t) / z**2, z, 0)
+    if sp.simplify(sp.integrate(t * sp.exp(-z * t), (t, 0, sp.oo)) - z**-2) != 0:
+        raise ProofFailed("the Laplace transform of max(t, 0)")
+    density = sp.exp(-((x - a) ** 2) / (2 * v)) / sp.sqrt(2 * sp.pi * v)
+    generating = sp.integrate(sp.exp(z * x) * density, (x, -sp.oo, sp.oo))
+    if sp.simplify(generating - sp.exp(z * a + z**2 * v / 2)) != 0:
+        raise ProofFailed(f"moment generating function: {generating}")
+    for power in (sp.S(1), sp.Rational(1, 2)):
+        gamma = sp.integrate(u**power * a * sp.exp(-u * a), (u, 0, sp.oo)) / sp.gamma(power + 1)
+        if sp.simplify(gamma - a**-power) != 0:
+            raise ProofFailed(f"Gamma integral: {gamma}")
+    return Theorem(residue, (t,))

@@ -7,26 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from theory.ceiling import mean_radius_ceiling, universal_ceiling
+from theory.ceiling import blockwise_ceiling, mean_radius_ceiling, universal_ceiling
 from theory.laws import linear as laws
-from theory.laws.strategies import attack_norms, labelled_data, linear_classifiers
+from theory.laws.strategies import attack_norms, labelled_points, linear_problems
 from theory.linear import mean_radius
 from theory.types import BinaryLinear
 
 NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
-
-
-@st.composite
-def labelled_points(draw):
-    width, classes = draw(st.integers(1, 3)), draw(st.integers(2, 4))
-    return draw(labelled_data(width=width, classes=classes, max_points=9))
-
-
-@st.composite
-def problems(draw):
-    clf = draw(linear_classifiers())
-    classes, width = clf.weight.shape
-    return clf, *draw(labelled_data(width=width, classes=classes))
 
 
 ODD_CYCLE = np.array([[0.0, 0.0], [4.0, 0.0], [1.0, 3.0]]), np.arange(3)  # needs the half-integral dual
@@ -42,11 +29,49 @@ def test_ceiling_solves_its_linear_program(data, p):
 
 @given(labelled_points(), attack_norms(), st.sampled_from([2.0**-400, 2.0**-3, 2.0**400]))
 def test_ceiling_scales_with_the_data(data, p, factor):
+    laws.scales_with_data(universal_ceiling, *data, p=p, factor=factor)
+
+
+@given(labelled_points(), attack_norms(), st.integers(2, 10))
+@example(CROWD, 2.0, 2)
+@example(ODD_CYCLE, 2.0, 2)
+def test_blocks_bound_the_ceiling_and_one_block_is_it(data, p, block):
     x, y = data
-    assert universal_ceiling(factor * x, y, p=p) == factor * universal_ceiling(x, y, p=p)
+    laws.relaxes(lambda x, y, *, p: blockwise_ceiling(x, y, p=p, block=block), universal_ceiling, x, y, p=p)
+    assert blockwise_ceiling(x, y, p=p, block=len(y)) == universal_ceiling(x, y, p=p)
 
 
-@given(problems(), attack_norms())
+def test_block_law_rejects_blocks_that_forget_half_and_nearest_opponents():
+    for broken in (nearest_opponent, lambda x, y, *, p: blockwise_ceiling(x, y, p=p, block=2) / 2):
+        with pytest.raises(AssertionError):
+            laws.relaxes(broken, universal_ceiling, *CROWD, p=2.0)
+
+
+@NORMS
+def test_blocks_lose_little_on_a_cloud(p):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(400, 8)), rng.integers(0, 3, size=400)
+    exact, found = universal_ceiling(x, y, p=p), blockwise_ceiling(x, y, p=p, block=100)
+    assert exact <= found <= 1.15 * exact
+
+
+@NORMS
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_half_a_cover_of_the_double_graph_is_what_fractional_covers_cost(classes, p):
+    """Odd cycles of labels, duplicated points, and a class larger than all others together."""
+    rng = np.random.default_rng(classes)
+    x = rng.integers(-2, 3, size=(60, 2)).astype(float)  # 25 places for 60 points
+    y = np.concatenate(
+        [
+            np.arange(classes),
+            np.where(rng.random(60 - classes) < 0.6, 0, rng.integers(0, classes, 60 - classes)),
+        ]
+    )
+    assert (y == 0).sum() > 30
+    laws.solves_pair_program(universal_ceiling, x, y, p=p)
+
+
+@given(linear_problems("multiclass"), attack_norms())
 def test_no_linear_classifier_passes_the_ceiling_of_its_correct_set(problem, p):
     laws.limits_every_classifier(mean_radius_ceiling, *problem, p=p)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from theory.laws import balls
 from theory.laws import relu as laws
 from theory.laws.strategies import EXTREME, arrays, attack_norms, relu_networks
-from theory.norms import dual, norm
 from theory.relu.certificate import certified_radius, margin_lower_bounds, radius_from_margins
 from theory.relu.lipschitz import lipschitz_constants
 from theory.types import InvalidInput, ReLUNetwork
@@ -30,27 +30,13 @@ CANCELLING = ReLUNetwork(
 @given(net=relu_networks(max_hidden=3), p=attack_norms(), data=st.data())
 def test_no_attack_succeeds_inside_the_certified_ball(net, p, data):
     x = data.draw(arrays((4, net.weights[0].shape[1])))
-    y = net.scores(x).argmax(axis=1)
-    laws.law_no_attack_inside(certified_radius(net, x, y, p=p), net, x, y, p=p)
+    balls.certifies(certified_radius, net, x, p=p)
 
 
 @given(net=relu_networks(max_depth=1), p=attack_norms(), data=st.data())
 def test_linear_classifiers_get_their_exact_radius(net, p, data):
     x = data.draw(arrays((4, net.weights[0].shape[1])))
-    y = net.scores(x).argmax(axis=1)
-    (weight,) = net.weights
-    gamma = certified_radius(net, x, y, p=p)
-    for point, label, found in zip(x, y, gamma, strict=True):
-        exact = laws.exact_scores(net, point)
-        margins = [float(exact[label] - value) for value in exact]
-        sizes = norm(weight[label] - weight, p=dual(p))
-        radii = [m / s if s else math.inf for m, s in zip(margins, sizes, strict=True) if m or s]
-        truth = max(min(radii, default=math.inf), 0.0)
-        magnitude = np.abs(weight).max() * 20 + np.abs(net.biases[0]).max()
-        rounding = 1e-13 * magnitude / max(sizes[sizes > 0].min(initial=math.inf), 1e-300)
-        ties = any(m == 0 for k, m in enumerate(margins) if k != label)
-        assert found <= truth * (1 + 1e-15) or ties
-        assert ties or math.isinf(truth) or found >= truth * (1 - 1e-12) - rounding
+    balls.equals_linear_radius(certified_radius, net, x, p=p)
 
 
 @given(net=relu_networks(scales=EXTREME), data=st.data())
@@ -58,8 +44,7 @@ def test_linear_classifiers_get_their_exact_radius(net, p, data):
 def test_margins_never_exceed_their_rational_values(net, data):
     width = net.weights[0].shape[1]
     x = np.ones((1, width)) if data is None else data.draw(arrays((2, width), scales=EXTREME))
-    y = np.zeros(len(x), dtype=np.int64)
-    laws.law_margins_below_exact(margin_lower_bounds(net, x, y), net, x, y)
+    balls.bounds_margins_at_points(margin_lower_bounds, net, x)
 
 
 def test_margins_are_tight_where_nothing_cancels():

@@ -2,15 +2,18 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
+import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.special import ndtr, ndtri
 
 from theory import symbolic_random
-from theory.laws import linear as laws
-from theory.laws.strategies import arrays, attack_norms, binary_linear
+from theory.laws import averages
+from theory.laws.strategies import attack_norms, gaussian_problems
 from theory.linear import (
     GaussianClasses,
     binary_mean_radius,
@@ -34,18 +37,6 @@ DATA = GaussianClasses(
     np.array([[-1.0, 0.5, 0.0], [2.0, 1.0, -0.5]]), FACTOR @ FACTOR.T, np.array([0.25, 0.75])
 )
 CLF = BinaryLinear(np.array([2.0, -0.75, 0.5]), 0.25)
-
-
-@st.composite
-def problems(draw):
-    """A classifier and Gaussian classes; the covariance is often singular, sometimes 0 along the weight."""
-    clf = draw(binary_linear())
-    n = clf.weight.size
-    factor = draw(arrays((n, n))) * draw(st.sampled_from([0.0, 1.0, 1e-3]))
-    covariance = factor @ factor.T
-    prior = draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-    mean = draw(arrays((2, n)))
-    return clf, GaussianClasses(mean, (covariance + covariance.T) / 2, np.array([prior, 1 - prior]))
 
 
 def sample(data, m, seed=0):
@@ -81,23 +72,15 @@ def test_statistics_agree_with_sampling():
     np.testing.assert_allclose(found.mean, exact.mean, atol=SIGMAS * 2.5 / math.sqrt(6_000))
 
 
-@given(problems(), attack_norms())
+@given(gaussian_problems(), attack_norms())
 def test_mean_radius_follows_from_the_statistics(problem, p):
-    """Two routes to one number: the integral of the density, and the identity on conditional means."""
-    clf, data = problem
-    scale = laws.size(clf, np.abs(data.mean) + np.sqrt(data.covariance.diagonal()), p=p)
-    found = binary_mean_radius(clf, gaussian_statistics(clf, data), p=p)
-    assert found == pytest.approx(gaussian_mean_radius(clf, data, p=p), rel=1e-9, abs=1e-11 * scale)
+    averages.equals_gaussian_mean_radius(binary_mean_radius, *problem, p=p)
 
 
-@given(problems(), attack_norms(), st.floats(0, 3))
+@given(gaussian_problems(), attack_norms(), st.floats(0, 3))
 def test_bounds_from_statistics_hold_for_the_closed_forms(problem, p, eps):
-    clf, data = problem
-    stats = gaussian_statistics(clf, data)
-    slack = 1e-11 * laws.size(clf, np.abs(data.mean) + np.sqrt(data.covariance.diagonal()), p=p)
-    assert gaussian_mean_radius(clf, data, p=p) <= hoelder_ceiling(stats, p=p) + slack
-    beyond = gaussian_robust_accuracy(clf, data, p=p, eps=eps + slack)
-    assert beyond <= markov_bound(clf, stats, p=p, eps=eps) * (1 + 1e-9) + 1e-12
+    averages.limits_gaussian_mean_radius(hoelder_ceiling, *problem, p=p)
+    averages.limits_gaussian_robust_accuracy(markov_bound, *problem, p=p, eps=eps)
 
 
 @NORMS
@@ -134,6 +117,46 @@ def test_pruning_limit_is_the_derived_curve(kind, limit, p):
     sparsity, radius = symbolic_random.prove_pruning_limit(p, kind)
     for tau in (1e-6, 0.3, 1.7, 5.0):
         assert limit(np.array([sparsity(tau)]), p=p)[0] == pytest.approx(radius(tau), rel=1e-8)
+
+
+def exact_pruning_limit(kind, alpha, *, p):
+    """The derived curve at this very float, in 40 digits: tau from alpha, then the formula at tau."""
+    sparsity, radius = symbolic_random.prove_pruning_limit(p, kind)
+    with mpmath.workdps(60):
+        kept = 1 - mpmath.mpf(alpha)
+        tau = -mpmath.log(kept) if kind == "laplace" else mpmath.sqrt(2) * mpmath.erfinv(mpmath.mpf(alpha))
+        (variable,) = radius.variables
+        assert abs(sparsity.formula.subs(variable, sp.Float(tau, 60)).evalf(40) - alpha) < 1e-35
+        return float(radius.formula.subs(variable, sp.Float(tau, 60)).evalf(40))
+
+
+def keeps_its_digits(limit, kind, *, p):
+    """The law: float64 precision from alpha = 1e-300 to the largest float below 1."""
+    for alpha in (0.0, 1e-300, 1e-12, 0.4, 0.999, 1 - 1e-12, 1 - 2.0**-53):
+        found = limit(np.array([alpha]), p=p)[0]
+        assert found == pytest.approx(exact_pruning_limit(kind, alpha, p=p), rel=1e-14), alpha
+
+
+@NORMS
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("gaussian", gaussian_pruning_limit), ("laplace", laplace_pruning_limit)]
+)
+def test_pruning_limit_keeps_its_digits_at_both_ends(kind, limit, p):
+    keeps_its_digits(limit, kind, p=p)
+
+
+def test_digit_law_rejects_the_formula_that_cancels():
+    def plain(alphas, *, p):
+        """(tau phi + Q) / phi as written, with Q = 1 - Phi(tau)."""
+        tau = ndtri((1 + alphas) / 2)
+        density = np.exp(-tau * tau / 2) / math.sqrt(2 * math.pi)
+        kept = tau * density + 1 - ndtr(tau)
+        return kept / density if p == math.inf else np.sqrt(2 * kept)
+
+    for p in (2.0, math.inf):
+        np.testing.assert_allclose(plain(np.array([0.4]), p=p), gaussian_pruning_limit(np.array([0.4]), p=p))
+        with pytest.raises(AssertionError):
+            keeps_its_digits(plain, "gaussian", p=p)
 
 
 @NORMS

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from theory.laws import linear as laws
-from theory.laws.strategies import EXTREME, attack_norms, binary_linear, labelled_data, linear_classifiers
+from theory.laws.catalog.linear import hoelder_ladder
+from theory.laws.strategies import EXTREME, attack_norms, linear_problems
 from theory.linear import (
     ClassStatistics,
     binary_mean_radius,
@@ -24,7 +25,6 @@ from theory.linear import (
     sparse_ceiling,
     support_ceiling,
 )
-from theory.linear.exact import rows
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, LinearClassifier
 
@@ -35,68 +35,52 @@ Y = np.array([1, 1, 1, 0, 0, 0])  # the last one is misclassified
 NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
 
 
-@st.composite
-def problems(draw, *, multiclass=True, scales=(1.0, 1e-3, 1e3)):
-    """A linear classifier with data of its width and classes."""
-    clf = draw(binary_linear(scales=scales))
-    if multiclass and draw(st.booleans()):
-        clf = draw(linear_classifiers(scales=scales))
-    classes, width = rows(clf).weight.shape
-    x, y = draw(labelled_data(width=width, classes=classes))
-    return clf, x, y
-
-
 def equal_rows(bias):
     weight = np.array([[1.0, 2.0], [1.0, 2.0], [-1.0, 0.5]])
     return LinearClassifier(weight, np.array(bias)), np.array([[2.0, 1.0], [0.0, 0.0]]), np.array([0, 1])
 
 
-@given(problems(), attack_norms())
+@given(linear_problems(), attack_norms())
 @example(equal_rows([0.5, 0.0, 0.0]), 2.0)
 @example(equal_rows([0.0, 0.0, 0.0]), math.inf)
 def test_no_point_inside_the_ball_changes_the_decision(problem, p):
     laws.ball_is_safe(radius, *problem, p=p)
 
 
-@given(problems(), attack_norms())
+@given(linear_problems(), attack_norms())
 def test_a_step_just_beyond_the_radius_changes_the_decision(problem, p):
     laws.boundary_is_reached(radius, *problem, p=p)
 
 
-@given(problems(), attack_norms())
+@given(linear_problems(), attack_norms())
 def test_radius_agrees_with_rational_arithmetic(problem, p):
     laws.radius_is_exact(radius, *problem, p=p)
 
 
-@given(problems(), attack_norms(), st.sampled_from([2.0**-300, 0.5, 2.0**300]))
+@given(linear_problems(), attack_norms(), st.sampled_from([2.0**-300, 0.5, 2.0**300]))
 def test_radius_ignores_the_scale_of_the_weights(problem, p, factor):
     laws.radius_ignores_scale(radius, *problem, p=p, factor=factor)
 
 
-@given(problems(scales=EXTREME), attack_norms())
+@given(linear_problems(scales=EXTREME), attack_norms())
 def test_radius_is_a_number_at_every_scale(problem, p):
     found = radius(*problem, p=p)
     assert (found >= 0).all()
 
 
-@given(problems(), attack_norms())
+@given(linear_problems(), attack_norms())
 def test_mean_radius_integrates_robust_accuracy(problem, p):
     laws.integrates_to(robust_accuracy, mean_radius, *problem, p=p, cap=50.0)
 
 
-@given(problems(), attack_norms())
+@given(linear_problems(), attack_norms())
 def test_robust_accuracy_starts_at_the_accuracy(problem, p):
-    at_zero = robust_accuracy(*problem, p=p, eps=0.0)
-    assert at_zero == pytest.approx(class_statistics(*problem).mass.sum(), abs=laws.ROUNDING)
+    laws.starts_at_the_accuracy(robust_accuracy, *problem, p=p)
 
 
-@given(problems(multiclass=False), attack_norms())
+@given(linear_problems("binary"), attack_norms())
 def test_a_binary_classifier_equals_its_two_row_form(problem, p):
-    clf, x, y = problem
-    two = LinearClassifier(
-        np.stack([-clf.weight / 2, clf.weight / 2]), np.array([-clf.bias / 2, clf.bias / 2])
-    )
-    np.testing.assert_array_equal(radius(two, x, y, p=p), radius(clf, x, y, p=p))
+    laws.equals_two_rows(radius, *problem, p=p)
 
 
 def test_equal_rows_are_never_confused_or_always_tied():
@@ -112,31 +96,25 @@ def test_equal_rows_are_never_confused_or_always_tied():
     assert boundary_distances(tied, x, y, p=2.0)[0, 1] == -math.inf
 
 
-@given(problems(multiclass=False), st.floats(0, 3))
+@given(linear_problems("binary"), st.floats(0, 3))
 @example((BinaryLinear(np.array([1.0, 0.0])), np.array([[1.0, 9.0], [-2.0, 9.0]]), np.array([1, 0])), 1.5)
 def test_binary_fgs_accuracy_is_robust_accuracy(problem, eps):
-    clf, x, y = problem
-    distance = np.abs(boundary_distances(clf, x, y, p=math.inf)[np.arange(len(y)), 1 - y] - eps)
-    if (distance > 1e-9 * (1 + laws.size(clf, x, p=math.inf))).all():  # rounding decides on the boundary
-        assert fgs_accuracy(clf, x, y, eps=eps) == robust_accuracy(clf, x, y, p=math.inf, eps=eps)
+    laws.equals_robust_accuracy(fgs_accuracy, *problem, eps=eps)
 
 
-@given(problems(multiclass=False), attack_norms())
+@given(linear_problems("binary"), attack_norms())
 def test_binary_mean_radius_is_the_average_radius(problem, p):
     laws.matches_sample(binary_mean_radius, *problem, p=p)
 
 
-@given(problems(multiclass=False), attack_norms(), st.floats(0, 3))
+@given(linear_problems("binary"), attack_norms(), st.floats(0, 3))
 def test_markov_limits_robust_accuracy(problem, p, eps):
     laws.limits_robust_accuracy(markov_bound, robust_accuracy, *problem, p=p, eps=eps)
 
 
-@given(problems(multiclass=False), st.floats(1e-3, 3))
+@given(linear_problems("binary"), st.floats(1e-3, 3))
 def test_markov_is_never_above_the_theorem_of_the_paper(problem, eps):
-    clf, x, y = problem
-    stats = class_statistics(clf, x, y)
-    paper = binary_mean_radius(clf, stats, p=math.inf) / eps
-    assert markov_bound(clf, stats, eps=eps) <= paper + laws.ROUNDING * laws.size(clf, x, p=math.inf) / eps
+    laws.sharpens_markov(markov_bound, *problem, eps=eps)
 
 
 def test_markov_is_attained_by_radii_of_zero_or_a_little_more_than_eps():
@@ -147,25 +125,19 @@ def test_markov_is_attained_by_radii_of_zero_or_a_little_more_than_eps():
     assert markov_bound(clf, stats, eps=eps) == pytest.approx(attained, rel=1e-8)
 
 
-@given(problems(multiclass=False), attack_norms())
+@given(linear_problems("binary"), attack_norms())
 @example((BinaryLinear(np.array([1.0]), -1.0), np.array([[3.0], [1.0], [1.0]]), np.array([1, 0, 1])), 2.0)
 def test_hoelder_ceiling_limits_every_bias(problem, p):
     laws.limits_statistics(hoelder_ceiling, *problem, p=p)
 
 
-@given(problems(multiclass=False), attack_norms())
+@given(linear_problems("binary"), attack_norms())
 def test_support_and_sparse_ceilings_limit_their_classifiers(problem, p):
     clf, x, y = problem
     support, count = clf.weight != 0, int(np.count_nonzero(clf.weight))
     laws.limits_statistics(lambda s, *, p: support_ceiling(s, support, p=p), clf, x, y, p=p)
     laws.limits_statistics(lambda s, *, p: sparse_ceiling(s, count, p=p), clf, x, y, p=p)
-    stats = class_statistics(clf, x, y)
-    ladder = [
-        support_ceiling(stats, support, p=p),
-        sparse_ceiling(stats, count, p=p),
-        hoelder_ceiling(stats, p=p),
-    ]
-    assert ladder == sorted(ladder)
+    laws.rises(hoelder_ladder, clf, x, y, p=p)
 
 
 def witness(p, *, low=(1.0, -2.0, 0.5), high=(4.0, -1.0, 1.0), ones=3, zeros=1):
@@ -209,7 +181,7 @@ def test_without_correct_inputs_in_one_class_no_ceiling_holds():
     assert mean_radius(far, mean, np.array([0, 1]), p=2.0) > 1e8
 
 
-@given(problems())
+@given(linear_problems())
 @example((BinaryLinear(np.array([2.0, 2.0])), np.array([[1.0, 1.0], [-1.0, 0.0]]), np.array([1, 0])))
 def test_linf_radius_lies_between_scaled_and_plain_l2_radius(problem):
     laws.interpolates(norm_interpolation, *problem)

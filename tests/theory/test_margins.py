@@ -1,19 +1,16 @@
 """Bounds over a ball against rational evaluations and gradients at points of the ball."""
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from theory.laws import relu as laws
+from theory.laws import balls as laws
 from theory.laws.strategies import arrays, attack_norms, relu_networks
-from theory.norms import dual, norm
 from theory.relu import margins as module
 from theory.relu.certificate import certified_radius, crown_certified_radius, local_certified_radius
-from theory.relu.lipschitz import gradient_norms, lipschitz_constants
 from theory.relu.margins import interval_step, local_lipschitz, margin_bounds, preactivation_bounds
 from theory.types import InvalidInput, ReLUNetwork
 
@@ -22,14 +19,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 CERTIFICATES = [local_certified_radius, crown_certified_radius]
 RADII = st.sampled_from([0.0, 1e-3, 0.1, 1.0, 10.0])
-# Points of the ball are computed in float64: at this fraction of the radius their rounding keeps them inside.
-INSIDE = 1 - 1e-9
 # Eighteen steps, some of them doublings, locate a radius to about one part in a thousand.
 BISECTION_TOLERANCE = 2e-3
 # As far apart as three layers can be without overflow in the plain float64 evaluations of the attack.
 LARGE_AND_SMALL = (1.0, 1e-80, 1e-12, 1e12, 1e80)
-# Gradients at a point are float64 sums themselves: their error relative to the sum over all paths.
-GRADIENT_ROUNDING = 1e-13
 
 WITNESS = ReLUNetwork(
     (
@@ -42,79 +35,36 @@ WITNESS = ReLUNetwork(
 X, Y = np.array([[1.0, 0.5]]), np.array([1])
 
 
-def points_of(net: ReLUNetwork, x: np.ndarray, radius: float, p: float) -> np.ndarray:
-    """Points of the l_p ball around one x: adversarial directions, axes, corners."""
-    return laws.attack_points(net, x, INSIDE * radius, p=p)
-
-
-def law_encloses_preactivations(bounds, net, x, *, p, radius) -> None:
-    """Rational pre-activations at points of the ball lie between the bounds."""
-    for e, (point, size) in enumerate(zip(x, radius, strict=True)):
-        for inside in points_of(net, point, size, p)[::3]:
-            hidden = [Fraction(v) for v in inside]
-            for (lower, upper), weight, bias in zip(bounds, net.weights, net.biases, strict=False):
-                before = [
-                    Fraction(b) + sum(Fraction(w) * h for w, h in zip(row, hidden, strict=True))
-                    for row, b in zip(weight, bias, strict=True)
-                ]
-                for unit, value in enumerate(before):
-                    assert lower[e, unit] == -math.inf or Fraction(lower[e, unit]) <= value
-                    assert upper[e, unit] == math.inf or value <= Fraction(upper[e, unit])
-                hidden = [max(v, Fraction(0)) for v in before]
-
-
-def law_margins_hold_in_the_ball(margins, net, x, y, *, p, radius) -> None:
-    """Rational margins at points of the ball are at least the bounds."""
-    for row, point, label, size in zip(margins, x, y, radius, strict=True):
-        inside = points_of(net, point, size, p)[::3]
-        laws.law_margins_below_exact(
-            np.repeat(row[None], len(inside), axis=0), net, inside, np.full(len(inside), label)
-        )
-
-
-def law_constants_bound_gradients_in_the_ball(constants, net, x, y, *, p, radius) -> None:
-    """Gradient norms at points of the ball are at most the constants, which are at most the global ones."""
-    largest = lipschitz_constants(net, p=p)
-    paths = math.prod(np.abs(w).sum() for w in net.weights)
-    for row, point, label, size in zip(constants, x, y, radius, strict=True):
-        pairs = np.array([(label, k) for k in range(net.classes)])
-        found = gradient_norms(net, points_of(net, point, size, p), pairs, p=p).max(axis=0)
-        assert (found <= row + GRADIENT_ROUNDING * paths).all()
-        assert (row <= largest[label]).all()
-
-
 @st.composite
 def balls(draw: st.DrawFn, **networks):
-    """A network, two inputs, their predicted labels, a norm and one radius each."""
+    """A network, two inputs, a norm and one radius for each input."""
     net = draw(relu_networks(max_hidden=3, **networks))
     x = draw(arrays((2, net.weights[0].shape[1])))
     radius = np.array([draw(RADII), draw(RADII)])
-    return net, x, net.scores(x).argmax(axis=1), draw(attack_norms()), radius
+    return net, x, draw(attack_norms()), radius
 
 
 @given(ball=balls())
-@example(ball=(WITNESS, X, Y, 2.0, np.array([1.0])))
+@example(ball=(WITNESS, X, 2.0, np.array([1.0])))
 @settings(max_examples=60)
 def test_preactivations_stay_inside_their_bounds(ball):
-    net, x, _, p, radius = ball
-    law_encloses_preactivations(preactivation_bounds(net, x, p=p, radius=radius), net, x, p=p, radius=radius)
+    net, x, p, radius = ball
+    laws.encloses_preactivations(preactivation_bounds, net, x, p=p, radius=radius)
 
 
 @given(ball=balls())
-@example(ball=(WITNESS, X, Y, 2.0, np.array([1.0])))
+@example(ball=(WITNESS, X, 2.0, np.array([1.0])))
 @settings(max_examples=60)
 def test_margin_bounds_hold_in_the_whole_ball(ball):
-    net, x, y, p, radius = ball
-    law_margins_hold_in_the_ball(margin_bounds(net, x, y, p=p, radius=radius), net, x, y, p=p, radius=radius)
+    net, x, p, radius = ball
+    laws.bounds_margins(margin_bounds, net, x, p=p, radius=radius)
 
 
 @given(ball=balls(scales=LARGE_AND_SMALL))
 @settings(max_examples=40)
 def test_margin_bounds_hold_at_extreme_scales(ball):
-    net, x, y, p, radius = ball
-    found = margin_bounds(net, x, y, p=p, radius=radius)
-    assert not np.isnan(found).any()
-    law_margins_hold_in_the_ball(found, net, x, y, p=p, radius=radius)
+    net, x, p, radius = ball
+    laws.bounds_margins(margin_bounds, net, x, p=p, radius=radius)
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
@@ -136,9 +86,10 @@ def test_overflow_certifies_nothing_and_is_never_nan(p):
 
 @given(ball=balls())
 def test_local_constants_bound_gradients_and_stay_below_the_global_ones(ball):
-    net, x, y, p, radius = ball
+    net, x, p, radius = ball
+    laws.bounds_gradients(local_lipschitz, net, x, p=p, radius=radius)
+    y = net.scores(x).argmax(axis=1)
     constants = local_lipschitz(net, x, y, p=p, radius=radius)
-    law_constants_bound_gradients_in_the_ball(constants, net, x, y, p=p, radius=radius)
     wider = local_lipschitz(net, x, y, p=p, radius=2 * radius + 1e-6)
     assert (constants <= wider * (1 + 1e-9)).all()
 
@@ -146,23 +97,22 @@ def test_local_constants_bound_gradients_and_stay_below_the_global_ones(ball):
 @pytest.mark.parametrize("certify", CERTIFICATES)
 @given(ball=balls())
 def test_no_attack_succeeds_inside_the_certified_ball(certify, ball):
-    net, x, y, p, _ = ball
-    gamma = certify(net, x, y, p=p)
-    laws.law_no_attack_inside(gamma, net, x, y, p=p)
-    assert (gamma >= certified_radius(net, x, y, p=p)).all()
-    assert (certify(net, x, y, p=p, domain_radius=0.25) <= 0.25).all()
+    net, x, p, _ = ball
+    laws.certifies(certify, net, x, p=p)
+    laws.improves_on_global(certify, net, x, p=p)
 
 
 @given(ball=balls(width=1, max_depth=2))
 def test_certificates_stay_below_the_exact_radius_in_one_dimension(ball):
     """On a line the network is piecewise linear: it keeps the class between kinks where it does at them."""
-    net, x, y, p, _ = ball
+    net, x, p, _ = ball
+    y = net.scores(x).argmax(axis=1)
     weight, bias = net.weights[0][:, 0], net.biases[0]  # of a linear classifier: more points, no harm
     kinks = -bias[weight != 0] / weight[weight != 0]
     for certify in CERTIFICATES:
         for point, label, gamma in zip(x, y, certify(net, x, y, p=p), strict=True):
             ends = np.sort(np.concatenate([kinks, [point[0] - min(gamma, 1e3), point[0] + min(gamma, 1e3)]]))
-            inside = ends[np.abs(ends - point[0]) <= gamma * INSIDE]
+            inside = ends[np.abs(ends - point[0]) <= gamma * laws.INSIDE]
             scores = net.scores(np.append(inside, point[0])[:, None])
             # linear between kinks, so positive at the ends means positive between them
             assert (scores[:, [label]] - scores >= -1e-9 * np.abs(scores).max()).all()
@@ -171,15 +121,7 @@ def test_certificates_stay_below_the_exact_radius_in_one_dimension(ball):
 @given(net=relu_networks(max_depth=1), p=attack_norms(), data=st.data())
 def test_crown_is_exact_for_linear_classifiers(net, p, data):
     x = data.draw(arrays((2, net.weights[0].shape[1])))
-    y = net.scores(x).argmax(axis=1)
-    radius = np.array([0.5, 2.0])
-    (weight,) = net.weights
-    scores = net.scores(x)
-    drop = radius[:, None] * norm(weight[y][:, None] - weight, p=dual(p))
-    truth = scores[[0, 1], y][:, None] - scores - drop
-    truth[[0, 1], y] = math.inf
-    size = 10 * np.abs(weight).sum() + np.abs(net.biases[0]).sum() + 1e-290  # underflow allowance
-    np.testing.assert_allclose(margin_bounds(net, x, y, p=p, radius=radius), truth, atol=1e-13 * size, rtol=0)
+    laws.equals_linear_margins(margin_bounds, net, x, p=p, radius=np.array([0.5, 2.0]))
 
 
 def test_bisection_reaches_the_exact_radius_where_crown_is_exact():
@@ -235,19 +177,21 @@ def test_crown_is_tighter_than_intervals_and_fast_lip_than_the_global_constant(p
 
 
 def test_laws_reject_a_wrong_dual_norm_and_a_missing_radius():
-    radius, y = np.array([1.0]), Y
-    small = np.array([0.25])
-    linear = ReLUNetwork(WITNESS.weights[:1], WITNESS.biases[:1])
-    bounds = preactivation_bounds(WITNESS, X, p=2.0, radius=radius)
-    law_encloses_preactivations(bounds, WITNESS, X, p=2.0, radius=radius)
-    with pytest.raises(AssertionError):
-        law_encloses_preactivations(bounds, WITNESS, X, p=math.inf, radius=radius)
-    margins = margin_bounds(linear, X, y, p=math.inf, radius=small)
-    with pytest.raises(AssertionError):
-        law_margins_hold_in_the_ball(margins, linear, X, y, p=math.inf, radius=radius)
-    constants = local_lipschitz(linear, X, y, p=2.0, radius=small)
-    with pytest.raises(AssertionError):
-        law_constants_bound_gradients_in_the_ball(constants, linear, X, y, p=math.inf, radius=small)
+    def l2_for_every_p(bounds):
+        return lambda *args, p, radius: bounds(*args, p=2.0, radius=radius)
+
+    def quarter(bounds):
+        return lambda *args, p, radius: bounds(*args, p=p, radius=radius / 4)
+
+    radius, linear = np.array([1.0]), ReLUNetwork(WITNESS.weights[:1], WITNESS.biases[:1])
+    for law, bounds, net, broken in [
+        (laws.encloses_preactivations, preactivation_bounds, WITNESS, l2_for_every_p),
+        (laws.bounds_margins, margin_bounds, linear, quarter),
+        (laws.bounds_gradients, local_lipschitz, linear, l2_for_every_p),
+    ]:
+        law(bounds, net, X, p=math.inf, radius=radius)
+        with pytest.raises(AssertionError):
+            law(broken(bounds), net, X, p=math.inf, radius=radius)
 
 
 @pytest.mark.parametrize(
@@ -259,8 +203,8 @@ def test_laws_reject_a_wrong_dual_norm_and_a_missing_radius():
     ],
 )
 def test_laws_reject_a_broken_relaxation(broken, monkeypatch):
-    monkeypatch.setattr(module, "_relaxation", broken)
-    y, radius = np.array([0]), np.array([1.5])
+    monkeypatch.setattr(module, "relaxation", broken)
+    radius = np.array([1.5])
     signs = ReLUNetwork(
         (np.array([[1.0], [-1.0]]), np.array([[-1.0, -1.0], [1.0, 1.0]])), (np.zeros(2), np.array([1.0, 0.0]))
     )
@@ -268,18 +212,16 @@ def test_laws_reject_a_broken_relaxation(broken, monkeypatch):
     tilted = ReLUNetwork(
         (np.ones((2, 1)), np.array([[1.0, -1.9], [0.0, 0.0]])), (np.array([0, 10.0]), np.zeros(2))
     )
-    nets = [signs, tilted]  # the least margin sits where the upper, and where the lower line matters
-    found = [margin_bounds(net, x, y, p=2.0, radius=radius) for net in nets]
 
     def check():
-        for net, margins in zip(nets, found, strict=True):
-            law_margins_hold_in_the_ball(margins, net, x, y, p=2.0, radius=radius)
+        for net in (signs, tilted):  # the least margin sits where the upper, and where the lower line matters
+            laws.bounds_margins(margin_bounds, net, x, p=2.0, radius=radius)
 
     with pytest.raises(AssertionError):
         check()
 
 
-RELAXATION = module._relaxation
+RELAXATION = module.relaxation
 
 
 def test_intervals_of_one_layer_are_exact():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from theory.laws import linear as laws
-from theory.laws.strategies import attack_norms, labelled_data, linear_classifiers
+from theory.laws.strategies import attack_norms, class_statistics_of_many, linear_problems
 from theory.linear import (
     ClassStatistics,
     binary_mean_radius,
@@ -39,25 +39,6 @@ ONE_RUNNER_UP = np.array([[3, 2], [2, 1.5], [-2, 1], [-2, 1.5], [-3, 0.0]]), np.
 NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
 
 
-@st.composite
-def problems(draw, *, classes=None):
-    clf = draw(linear_classifiers(classes=classes))
-    c, width = clf.weight.shape
-    x, y = draw(labelled_data(width=width, classes=c))
-    return clf, x, y
-
-
-@st.composite
-def statistics(draw):
-    """Class statistics with any priors, accuracies (zero included) and means (equal ones included)."""
-    classes, width = draw(st.integers(2, 5)), draw(st.integers(1, 3))
-    counts = np.array(draw(st.lists(st.integers(1, 9), min_size=classes, max_size=classes)), dtype=float)
-    shares = st.sampled_from([0.0, 0.25, 0.5, 1.0])
-    accuracy = np.array(draw(st.lists(shares, min_size=classes, max_size=classes)))
-    x, _ = draw(labelled_data(width=width, classes=classes, max_points=classes))
-    return ClassStatistics(counts / counts.sum(), accuracy, x)
-
-
 def all_rows_equal():
     clf = LinearClassifier(np.full((3, 1), 0.1), np.array([0.0, 1.0, 0.0]))
     return clf, np.array([[1.0], [1.0]]), np.array([0, 1])
@@ -74,38 +55,30 @@ def abs_distance(stats, k, j, *, p):
     return float(norm((stats.mean[k] - stats.mean[j])[None], p=p)[0])
 
 
-@given(problems(), attack_norms())
+@given(linear_problems("multiclass"), attack_norms())
 @example(all_rows_equal(), 2.0)
 def test_runner_up_contributions_add_up_to_the_mean_radius(problem, p):
-    parts = runner_up_decomposition(*problem, p=p)
-    laws.matches_sample(lambda *_, p: float(parts.contribution.sum()), *problem, p=p)
-    assert parts.mass.sum() == pytest.approx(class_statistics(*problem).mass.sum(), abs=laws.ROUNDING)
-    assert not np.isfinite(parts.contribution.diagonal()[parts.mass.diagonal() > 0]).any()
+    laws.adds_up(runner_up_decomposition, *problem, p=p)
 
 
-@given(problems(), attack_norms())
+@given(linear_problems("multiclass"), attack_norms())
 @example(all_rows_equal(), 2.0)
 @pytest.mark.parametrize("bound", [jensen_bound, paper_multiclass_bound])
 def test_classifier_bounds_limit_the_mean_radius(bound, problem, p):
     laws.limits_sample(bound, *problem, p=p)
 
 
-@given(problems(), attack_norms())
+@given(linear_problems("multiclass"), attack_norms())
 def test_weight_free_bound_limits_the_mean_radius(problem, p):
     laws.limits_statistics(weight_free_bound, *problem, p=p)
 
 
-@given(problems(), attack_norms())
+@given(linear_problems("multiclass"), attack_norms())
 def test_jensen_is_the_sharpest_of_the_three(problem, p):
-    clf, x, y = problem
-    stats = class_statistics(clf, x, y)
-    sharpest = jensen_bound(clf, stats, p=p)
-    slack = laws.ROUNDING * laws.size(clf, x, p=p)
-    assert sharpest <= weight_free_bound(stats, p=p) + slack
-    assert sharpest <= paper_multiclass_bound(clf, stats, p=p) + slack
+    laws.is_sharpest(jensen_bound, *problem, p=p)
 
 
-@given(problems(classes=2), attack_norms())
+@given(linear_problems("two rows"), attack_norms())
 def test_for_two_classes_jensen_and_the_paper_form_are_identities(problem, p):
     laws.matches_sample(jensen_bound, *problem, p=p)
     clf, x, y = problem
@@ -122,13 +95,11 @@ def test_jensen_is_attained_when_each_class_has_one_runner_up(p):
     laws.matches_sample(jensen_bound, CLF, *ONE_RUNNER_UP, p=p)
 
 
-@given(statistics(), attack_norms())
+@given(class_statistics_of_many(), attack_norms())
 def test_weight_free_bound_solves_its_linear_program(stats, p):
+    laws.solves_mean_program(weight_free_bound, stats, p=p)
     if np.count_nonzero(stats.mass) > 1:
-        laws.solves_mean_program(weight_free_bound, stats, p=p)
         assert weight_free_bound(stats, p=p) <= average_over_pairs(stats, p=p) * (1 + laws.ROUNDING)
-    else:
-        assert weight_free_bound(stats, p=p) == (math.inf if stats.mass.any() else 0.0)
     if stats.prior.size == 2:
         expected = hoelder_ceiling(stats, p=p)
         assert weight_free_bound(stats, p=p) == pytest.approx(expected, rel=laws.ROUNDING, abs=1e-300)
@@ -201,12 +172,9 @@ def test_fgs_steps_along_the_numerical_gradient_of_the_loss():
         assert fgs_accuracy(clf, x, y, eps=eps) == expected
 
 
-@given(problems(), st.floats(0, 3))
+@given(linear_problems("multiclass"), st.floats(0, 3))
 def test_fgs_is_an_attack_like_any_other(problem, eps):
-    """FGS leaves at least the robust share correct, up to points on the boundary of the ball."""
-    clf, x, y = problem
-    slack = eps * laws.NUDGE + laws.ROUNDING * laws.size(clf, x, p=math.inf)
-    assert fgs_accuracy(clf, x, y, eps=eps) >= robust_accuracy(clf, x, y, p=math.inf, eps=eps + slack)
+    laws.is_an_attack(fgs_accuracy, *problem, eps=eps)
 
 
 def farthest_runner_up(clf, stats, *, p):

@@ -1,6 +1,7 @@
 """Laws of the linear theory, as functions that take the formula under test and raise AssertionError.
 
-Taking the formula as an argument lets a test show that each law rejects a wrong formula.
+Taking the formula as an argument lets a test show that each law rejects a wrong formula. A law of a bound
+returns the ratio bound / truth, a law of an identity the relative error (``theory.laws.measure``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ from itertools import combinations
 import numpy as np
 from scipy.optimize import linprog
 
-from theory.linear import ClassStatistics, class_statistics, mean_radius, radius
+from theory.laws.measure import at_most, equal
+from theory.linear import (
+    ClassStatistics,
+    binary_mean_radius,
+    boundary_distances,
+    class_statistics,
+    mean_radius,
+    paper_multiclass_bound,
+    radius,
+    robust_accuracy,
+    weight_free_bound,
+)
 from theory.linear.exact import rows
 from theory.norms import norm
 from theory.types import BinaryLinear, LinearClassifier
@@ -36,13 +48,12 @@ def size(clf: Linear, x: np.ndarray, *, p: float) -> float:
     return float(scores.max() / gaps[gaps > 0].min(initial=math.inf))
 
 
-def _close(actual: float, expected: float, *, scale: float) -> None:
-    same = actual == expected or abs(actual - expected) <= ROUNDING * (scale + abs(expected))
-    assert same, f"{actual} is not {expected} (scale {scale})"
+def _close(actual: float, expected: float, *, scale: float) -> float:
+    return equal(actual, expected, scale=scale + abs(expected), tolerance=ROUNDING)
 
 
-def _at_most(lower: float, upper: float, *, scale: float) -> None:
-    assert lower <= upper + ROUNDING * scale, f"{lower} exceeds {upper} (scale {scale})"
+def _at_most(lower: float, upper: float, *, scale: float) -> float:
+    return at_most(lower, upper, slack=ROUNDING * scale)
 
 
 def _steepest(clf: Linear, y: np.ndarray, *, p: float) -> np.ndarray:
@@ -101,12 +112,12 @@ def radius_ignores_scale(
     np.testing.assert_array_equal(candidate(scaled, x, y, p=p), candidate(clf, x, y, p=p))
 
 
-def radius_is_exact(candidate: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> None:
+def radius_is_exact(candidate: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
     """The radius (p = inf) or its square (p = 2) equals the definition in exact rational arithmetic."""
     power = 1 if p == math.inf else 2
     weight = [[Fraction(v) for v in row] for row in rows(clf).weight]
     bias = [Fraction(v) for v in rows(clf).bias]
-    scale = size(clf, x, p=p)
+    scale, worst = size(clf, x, p=p), 0.0
     for point, k, found in zip(x, y, candidate(clf, x, y, p=p), strict=True):
         best: float | Fraction = math.inf
         for j in range(len(weight)):
@@ -116,7 +127,8 @@ def radius_is_exact(candidate: Callable, clf: Linear, x: np.ndarray, y: np.ndarr
                 best = Fraction(0)
             elif j != k and any(gap):
                 best = min(best, margin**power / sum(abs(g) ** power for g in gap))
-        _close(found, float(best) ** (1 / power), scale=scale)
+        worst = max(worst, _close(found, float(best) ** (1 / power), scale=scale))
+    return worst
 
 
 def integrates_to(
@@ -128,7 +140,7 @@ def integrates_to(
     *,
     p: float,
     cap: float,
-) -> None:
+) -> float:
     """The integral of robust accuracy over 0 <= eps <= cap is the mean radius capped there.
 
     Robust accuracy is a staircase with steps at the radii, so its values between them give the integral.
@@ -136,24 +148,87 @@ def integrates_to(
     knots = np.unique([0.0, *np.minimum(radius(clf, x, y, p=p), cap), cap])
     levels = [robust_accuracy(clf, x, y, p=p, eps=middle) for middle in (knots[:-1] + knots[1:]) / 2]
     assert levels == sorted(levels, reverse=True)
-    _close(average(clf, x, y, p=p, cap=cap), float(np.diff(knots) @ levels), scale=cap)
+    return _close(average(clf, x, y, p=p, cap=cap), float(np.diff(knots) @ levels), scale=cap)
 
 
-def matches_sample(formula: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> None:
+def starts_at_the_accuracy(
+    robust_accuracy: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float
+) -> float:
+    """Robust accuracy at eps = 0 is the accuracy of the class statistics."""
+    accuracy = float(class_statistics(clf, x, y).mass.sum())
+    return equal(robust_accuracy(clf, x, y, p=p, eps=0.0), accuracy, scale=1.0, tolerance=ROUNDING)
+
+
+def equals_two_rows(
+    candidate: Callable, clf: BinaryLinear, x: np.ndarray, y: np.ndarray, *, p: float
+) -> None:
+    """A binary classifier and its two-row form -w/2, w/2 get the same bits."""
+    half, bias = clf.weight / 2, clf.bias / 2
+    two = LinearClassifier(np.stack([-half, half]), np.array([-bias, bias]))
+    np.testing.assert_array_equal(candidate(two, x, y, p=p), candidate(clf, x, y, p=p))
+
+
+def equals_robust_accuracy(
+    fgs_accuracy: Callable, clf: BinaryLinear, x: np.ndarray, y: np.ndarray, *, eps: float
+) -> float:
+    """For two classes FGS finds every mistake there is; not judged where rounding decides."""
+    distance = np.abs(boundary_distances(clf, x, y, p=math.inf)[np.arange(len(y)), 1 - y] - eps)
+    if (distance <= 1e-9 * (1 + size(clf, x, p=math.inf))).any():
+        return 0.0
+    truth = robust_accuracy(clf, x, y, p=math.inf, eps=eps)
+    return equal(fgs_accuracy(clf, x, y, eps=eps), truth, scale=1.0, tolerance=0.0)
+
+
+def is_an_attack(fgs_accuracy: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, eps: float) -> float:
+    """FGS leaves at least the robust share correct, up to points on the boundary of the ball."""
+    slack = eps * NUDGE + ROUNDING * size(clf, x, p=math.inf)
+    return at_most(robust_accuracy(clf, x, y, p=math.inf, eps=eps + slack), fgs_accuracy(clf, x, y, eps=eps))
+
+
+def sharpens_markov(bound: Callable, clf: BinaryLinear, x: np.ndarray, y: np.ndarray, *, eps: float) -> float:
+    """The bound is never above the paper's Theorem 3.1, the mean radius over eps."""
+    stats = class_statistics(clf, x, y)
+    paper = binary_mean_radius(clf, stats, p=math.inf) / eps
+    return at_most(bound(clf, stats, eps=eps), paper, slack=ROUNDING * size(clf, x, p=math.inf) / eps)
+
+
+def is_sharpest(jensen: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
+    """The bound is at most the weight-free one and the paper's multi-class one."""
+    stats, slack = class_statistics(clf, x, y), ROUNDING * size(clf, x, p=p)
+    others = [weight_free_bound(stats, p=p), paper_multiclass_bound(clf, stats, p=p)]
+    return at_most(jensen(clf, stats, p=p), min(others), slack=slack)
+
+
+def rises(ceilings: Callable, clf: BinaryLinear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
+    """A list of bounds of a classifier and its statistics, each at most the next."""
+    values = np.array(ceilings(clf, class_statistics(clf, x, y), p=p))
+    return at_most(values[:-1], values[1:])
+
+
+def adds_up(decomposition: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
+    """Contributions of a runner-up decomposition add up to the mean radius, its masses to the accuracy."""
+    parts = decomposition(clf, x, y, p=p)
+    accuracy = float(class_statistics(clf, x, y).mass.sum())
+    equal(parts.mass.sum(), accuracy, scale=1.0, tolerance=ROUNDING)
+    assert not np.isfinite(parts.contribution.diagonal()[parts.mass.diagonal() > 0]).any()
+    return _close(float(parts.contribution.sum()), mean_radius(clf, x, y, p=p), scale=size(clf, x, p=p))
+
+
+def matches_sample(formula: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
     """A formula in the class statistics equals the average of the radii over the sample."""
     stats = class_statistics(clf, x, y)
-    _close(formula(clf, stats, p=p), mean_radius(clf, x, y, p=p), scale=size(clf, x, p=p))
+    return _close(formula(clf, stats, p=p), mean_radius(clf, x, y, p=p), scale=size(clf, x, p=p))
 
 
-def limits_sample(bound: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> None:
+def limits_sample(bound: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
     """A bound of a classifier and its statistics is never below the mean radius of the sample."""
     stats = class_statistics(clf, x, y)
-    _at_most(mean_radius(clf, x, y, p=p), bound(clf, stats, p=p), scale=size(clf, x, p=p))
+    return _at_most(mean_radius(clf, x, y, p=p), bound(clf, stats, p=p), scale=size(clf, x, p=p))
 
 
-def limits_statistics(ceiling: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> None:
+def limits_statistics(ceiling: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
     """A ceiling that sees only the statistics is never below the mean radius of the sample."""
-    limits_sample(lambda _, stats, *, p: ceiling(stats, p=p), clf, x, y, p=p)
+    return limits_sample(lambda _, stats, *, p: ceiling(stats, p=p), clf, x, y, p=p)
 
 
 def limits_robust_accuracy(
@@ -165,12 +240,12 @@ def limits_robust_accuracy(
     *,
     p: float,
     eps: float,
-) -> None:
+) -> float:
     """A bound of P(rho > eps) holds on the sample; at a step of the staircase rounding may decide."""
     limit = bound(clf, class_statistics(clf, x, y), p=p, eps=eps)
     beyond = eps * (1 + NUDGE) + ROUNDING * size(clf, x, p=p)
-    _at_most(robust_accuracy(clf, x, y, p=p, eps=beyond), limit, scale=1.0)
     _at_most(limit, float(class_statistics(clf, x, y).mass.sum()), scale=1.0)
+    return _at_most(robust_accuracy(clf, x, y, p=p, eps=beyond), limit, scale=1.0)
 
 
 def is_approached(ceiling: Callable, clf: BinaryLinear, x: np.ndarray, y: np.ndarray, *, p: float) -> None:
@@ -181,29 +256,38 @@ def is_approached(ceiling: Callable, clf: BinaryLinear, x: np.ndarray, y: np.nda
     assert abs(ceiling(stats, p=p) - attained) <= 10 * NUDGE * attained
 
 
-def interpolates(bounds: Callable, clf: Linear, x: np.ndarray, y: np.ndarray) -> None:
+def interpolates(bounds: Callable, clf: Linear, x: np.ndarray, y: np.ndarray) -> float:
     """The l_inf radius of every point and their mean lie between the ends computed from the l_2 radius."""
     low, high = bounds(clf, radius(clf, x, y, p=2.0))
     exact = radius(clf, x, y, p=math.inf)
     slack = ROUNDING * size(clf, x, p=2.0)
-    assert (low <= exact + slack).all()
-    assert (exact <= high + slack).all()
+    return min(at_most(low, exact, slack=slack), at_most(exact, high, slack=slack))
 
 
-def solves_pair_program(ceiling: Callable, x: np.ndarray, y: np.ndarray, *, p: float) -> None:
+def solves_pair_program(ceiling: Callable, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
     """The ceiling is the largest mean of r >= 0 with r_i + r_j <= ||x_i - x_j||_p across labels."""
-    _close_to_program(ceiling(x, y, p=p), x, np.full(len(y), 1 / len(y)), labels=y, p=p)
+    return _close_to_program(ceiling(x, y, p=p), x, np.full(len(y), 1 / len(y)), labels=y, p=p)
 
 
-def solves_mean_program(bound: Callable, stats: ClassStatistics, *, p: float) -> None:
-    """The bound is the largest sum_k mass_k r_k with r_k + r_j <= ||mu_k - mu_j||_p among classes in use."""
+def relaxes(ceiling: Callable, exact: Callable, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
+    """A cheaper ceiling is never below the exact one."""
+    return _at_most(exact(x, y, p=p), ceiling(x, y, p=p), scale=float(np.abs(x).max()))
+
+
+def solves_mean_program(bound: Callable, stats: ClassStatistics, *, p: float) -> float:
+    """The bound is the largest sum_k mass_k r_k with r_k + r_j <= ||mu_k - mu_j||_p among classes in use.
+
+    With one class in use there is no limit, with none nothing to sum.
+    """
     used = np.flatnonzero(stats.mass > 0)
-    _close_to_program(bound(stats, p=p), stats.mean[used], stats.mass[used], labels=used, p=p)
+    if used.size < 2:
+        return equal(bound(stats, p=p), math.inf if used.size else 0.0, scale=1.0, tolerance=0.0)
+    return _close_to_program(bound(stats, p=p), stats.mean[used], stats.mass[used], labels=used, p=p)
 
 
 def _close_to_program(
     value: float, points: np.ndarray, mass: np.ndarray, *, labels: np.ndarray, p: float
-) -> None:
+) -> float:
     pairs = [(i, j) for i, j in combinations(range(len(labels)), 2) if labels[i] != labels[j]]
     sums = np.zeros((len(pairs), len(labels)))
     for row, pair in zip(sums, pairs, strict=True):
@@ -211,12 +295,17 @@ def _close_to_program(
     distance = norm(np.array([points[i] - points[j] for i, j in pairs]), p=p)
     unit = distance.max() or 1.0
     best = linprog(-mass, A_ub=sums, b_ub=distance / unit, method="highs")
-    assert abs(value + best.fun * unit) <= SOLVER * unit, f"{value} is not {-best.fun * unit}"
+    return equal(value, -best.fun * unit, scale=unit, tolerance=SOLVER)
 
 
 def limits_every_classifier(
     ceiling: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float
-) -> None:
+) -> float:
     """A ceiling (x, y, correct) is never below the mean radius of the classifier with that correct set."""
     limit = ceiling(x, y, _decided(clf, x, y) > 0, p=p)
-    _at_most(mean_radius(clf, x, y, p=p), limit, scale=size(clf, x, p=p))
+    return _at_most(mean_radius(clf, x, y, p=p), limit, scale=size(clf, x, p=p))
+
+
+def scales_with_data(ceiling: Callable, x: np.ndarray, y: np.ndarray, *, p: float, factor: float) -> None:
+    """Data times a power of two gives the ceiling times that power, bit by bit."""
+    assert ceiling(factor * x, y, p=p) == factor * ceiling(x, y, p=p)

@@ -1,6 +1,8 @@
 """Laws of the Lipschitz, certificate and random-mask bounds, each for any candidate formula.
 
 A law raises AssertionError when the candidate breaks it, so a test can also show that it rejects a wrong one.
+A law of a bound returns the ratio bound / truth, a law of an identity the relative error
+(``theory.laws.measure``).
 The truths here are slow and plain: all masks, all activation patterns, exact fractions.
 """
 
@@ -13,6 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from theory.laws.measure import at_most, equal
 from theory.norms import dual, norm
 from theory.types import ReLUNetwork
 
@@ -20,8 +23,13 @@ from theory.types import ReLUNetwork
 ENUMERATION_TOLERANCE = 1e-12
 # A formula rounded outward stays this close to the exact value: (entries of the net) * eps, about 1e-14.
 IDENTITY_TOLERANCE = 1e-12
+# 1 - eta loses digits near alpha = 1: this much of the value without masks.
+ETA_TOLERANCE = 2e-12
 # The Chernoff minimum is found to about 1e-3 in log(theta), where the value is flat: 1e-6 of it.
 CHERNOFF_TOLERANCE = 1e-5
+
+STEPS = (0.1, 0.5, 0.9, 1.0)  # fractions of a radius at which its ball is attacked
+BEYOND = (1.001, 1.01, 1.1, 1.5, 2.0, 5.0, 20.0)  # and multiples, to see how far the next mistake is
 
 Constants = Callable[..., np.ndarray]  # (net, *, p) -> (c, c)
 Rung = Callable[[ReLUNetwork, np.ndarray, tuple[int, int]], np.ndarray]
@@ -43,13 +51,14 @@ def largest_gradient(
     net: ReLUNetwork, weights: list[np.ndarray], pair: tuple[int, int], *, q: float
 ) -> np.ndarray:
     """max over all activation patterns of ||J||_q for each of K masked copies, weights (K, out, in)."""
-    largest = np.zeros(len(weights[0]))
-    for pattern in activation_patterns(net):
-        gradient = (weights[-1][:, pair[0]] - weights[-1][:, pair[1]])[:, None, :]
-        for weight, on in zip(reversed(weights[:-1]), reversed(pattern), strict=True):
-            gradient = (gradient * on) @ weight
-        largest = np.maximum(largest, norm(gradient[:, 0], p=q))
-    return largest
+    gradient = (weights[-1][:, pair[0]] - weights[-1][:, pair[1]])[None]
+    for weight in reversed(weights[:-1]):  # (patterns above, K, in), every pattern of a layer at once
+        on = np.array(list(itertools.product((0.0, 1.0), repeat=weight.shape[1])))
+        through = (gradient[:, None] * on[:, None]).reshape(-1, *gradient.shape[1:])
+        gradient = np.zeros((*through.shape[:2], weight.shape[2]))
+        for unit in range(weight.shape[1]):
+            gradient += through[..., unit, None] * weight[:, unit]
+    return norm(gradient, p=q).max(axis=0)
 
 
 def path_vectors(weights: list[np.ndarray], pair: tuple[int, int]) -> np.ndarray:
@@ -61,12 +70,19 @@ def path_vectors(weights: list[np.ndarray], pair: tuple[int, int]) -> np.ndarray
 
 
 def all_masks(net: ReLUNetwork, alphas: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Probabilities (2^N,) and masked weights of every mask of a network with N weights."""
+    """Probabilities (2^N,) and masked weights of every mask that matters, of a network with N free weights.
+
+    A weight that is 0, or that its layer keeps or removes for certain, is not free.
+    """
     sizes = [weight.size for weight in net.weights]
-    total = sum(sizes)
-    bits = (np.arange(2**total)[:, None] >> np.arange(total)) & 1
     sparsity = np.repeat(alphas, sizes)
-    probabilities = np.where(bits == 1, 1.0 - sparsity, sparsity).prod(axis=1)
+    nonzero = np.concatenate([weight.ravel() != 0 for weight in net.weights])
+    free = np.flatnonzero(nonzero & (sparsity > 0) & (sparsity < 1))
+    bits = np.zeros((2**free.size, sparsity.size), dtype=np.int64)
+    bits[:, sparsity == 0] = 1
+    bits[:, free] = (np.arange(2**free.size)[:, None] >> np.arange(free.size)) & 1
+    kept = bits[:, free] == 1
+    probabilities = np.where(kept, 1.0 - sparsity[free], sparsity[free]).prod(axis=1)
     parts = np.split(bits, np.cumsum(sizes)[:-1], axis=1)
     weights = [w * part.reshape(-1, *w.shape) for w, part in zip(net.weights, parts, strict=True)]
     return probabilities, weights
@@ -104,7 +120,7 @@ def exact_scores(net: ReLUNetwork, x: np.ndarray) -> list[Fraction]:
 # ---- Lipschitz constants
 
 
-def law_bounds_every_gradient(constants: Constants, net: ReLUNetwork, *, p: float) -> None:
+def law_bounds_every_gradient(constants: Constants, net: ReLUNetwork, *, p: float) -> float:
     """L[i, k] is at least ||J||_q for every activation pattern; symmetric, with a zero diagonal."""
     table = constants(net, p=p)
     assert table.shape == (net.classes, net.classes)
@@ -112,14 +128,15 @@ def law_bounds_every_gradient(constants: Constants, net: ReLUNetwork, *, p: floa
     assert (np.diag(table) == 0).all()
     assert (table == table.T).all()
     copies = [weight[None] for weight in net.weights]
-    for i, k in all_pairs(net):
-        truth = largest_gradient(net, copies, (i, k), q=dual(p))[0]
-        assert table[i, k] >= truth * (1 - ENUMERATION_TOLERANCE)
+    truth = np.zeros_like(table)
+    for i, k in itertools.combinations(range(net.classes), 2):
+        truth[i, k] = largest_gradient(net, copies, (i, k), q=dual(p))[0]
+    return at_most(truth, table, slack=truth * ENUMERATION_TOLERANCE)
 
 
-def law_equals_exact_path_norm(constants: Constants, net: ReLUNetwork) -> None:
+def law_equals_exact_path_norm(constants: Constants, net: ReLUNetwork) -> float:
     """For p = inf the path norm is at least its rational value, and no further off than rounding."""
-    table = constants(net, p=math.inf)
+    table, worst = constants(net, p=math.inf), 0.0
     for i, k in all_pairs(net):
         exact = exact_path_norm(net, (i, k))
         if math.isinf(table[i, k]):
@@ -128,13 +145,16 @@ def law_equals_exact_path_norm(constants: Constants, net: ReLUNetwork) -> None:
         assert Fraction(table[i, k]) >= exact
         slack = exact * Fraction(IDENTITY_TOLERANCE) + Fraction(5e-324) * 4
         assert Fraction(table[i, k]) <= exact + slack
+        worst = max(worst, float((Fraction(table[i, k]) - exact) / exact) if exact else 0.0)
+    return worst
 
 
-def law_exact_for_linear(constants: Constants, net: ReLUNetwork, *, p: float) -> None:
+def law_exact_for_linear(constants: Constants, net: ReLUNetwork, *, p: float) -> float:
     """Without hidden layers the constant is ||w_i - w_k||_q."""
     (weight,) = net.weights
     table = constants(net, p=p)
-    np.testing.assert_allclose(table, norm(weight[:, None] - weight, p=dual(p)), rtol=IDENTITY_TOLERANCE)
+    truth = norm(weight[:, None] - weight, p=dual(p))
+    return equal(table, truth, scale=truth, tolerance=IDENTITY_TOLERANCE)
 
 
 def law_homogeneous(constants: Constants, net: ReLUNetwork, layer: int, *, p: float) -> None:
@@ -147,8 +167,13 @@ def law_homogeneous(constants: Constants, net: ReLUNetwork, layer: int, *, p: fl
 # ---- Certificates
 
 
-def attack_points(net: ReLUNetwork, x: np.ndarray, radius: float, *, p: float) -> np.ndarray:
-    """Points of the closed l_p ball around x: dual directions of every pattern's gradients, axes, corners."""
+def attack_points(
+    net: ReLUNetwork, x: np.ndarray, radius: float, *, p: float, steps: tuple[float, ...] = STEPS
+) -> np.ndarray:
+    """Points ``steps`` times the radius away from x in l_p: along gradients of all patterns, axes, corners.
+
+    (steps, directions, n), flattened to (points, n), the directions of a gradient being its dual ones.
+    """
     n = len(x)
     directions = [*np.eye(n), *-np.eye(n), *(np.array(c) for c in itertools.product((-1.0, 1.0), repeat=n))]
     for pattern in activation_patterns(net):
@@ -160,33 +185,46 @@ def attack_points(net: ReLUNetwork, x: np.ndarray, radius: float, *, p: float) -
     stacked = np.array(directions)
     length = norm(stacked, p=p)
     unit = stacked[length > 0] / length[length > 0, None]
-    steps = radius * np.array([0.1, 0.5, 0.9, 1.0])
-    return x + (steps[:, None, None] * unit).reshape(-1, n)
+    return x + (radius * np.array(steps)[:, None, None] * unit).reshape(-1, n)
 
 
 def law_no_attack_inside(
     radius: np.ndarray, net: ReLUNetwork, x: np.ndarray, y: np.ndarray, *, p: float
-) -> None:
-    """No point of the certified ball is misclassified, up to the rounding of the float64 evaluation there."""
+) -> float:
+    """No point of the certified ball is misclassified, up to the rounding of the float64 evaluation there.
+
+    The ratio is that of the nearest misclassified point found outside to the certified radius.
+    """
+    nearest = math.inf
     for point, label, gamma in zip(x, y, radius, strict=True):
         assert gamma >= 0
         if gamma == 0:
             continue
         # A finite stand-in where everything, or a huge ball, is certified.
-        scores = net.scores(attack_points(net, point, min(gamma, 1e6), p=p))
-        size = max(np.abs(scores).max(), np.abs(net.scores(point[None])).max())
-        assert (scores[:, [label]] - scores >= -1e-9 * size).all()
+        points = attack_points(net, point, min(gamma, 1e6), p=p, steps=STEPS + BEYOND)
+        scores = net.scores(points)
+        margins = (scores[:, [label]] - scores).min(axis=1).reshape(len(STEPS + BEYOND), -1)
+        inside, outside = np.split(np.abs(scores), [margins.shape[1] * len(STEPS)])
+        size = max(inside.max(), np.abs(net.scores(point[None])).max())
+        assert (margins[: len(STEPS)] >= -1e-9 * size).all()
+        failed = (margins[len(STEPS) :] < -1e-9 * outside.max()).any(axis=1)
+        nearest = min(nearest, *np.array(BEYOND)[failed], math.inf)
+    return nearest
 
 
-def law_margins_below_exact(margins: np.ndarray, net: ReLUNetwork, x: np.ndarray, y: np.ndarray) -> None:
-    """Margins are at most their rational values, and close to them for the sizes of the terms they sum."""
+def law_margins_below_exact(margins: np.ndarray, net: ReLUNetwork, x: np.ndarray, y: np.ndarray) -> float:
+    """Margins are at most their rational values."""
+    closest = math.inf
     for point, label, row in zip(x, y, margins, strict=True):
         exact = exact_scores(net, point)
         for k, value in enumerate(row):
             if k == label:
                 assert value == math.inf
             elif math.isfinite(value):
-                assert Fraction(value) <= exact[label] - exact[k]
+                truth = exact[label] - exact[k]
+                assert Fraction(value) <= truth
+                closest = min(closest, float(truth / Fraction(value)) if value > 0 else math.inf)
+    return closest
 
 
 # ---- Expectations over masks
@@ -194,17 +232,15 @@ def law_margins_below_exact(margins: np.ndarray, net: ReLUNetwork, x: np.ndarray
 
 def law_bounds_expected_supremum(
     bound: Rung, net: ReLUNetwork, alphas: np.ndarray, pair: tuple[int, int], *, p: float
-) -> None:
+) -> float:
     """The rung is at least E[ sup ||J||_q ] over all masks and all activation patterns."""
     truth = expected_supremum(net, alphas, pair, p=p)
-    value = bound(net, alphas, pair)
-    assert not np.isnan(value)
-    assert value >= truth * (1 - ENUMERATION_TOLERANCE), (float(value), float(truth))
+    return at_most(truth, bound(net, alphas, pair), slack=truth * ENUMERATION_TOLERANCE)
 
 
 def law_bounds_expected_norm_product(
     bound: Rung, net: ReLUNetwork, alphas: np.ndarray, pair: tuple[int, int], *, p: float
-) -> None:
+) -> float:
     """F, B (p = 2) and M (p = inf) bound even E[ ||v||_q prod_j ||W_j * M_j|| ] >= E sup ||J||_q."""
     probabilities, weights = all_masks(net, alphas)
     products = norm(weights[-1][:, pair[0]] - weights[-1][:, pair[1]], p=dual(p))
@@ -212,7 +248,7 @@ def law_bounds_expected_norm_product(
         rows = np.abs(weight).sum(axis=2).max(axis=1)
         products = products * (np.linalg.norm(weight, ord=2, axis=(1, 2)) if p == 2 else rows)
     truth = probabilities @ products
-    assert bound(net, alphas, pair) >= truth * (1 - ENUMERATION_TOLERANCE)
+    return at_most(truth, bound(net, alphas, pair), slack=truth * ENUMERATION_TOLERANCE)
 
 
 def law_bounds_sampled_spectral_norms(bound: Rung, weight: np.ndarray, alpha: float) -> None:
@@ -232,35 +268,36 @@ def law_bounds_sampled_spectral_norms(bound: Rung, weight: np.ndarray, alpha: fl
 
 def law_equals_expected_path_norm(
     identity: Rung, net: ReLUNetwork, alphas: np.ndarray, pair: tuple[int, int]
-) -> None:
+) -> float:
     """P1 is E || |W_1|' ... |v| ||_1, summed over all masks."""
     probabilities, weights = all_masks(net, alphas)
     truth = probabilities @ norm(path_vectors(weights, pair), p=1.0)
-    np.testing.assert_allclose(identity(net, alphas, pair), truth, rtol=2 * ENUMERATION_TOLERANCE)
+    return equal(identity(net, alphas, pair), truth, scale=truth, tolerance=2 * ENUMERATION_TOLERANCE)
 
 
 def law_squares_to_second_moment(
     identity: Rung, net: ReLUNetwork, alphas: np.ndarray, pair: tuple[int, int]
-) -> None:
+) -> float:
     """P2 squared is E || |W_1|' ... |v| ||_2^2, summed over all masks."""
     probabilities, weights = all_masks(net, alphas)
     truth = np.sqrt(probabilities @ norm(path_vectors(weights, pair), p=2.0) ** 2)
-    np.testing.assert_allclose(identity(net, alphas, pair), truth, rtol=2 * ENUMERATION_TOLERANCE)
+    return equal(identity(net, alphas, pair), truth, scale=truth, tolerance=2 * ENUMERATION_TOLERANCE)
 
 
 def law_non_increasing(
     rung: Rung, net: ReLUNetwork, alphas: np.ndarray, higher: np.ndarray, pair: tuple[int, int]
-) -> None:
+) -> float:
     """More sparsity in hidden layers (``higher`` >= ``alphas``, equal last entries) never raises the rung."""
     low, high = rung(net, alphas, pair), rung(net, higher, pair)
-    assert high <= low * (1 + CHERNOFF_TOLERANCE), (float(low), float(high))
+    return at_most(high, low, slack=low * CHERNOFF_TOLERANCE)
 
 
 def law_dominates(
     smaller: Rung, larger: Rung, net: ReLUNetwork, alphas: np.ndarray, pair: tuple[int, int]
-) -> None:
+) -> float:
     """One rung is at most another for this network and these sparsities."""
-    assert smaller(net, alphas, pair) <= larger(net, alphas, pair) * (1 + IDENTITY_TOLERANCE)
+    above = larger(net, alphas, pair)
+    return at_most(smaller(net, alphas, pair), above, slack=above * IDENTITY_TOLERANCE)
 
 
 def law_factor(
@@ -269,11 +306,9 @@ def law_factor(
     net: ReLUNetwork,
     alphas: np.ndarray,
     pair: tuple[int, int],
-) -> None:
+) -> float:
     """With the last layer unmasked the rung is c (1 - eta(alpha)), c its value without masks."""
     unmasked_last = np.concatenate([alphas[:-1], [0.0]])
     dense = float(rung(net, np.zeros_like(alphas), pair))
-    # 1 - eta loses digits near alpha = 1: absolute in eta, so relative to the dense value.
-    np.testing.assert_allclose(
-        rung(net, unmasked_last, pair), dense * (1 - eta(unmasked_last)), atol=IDENTITY_TOLERANCE * dense
-    )
+    fallen = dense * (1 - eta(unmasked_last))
+    return equal(rung(net, unmasked_last, pair), fallen, scale=dense, tolerance=ETA_TOLERANCE)

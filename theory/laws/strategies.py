@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from theory.linear import ClassStatistics, GaussianClasses
 from theory.types import BinaryLinear, LinearClassifier, ReLUNetwork
 
 MODERATE = (1.0, 1e-3, 1e3)
@@ -91,6 +92,62 @@ def labelled_data(
 
 
 @st.composite
+def linear_problems(
+    draw: st.DrawFn, kind: str = "any", *, scales: tuple[float, ...] = MODERATE
+) -> tuple[BinaryLinear | LinearClassifier, np.ndarray, np.ndarray]:
+    """A classifier with data of its width and classes: "binary", "multiclass", "two rows" or "any"."""
+    if kind == "binary" or (kind == "any" and draw(st.booleans())):
+        clf = draw(binary_linear(scales=scales))
+        width, classes = clf.weight.size, 2
+    else:
+        clf = draw(linear_classifiers(classes=2 if kind == "two rows" else None, scales=scales))
+        classes, width = clf.weight.shape
+    return clf, *draw(labelled_data(width=width, classes=classes))
+
+
+@st.composite
+def labelled_points(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of up to three features and labels of two to four classes, nine points at most."""
+    width, classes = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    return draw(labelled_data(width=width, classes=classes, max_points=9))
+
+
+@st.composite
+def class_statistics_of_many(draw: st.DrawFn) -> ClassStatistics:
+    """Class statistics with any priors, accuracies (zero included) and means (equal ones included)."""
+    classes, width = draw(st.integers(2, 5)), draw(st.integers(1, 3))
+    counts = np.array(draw(st.lists(st.integers(1, 9), min_size=classes, max_size=classes)), dtype=float)
+    shares = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+    accuracy = np.array(draw(st.lists(shares, min_size=classes, max_size=classes)))
+    x, _ = draw(labelled_data(width=width, classes=classes, max_points=classes))
+    return ClassStatistics(counts / counts.sum(), accuracy, x)
+
+
+@st.composite
+def weights_and_gains(draw: st.DrawFn, most: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """A non-zero weight with entries up to 300 decades apart, and a gain of its length."""
+    n = draw(st.integers(1, most))
+    exponents = draw(st.sampled_from([[0], [0, -3, 3], [-150, 0, 150], [-12, 0]]))
+    scales = 10.0 ** np.array(draw(st.lists(st.sampled_from(exponents), min_size=n, max_size=n)))
+    weight, gain = draw(arrays((n,))) * scales, draw(arrays((n,)))
+    if not weight.any():
+        weight[0] = 1.0
+    return weight, gain
+
+
+@st.composite
+def gaussian_problems(draw: st.DrawFn) -> tuple[BinaryLinear, GaussianClasses]:
+    """A classifier and Gaussian classes; the covariance is often singular, sometimes 0 along the weight."""
+    clf = draw(binary_linear())
+    n = clf.weight.size
+    factor = draw(arrays((n, n))) * draw(st.sampled_from([0.0, 1.0, 1e-3]))
+    covariance = factor @ factor.T
+    prior = draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+    mean = draw(arrays((2, n)))
+    return clf, GaussianClasses(mean, (covariance + covariance.T) / 2, np.array([prior, 1 - prior]))
+
+
+@st.composite
 def relu_networks(
     draw: st.DrawFn,
     *,
@@ -128,3 +185,16 @@ def relu_networks(
         weights.append(scale * weight)
         offsets.append(scale * bias)
     return ReLUNetwork(tuple(weights), tuple(offsets))
+
+
+@st.composite
+def masked_networks(
+    draw: st.DrawFn, networks: st.SearchStrategy[ReLUNetwork] | None = None
+) -> tuple[ReLUNetwork, np.ndarray]:
+    """A network, by default of at most 12 weights, and one sparsity per layer, the last one often 0."""
+    tiny = relu_networks(width=draw(st.integers(1, 2)), classes=2, max_hidden=2)
+    net = draw(tiny if networks is None else networks)
+    alphas = [draw(sparsities()) for _ in net.weights]
+    if draw(st.booleans()):
+        alphas[-1] = 0.0
+    return net, np.array(alphas)

@@ -24,6 +24,7 @@ from theory.linear.gaussian import (
     gaussian_statistics,
     laplace_pruning_limit,
 )
+from theory.linear.gaussian_masks import masked_gaussian_mean_radius
 from theory.linear.masks import MaskAverage, masked_mean_radius
 from theory.linear.multiclass import (
     RunnerUp,
@@ -52,6 +53,7 @@ __all__ = [
     "laplace_pruning_limit",
     "margins",
     "markov_bound",
+    "masked_gaussian_mean_radius",
     "masked_mean_radius",
     "mean_radius",
     "norm_interpolation",

@@ -112,9 +112,21 @@ def local_lipschitz(
     Raises: InvalidInput as :func:`margin_bounds`.
     Reference: Weng et al. 2018, Towards Fast Computation of Certified Robustness, section 3.4.
     """
-    q, labels = dual(p), check_labels("y", y, n=len(x), classes=net.classes)
+    labels = check_labels("y", y, n=len(x), classes=net.classes)
     bounds = preactivation_bounds(net, x, p=p, radius=radius)
-    low = high = _label_rows(net, labels)
+    constants = gradient_bounds(net, _label_rows(net, labels), bounds, q=dual(p))
+    constants[np.arange(len(labels)), labels] = 0.0
+    return np.minimum(constants, lipschitz_constants(net, p=p)[labels])
+
+
+def gradient_bounds(
+    net: ReLUNetwork, rows: Float[Array, "m r h"], bounds: Bounds, *, q: float
+) -> Float[Array, "m r"]:
+    """Largest ||grad (rows . h)||_q where the pre-activations keep to ``bounds``, a bound: interval Jacobian.
+
+    h is the output of the last hidden layer (the input without any). inf where the sums overflow.
+    """
+    low = high = rows
     with np.errstate(over="ignore", invalid="ignore"):
         for (lower, upper), weight in zip(reversed(bounds), reversed(net.weights[:-1]), strict=True):
             on, off = (lower >= 0)[:, None], (upper <= 0)[:, None]
@@ -124,14 +136,13 @@ def local_lipschitz(
             terms = weight.shape[0] + EXTRA
             rounding = terms * EPS * (np.abs(centre) + spread)
             reach = (spread + rounding + TINY) @ np.abs(weight) + terms * TINY
-            middle = centre @ weight
+            connected = ((low != 0) | (high != 0)) * 1.0 @ ((weight != 0) * 1.0) > 0
+            middle, reach = centre @ weight, np.where(connected, reach, 0.0)  # no path: a true zero
             low, high = middle - reach, middle + reach
         size = _or_else(np.maximum(np.abs(low), np.abs(high)), math.inf)
         constants = norm(np.where(np.isinf(size), 1.0, size), p=q)
         constants = outward(constants, roundings=size.shape[-1] + EXTRA)
-    constants = np.where(np.isinf(size).any(axis=-1), math.inf, constants)
-    constants[np.arange(len(labels)), labels] = 0.0
-    return np.minimum(constants, lipschitz_constants(net, p=p)[labels])
+    return np.where(np.isinf(size).any(axis=-1), math.inf, constants)
 
 
 def _linear_lower(
@@ -144,11 +155,29 @@ def _linear_lower(
     *,
     q: float,
 ) -> Float[Array, "m r"]:
-    """Lower bounds over the ball of rows . h + offsets, h the output of the last layer in ``bounds``.
+    """Lower bounds over the ball of rows . h + offsets, h the output of the last layer in ``bounds``."""
+    coefficients, constants = linear_below(net, rows, offsets, bounds, x, radius, q=q)
+    return constants - radius[:, None] * norm(coefficients, p=q)
 
-    Each ReLU is replaced, backwards, by the line below or above it that its coefficient's sign asks for. The
-    computed coefficients of a layer stand for exact ones at a price: their error times the largest value of
-    the layer they multiply, collected in ``slack``.
+
+def linear_below(
+    net: ReLUNetwork,
+    rows: Float[Array, "_ r h"],
+    offsets: Float[Array, "_ r"],
+    bounds: Bounds,
+    x: Float[Array, "m n"],
+    radius: Float[Array, " m"],
+    *,
+    q: float,
+) -> tuple[Float[Array, "m r n"], Float[Array, "m r"]]:
+    """Lines below rows . h + offsets, a bound: slopes s and constants c with s . d + c <= value at x + d.
+
+    h is the output of the last layer in ``bounds``, or x + d where there are none. The lines hold for every
+    d of the ball for which the pre-activations keep to ``bounds``, and allow for one later rounding of
+    c - radius ||s||_q; ``rows`` and ``offsets`` may carry a rounding each. Each ReLU is replaced, backwards,
+    by the line below or above it that its coefficient's sign asks for. The computed coefficients of a layer
+    stand for exact ones at a price: their error times the largest value of the layer they multiply, collected
+    in ``slack``.
     """
     coefficients = np.broadcast_to(rows, (len(x), *rows.shape[1:]))
     offset = np.broadcast_to(offsets, coefficients.shape[:2])
@@ -156,7 +185,7 @@ def _linear_lower(
     inputs = [np.abs(x) + radius[:, None], *(np.maximum(upper, 0.0) for _, upper in bounds)]
     for layer in reversed(range(len(bounds))):
         weight, bias = net.weights[layer], net.biases[layer]
-        below, above, intercept = _relaxation(*bounds[layer])
+        below, above, intercept = relaxation(*bounds[layer])
         negative = np.minimum(coefficients, 0.0)
         through = np.maximum(coefficients, 0.0) * below[:, None] + negative * above[:, None]
         offset = offset + (negative @ intercept[:, :, None])[..., 0] + through @ bias
@@ -174,10 +203,11 @@ def _linear_lower(
     terms = x.shape[1] + EXTRA
     slack = slack + terms * (EPS * (reach + np.abs(offset)) + TINY * (size.sum(axis=-1) + 1.0))
     centre = (coefficients @ x[:, :, None])[..., 0] + offset
-    return centre - spread - outward(slack, roundings=2 * sum(len(b) for b in net.biases) + x.shape[1])
+    rounded = outward(slack, roundings=2 * sum(len(b) for b in net.biases) + x.shape[1])
+    return coefficients, centre - rounded
 
 
-def _relaxation(
+def relaxation(
     lower: Float[Array, "m h"], upper: Float[Array, "m h"]
 ) -> tuple[Float[Array, "m h"], Float[Array, "m h"], Float[Array, "m h"]]:
     """Slopes below and above, and intercept above, with below z <= relu(z) <= above z + intercept, a bound.

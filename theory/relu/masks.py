@@ -1,4 +1,4 @@
-"""Random masks on a ReLU network: bounds on the expected gradient norm, a ladder of rungs F, M, P1, P2, B.
+"""Random masks on a ReLU network: bounds on the expected gradient norm, a ladder of rungs F, M, P1, P2, B, S.
 
 Layer j keeps each weight independently with probability k_j = 1 - alpha_j. For a fixed pair (i, k) of
 classes let J be the gradient of g_i - g_k; every rung bounds E[ sup ||J||_q ], the supremum over all
@@ -25,6 +25,7 @@ from numpy import ndarray as Array
 from scipy.optimize import fminbound
 
 from theory.norms import dual, norm
+from theory.relu.halfcut import halfcut_bound, halfcut_path_bound
 from theory.relu.lipschitz import (
     EPS,
     l1_from_l2,
@@ -32,9 +33,15 @@ from theory.relu.lipschitz import (
     outward,
     path_sums,
     product,
-    raised,
     scaled,
     spectral_norm,
+)
+from theory.relu.masked_layers import (
+    check_pair,
+    check_sparsities,
+    keep_probabilities,
+    last_layer,
+    path_moment,
 )
 from theory.types import InvalidInput, ReLUNetwork, check_inputs
 
@@ -50,8 +57,8 @@ def frobenius_bound(
     Raises: InvalidInput for alphas outside [0, 1] or of another length than the layers, or a bad pair.
     Reference: the paper, theorem on nonlinear networks (section 3.2), q = 2.
     """
-    keep = _keep(net, alphas)
-    _, second, exponent = _last_layer(net, keep, alphas, pair)
+    keep = keep_probabilities(net, alphas)
+    _, second, exponent = last_layer(net, keep, alphas, pair)
     factors, roundings = [np.sqrt(second.sum(axis=-1))], second.shape[-1] + 10
     for j, weight in enumerate(net.weights[:-1]):
         mantissa, shift = scaled(weight)
@@ -75,8 +82,8 @@ def column_sum_bound(
     Reference: the paper, theorem on nonlinear networks (section 3.2), q = 1, for the product form; this
     project for the expectation.
     """
-    keep = _keep(net, alphas)
-    first, _, exponent = _last_layer(net, keep, alphas, pair)
+    keep = keep_probabilities(net, alphas)
+    first, _, exponent = last_layer(net, keep, alphas, pair)
     factors, roundings = [first.sum(axis=-1)], first.shape[-1] + 10
     for j, weight in enumerate(net.weights[:-1]):
         mantissa, shift = magnitudes(weight)
@@ -98,8 +105,8 @@ def expected_path_norm(
     Raises: InvalidInput as :func:`frobenius_bound`.
     Reference: this project; the path norm is that of Neyshabur, Tomioka, Srebro 2015.
     """
-    keep = _keep(net, alphas)
-    first, _, exponent = _last_layer(net, keep, alphas, pair)
+    keep = keep_probabilities(net, alphas)
+    first, _, exponent = last_layer(net, keep, alphas, pair)
     rows = first.reshape(-1, first.shape[-1])
     paths, exponents, roundings = path_sums(net, rows, np.zeros((len(rows), 1), dtype=np.int32))
     shape = keep.shape[:-1]
@@ -120,8 +127,8 @@ def second_moment_bound(
     Raises: InvalidInput as :func:`frobenius_bound`.
     Reference: this project.
     """
-    keep = _keep(net, alphas)
-    first, second, exponent = _last_layer(net, keep, alphas, pair)
+    keep = keep_probabilities(net, alphas)
+    first, second, exponent = last_layer(net, keep, alphas, pair)
     hidden = net.weights[:-1]
     roundings = sum(2 * (weight.shape[1] + 6) for weight in hidden) + 2 * first.shape[-1] + 20
     if not hidden:
@@ -131,7 +138,7 @@ def second_moment_bound(
     values, shifts = [], []
     rows = zip(*(a.reshape(-1, a.shape[-1]) for a in (keep, first, second)), strict=True)
     for probability, mean, square in rows:
-        moment, shift = _path_moment([mantissa for mantissa, _ in layers], gram, probability)
+        moment, shift = path_moment([mantissa for mantissa, _ in layers], gram, probability)
         values.append(mean @ moment @ mean + (square - mean**2) @ np.diag(moment))
         shifts.append(shift)
     # Half of an odd exponent stays in the mantissa.
@@ -155,8 +162,8 @@ def bernstein_bound(
       project for
     its use here.
     """
-    keep = _keep(net, alphas)
-    _, second, exponent = _last_layer(net, keep, alphas, pair)
+    keep = keep_probabilities(net, alphas)
+    _, second, exponent = last_layer(net, keep, alphas, pair)
     factors, roundings = [np.sqrt(second.sum(axis=-1))], second.shape[-1] + 10
     for j, weight in enumerate(net.weights[:-1]):
         mantissa, shift = scaled(weight)
@@ -170,17 +177,27 @@ def ladder(
 ) -> dict[str, Float[Array, "*batch"]]:
     """Every rung valid for E sup ||J||_q, each a bound, by its label.
 
-    p = 2 (q = 2): F, P2, B, and P1, as ||J||_2 <= ||J||_1. p = inf (q = 1): M, P1, and B times sqrt(n), as
-    ||J||_1 <= sqrt(n) ||J||_2 for n inputs. The conversions left out are never smaller than these.
+    p = 2 (q = 2): F, P2, B, S, and P1, as ||J||_2 <= ||J||_1. p = inf (q = 1): M, P1, S, and B times sqrt(n),
+    as ||J||_1 <= sqrt(n) ||J||_2 for n inputs. The conversions left out are never smaller than these. S
+    (:mod:`theory.relu.halfcut`) is capped by P2 and P1, which it exceeds by rounding alone.
 
     Raises: InvalidInput as :func:`frobenius_bound`, or unless p is 2 or inf.
     """
+    q = dual(p)
     paths, spectral = expected_path_norm(net, alphas, pair), bernstein_bound(net, alphas, pair)
-    if dual(p) == 2:
+    if q == 2:
         squares = second_moment_bound(net, alphas, pair)
-        return {"F": frobenius_bound(net, alphas, pair), "P1": paths, "P2": squares, "B": spectral}
+        cuts = np.minimum(halfcut_bound(net, alphas, pair), squares)
+        return {
+            "F": frobenius_bound(net, alphas, pair),
+            "P1": paths,
+            "P2": squares,
+            "B": spectral,
+            "S": cuts,
+        }
     widened = l1_from_l2(spectral, width=net.weights[0].shape[1])
-    return {"M": column_sum_bound(net, alphas, pair), "P1": paths, "B": widened}
+    cuts = np.minimum(halfcut_path_bound(net, alphas, pair), paths)
+    return {"M": column_sum_bound(net, alphas, pair), "P1": paths, "B": widened, "S": cuts}
 
 
 def best_bound(
@@ -234,9 +251,9 @@ def monte_carlo(
     q, x = dual(p), check_inputs(x, width=net.weights[0].shape[1])
     if masks < 1:
         raise InvalidInput(f"masks is {masks}; draw at least one")
-    _check_pair(net, pair)
+    check_pair(net, pair)
     sizes = [weight.size for weight in net.weights]
-    keep = np.repeat(_keep(net, alphas), sizes)
+    keep = np.repeat(keep_probabilities(net, alphas), sizes)
     widths = sum(weight.shape[0] + weight.shape[1] for weight in net.weights)
     chunk = max(1, CHUNK_BYTES // (8 * (3 * sum(sizes) + len(x) * widths)))
     samples = []
@@ -264,66 +281,13 @@ def _masked_gradients(
     return gradient
 
 
-def _check_pair(net: ReLUNetwork, pair: tuple[int, int]) -> None:
-    if not (all(0 <= i < net.classes for i in pair) and pair[0] != pair[1]):
-        raise InvalidInput(f"pair is {pair}; give two different classes in [0, {net.classes})")
-
-
-def _keep(net: ReLUNetwork, alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    if alphas.shape[-1] != len(net.weights):
-        raise InvalidInput(
-            f"alphas has shape {alphas.shape}; the last axis needs {len(net.weights)}, one per layer"
-        )
-    _check_sparsities(alphas)
-    return 1.0 - alphas
-
-
-def _check_sparsities(alphas: Float[Array, "*batch d"]) -> None:
-    if not ((alphas >= 0) & (alphas <= 1)).all():
-        raise InvalidInput("alphas has an entry outside [0, 1]; sparsity is the fraction of weights removed")
-
-
 def _hidden_sparsities(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch h"]:
-    _check_sparsities(alphas)
+    check_sparsities(alphas)
     if alphas[..., -1].any():
         raise InvalidInput(
             "alphas masks the last layer; eta needs alphas[..., -1] == 0, use the rung instead"
         )
     return alphas[..., :-1]
-
-
-def _last_layer(
-    net: ReLUNetwork,
-    keep: Float[Array, "*batch d"],
-    alphas: Float[Array, "*batch d"],
-    pair: tuple[int, int],
-) -> tuple[Float[Array, "*batch h"], Float[Array, "*batch h"], np.ndarray]:
-    """E|v_u| and E v_u^2 as mantissas and exponent; the first raised, the second at least its square."""
-    _check_pair(net, pair)
-    rows = net.weights[-1][list(pair)]
-    (a, b), exponent = scaled(rows)
-    kept, dropped = keep[..., -1:], alphas[..., -1:]
-    first = kept**2 * np.abs(a - b) + kept * dropped * (np.abs(a) + np.abs(b))
-    support = (kept > 0) & np.where(dropped > 0, rows.any(axis=0), rows[0] != rows[1])
-    first = raised(first, support)
-    second = kept**2 * (a - b) ** 2 + kept * dropped * (a**2 + b**2)
-    return first, np.maximum(second, first**2), exponent
-
-
-def _path_moment(
-    layers: list[Float[Array, "_ _"]], gram: Float[Array, "g g"], keep: Float[Array, " d"]
-) -> tuple[Float[Array, "h h"], int]:
-    """H = E[B B'] as mantissa and exponent, B the product of the masked layers; gram = W_1 W_1'."""
-    moment, spread, exponent = gram, np.diag(gram), 0
-    for j, layer in enumerate(layers):
-        if j:
-            moment, spread = layer @ moment @ layer.T, layer**2 @ np.diag(moment)
-        moment = keep[j] ** 2 * moment
-        moment[np.diag_indices_from(moment)] += keep[j] * (1.0 - keep[j]) * spread
-        support = moment > 0  # nothing underflows, so a zero is a true zero
-        moment, carry = scaled(moment)
-        moment, exponent = raised(moment, support), exponent + int(carry)
-    return moment, exponent
 
 
 def _expected_largest_row_sum(rows: Float[Array, "r s"], alpha: float) -> float:

@@ -1,0 +1,251 @@
+"""The hunt for counterexamples from the command line: ``sparse-robustness falsify``. It measures nothing."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from theory.laws.hunt import Tally
+    from theory.laws.law import Law
+
+_OK, _FALSIFIED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+_COLUMNS = ("law", "kind", "examples", "worst", "falsified", "statement", "tightest", "seconds", "seed")
+# Of 0 failures in n independent draws: the true share of failures is below 3/n with 95 % confidence.
+_RULE_OF_THREE = 3
+
+
+@click.command()
+@click.argument("laws", nargs=-1, metavar="[LAW ...]")
+@click.option("--examples", default=1000, show_default=True, metavar="N", help="Cases to try per law.")
+@click.option("--seed", default=0, show_default=True, metavar="S", help="The same seed tries the same cases.")
+@click.option("--jobs", type=int, metavar="J", help="Processes.  [default: one per core]")
+@click.option(
+    "--conjecture",
+    "source",
+    metavar="FILE.py|NAME",
+    help="Hunt the conjectures in a file, which is run, or a shipped one (see --list), instead of the laws.",
+)
+@click.option("--list", "list_only", is_flag=True, help="List the laws and the shipped conjectures.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.csv",
+    help="Write the table as data too; an existing file is never overwritten.",
+)
+def falsify(
+    laws: tuple[str, ...],
+    examples: int,
+    seed: int,
+    jobs: int | None,
+    source: str | None,
+    *,
+    list_only: bool,
+    out: Path | None,
+) -> None:
+    """Hunt for a counterexample to every LAW of the theory, or to a conjecture of your own.
+
+    LAW is a name or a pattern such as 'relu.*'; all by default. Each law is tried on drawn cases and on
+    changed ones that come ever closer to failing. The worst ratio of a bound is the smallest bound / truth
+    seen, rounding included: a law holds where it is at least 1. That of an identity is its relative error.
+    A counterexample is made as simple as possible and printed as a program that shows it.
+
+    Ctrl-C prints the table so far. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage.
+    """
+    from theory.types import InvalidInput
+
+    try:
+        from theory.laws import catalog, claim
+
+        if list_only:
+            _print_list()
+            return
+        if source and laws:
+            raise InvalidInput(f"--conjecture {source} and the laws {' '.join(laws)} exclude each other")
+        for name, value, least in (("examples", examples, 1), ("jobs", jobs, 1), ("seed", seed, 0)):
+            if value is not None and value < least:
+                raise InvalidInput(f"{name} is {value}; give a whole number of at least {least}")
+        if out is not None and out.exists():
+            raise InvalidInput(f"{out} exists; name another file, or remove it")
+        load = partial(claim.load, source) if source else partial(catalog.select, laws)
+        chosen = load()
+        tallies, interrupted = _hunt(load, examples=examples, jobs=jobs or _cores(), seed=seed)
+        results = [(law, tallies[law.name]) for law in chosen if law.name in tallies]
+        if out is not None:
+            _write(out, results, seed)
+    except (InvalidInput, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(_USAGE)
+    _print_results(results, conjectures=source is not None)
+    if interrupted:
+        click.echo("Stopped; the table shows what was tried until then.", err=True)
+        sys.exit(_INTERRUPTED)
+    sys.exit(_FALSIFIED if any(tally.failure for _, tally in results) else _OK)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _hunt(load: partial, *, examples: int, jobs: int, seed: int) -> tuple[dict[str, Tally], bool]:
+    """The tally of every law that was tried, and whether the user stopped the hunt."""
+    from theory.laws.hunt import Tally, hunt
+
+    tallies: dict[str, Tally] = {}
+    rounds = hunt(load, examples=examples, jobs=jobs, base=seed)
+    try:
+        with _progress(len(load()) * examples) as advance:
+            for law, tally in rounds:
+                tallies[law.name] = tallies.get(law.name, Tally()).plus(tally, law)
+                advance(law.name, examples if tally.failure else tally.examples)
+    except KeyboardInterrupt:
+        return tallies, True
+    finally:
+        rounds.close()
+    return tallies, False
+
+
+@contextmanager
+def _progress(total: int) -> Iterator:
+    """A bar on a terminal; elsewhere one line at the start."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        click.echo(f"Trying {total:,} examples ...", err=True)
+        yield lambda name, count: None
+        return
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("start", total=total)
+        yield lambda name, count: bar.update(task, advance=count, description=name)
+
+
+def _print_list() -> None:
+    from theory.laws import catalog, claim
+
+    for law in catalog.LAWS:
+        click.echo(f"{law.name:28}{law.kind:10}{law.statement}")
+    click.echo("\nConjectures, for --conjecture:")
+    for name in claim.shipped():
+        for law in claim.load(name):
+            click.echo(f"{name:38}{law.statement}")
+
+
+def _print_results(results: list[tuple[Law, Tally]], *, conjectures: bool) -> None:
+    from rich.console import Console
+
+    from theory.laws.code import reproduction, summary
+
+    console = Console()
+    if console.is_terminal:
+        console.print(_table(results))
+    else:
+        for law, tally in results:
+            case = summary(tally.tightest) if tally.tightest else ""
+            click.echo(
+                f"{law.name:28} {law.kind:9} {tally.examples:>9,} examples  worst {_worst(law, tally):18} "
+                f"{tally.seconds:8.1f} s  {case}".rstrip()
+            )
+    for law, tally in results:
+        if tally.failure:
+            click.echo(f"\nFALSIFIED  {law.name}: {law.statement}\n{_first_line(tally.failure.message)}")
+            click.echo("The simplest counterexample found; run this:\n")
+            click.echo(reproduction(law, tally.failure.case))
+        elif conjectures:
+            _print_evidence(law, tally)
+    falsified = sum(tally.failure is not None for _, tally in results)
+    tried = sum(tally.examples for _, tally in results)
+    count = "Nothing" if not falsified else f"{falsified} of {len(results)}"
+    kind = "conjectures" if conjectures else "laws"
+    click.echo(f"{count} falsified in {tried:,} examples of {len(results)} {kind}.")
+
+
+def _print_evidence(law: Law, tally: Tally) -> None:
+    from theory.laws.code import reproduction
+
+    click.echo(f"\nNo counterexample to {law.name} in {tally.examples:,} examples. This proves nothing.")
+    if tally.examples:
+        share = min(1.0, _RULE_OF_THREE / tally.examples)
+        click.echo(
+            "If they were independent draws of its strategies (the search also steers towards failures),\n"
+            f"the next would fail with a probability below {share:.2g}, at 95 % confidence by the rule of\n"
+            "three. This says nothing of cases that the strategies draw rarely or never."
+        )
+    if tally.tightest:
+        click.echo(f"The tightest case has (larger + rounding) / smaller = {_worst(law, tally)}:\n")
+        click.echo(reproduction(law, tally.tightest))
+
+
+def _table(results: list[tuple[Law, Tally]]) -> Table:
+    from rich.table import Table
+
+    from theory.laws.code import summary
+
+    table = Table("law", "statement", "kind", "examples", "worst ratio", "tightest case", "seconds")
+    for column in (3, 4, 6):
+        table.columns[column].justify = "right"
+    for law, tally in results:
+        table.add_row(
+            law.name,
+            law.statement.replace("[", "\\["),
+            law.kind,
+            f"{tally.examples:,}",
+            _worst(law, tally),
+            (summary(tally.tightest) if tally.tightest else "").replace("[", "\\["),
+            f"{tally.seconds:.1f}",
+            style="red" if tally.failure else None,
+        )
+    return table
+
+
+def _worst(law: Law, tally: Tally) -> str:
+    """The ratio closest to failing; digits beyond 1 are shown as what they are, rounding."""
+    if tally.failure:
+        return "FALSIFIED"
+    if math.isnan(tally.ratio):
+        return "holds"
+    if law.kind == "identity":
+        return f"error {tally.ratio:.1e}"
+    return f"1 + {tally.ratio - 1:.1e}" if abs(tally.ratio - 1) < 1e-3 else f"{tally.ratio:.4g}"
+
+
+def _first_line(message: str) -> str:
+    return message.strip().splitlines()[0]
+
+
+def _write(path: Path, results: list[tuple[Law, Tally]], seed: int) -> None:
+    from theory.laws.code import expression
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        for law, tally in results:
+            case = tally.failure.case if tally.failure else tally.tightest
+            writer.writerow(
+                (
+                    law.name,
+                    law.kind,
+                    tally.examples,
+                    repr(tally.ratio),
+                    tally.failure is not None,
+                    law.statement,
+                    "" if case is None else " ".join(expression(tuple(case.items())).split()),
+                    f"{tally.seconds:.3f}",
+                    seed,
+                )
+            )
+    temporary.replace(path)

@@ -1,0 +1,135 @@
+"""The falsify command: its table, its exit status, its messages, and what Ctrl-C leaves."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from empirical.cli import main
+
+ROOT = Path(__file__).parents[1]
+FALSE = """
+from theory.laws import conjecture, strategies as st
+
+@conjecture(x=st.arrays((2,)))
+def never_both_positive(x):
+    "The smaller of two numbers is at most 0."
+    return x.min(), 0.0
+"""
+
+
+def falsify(*arguments: object):
+    return CliRunner().invoke(main, ["falsify", *map(str, arguments)])
+
+
+def test_laws_that_hold_are_a_line_each_and_rows_of_a_table(tmp_path):
+    out = tmp_path / "table.csv"
+    result = falsify("relu.P2<=F", "linear.two-rows", "--examples", 30, "--jobs", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["linear.two-rows", "relu.P2<=F", "Nothing"]
+    assert " 30 examples  worst 1" in lines[1]
+    assert lines[2] == "Nothing falsified in 60 examples of 2 laws."
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [(row["law"], row["examples"], row["falsified"]) for row in rows] == [
+        ("linear.two-rows", "30", "False"),
+        ("relu.P2<=F", "30", "False"),
+    ]
+    assert float(rows[1]["worst"]) >= 1
+    assert "ReLUNetwork(" in rows[1]["tightest"]
+    assert falsify("relu.P2<=F", "--examples", 30, "--out", out).exit_code == 2  # never over other results
+
+
+def test_a_false_conjecture_exits_1_with_its_minimal_counterexample_as_a_program(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FALSE)
+    result = falsify("--conjecture", file, "--examples", 100, "--jobs", 1)
+    assert result.exit_code == 1
+    assert "FALSIFIED  never_both_positive: The smaller of two numbers is at most 0\n" in result.stdout
+    assert "x=np.array([0.25, 0.25])," in result.stdout
+    program = result.stdout[result.stdout.index('"""') : result.stdout.rindex("1 of 1 falsified")]
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "AssertionError: 0.25 exceeds 0.0" in run.stderr
+
+
+def test_a_conjecture_that_stands_comes_with_its_evidence_and_what_that_is_worth():
+    result = falsify("--conjecture", "linf_radius_is_smaller", "--examples", 200, "--jobs", 1)
+    assert result.exit_code == 0
+    assert (
+        "No counterexample to linf_radius_is_smaller in 200 examples. This proves nothing." in result.stdout
+    )
+    assert "a probability below 0.015," in result.stdout  # 3 / 200
+    assert "law.ratio(case)" in result.stdout
+
+
+def test_the_list_names_laws_and_conjectures():
+    result = falsify("--list")
+    assert result.exit_code == 0
+    assert "relu.P1<=M " in result.stdout
+    assert "expected_lipschitz_falls " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["relu.PI"], "relu.PI is no law; the nearest names are relu.P"),
+        (["--examples", 0], "examples is 0; give a whole number of at least 1"),
+        (["--jobs", -1], "jobs is -1; give a whole number of at least 1"),
+        (["--seed", -1], "seed is -1; give a whole number of at least 0"),
+        (["--conjecture", "nowhere.py"], "nowhere.py is no file, and no shipped conjecture"),
+        (["relu.M", "--conjecture", "nowhere.py"], "exclude each other"),
+        (["relu.M", "--out", "missing/folder/table.csv"], "No such file or directory"),
+        (["--examples", "many"], "is not a valid integer"),
+    ],
+)
+def test_bad_usage_is_one_line_and_status_2(arguments, message):
+    result = falsify(*arguments, *([] if "--examples" in arguments else ["--examples", 5]))
+    assert result.exit_code == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.output
+
+
+def test_an_error_in_a_conjecture_is_one_line_and_status_2(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FALSE.replace("return x.min(), 0.0", "return x.minimum()"))
+    result = falsify("--conjecture", file, "--examples", 10, "--jobs", 1)
+    assert result.exit_code == 2
+    (_, line) = result.stderr.splitlines()
+    assert line.startswith("Error: never_both_positive raised AttributeError: ")
+
+
+def test_ctrl_c_prints_the_table_so_far_and_exits_130():
+    command = [
+        sys.executable,
+        "-m",
+        "empirical",
+        "falsify",
+        "linear.fgs",
+        "--examples",
+        "10000000",
+        "--jobs",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=-1, stderr=-1, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "Trying 10,000,000 examples ...\n"
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=4)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors == "Stopped; the table shows what was tried until then.\n"
+    assert output.endswith("laws.\n")
+    assert "Nothing falsified in " in output

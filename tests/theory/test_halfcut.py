@@ -1,0 +1,263 @@
+"""Rung S, the trace moments below it, and tails over masks, against all masks and all activation patterns."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.linalg import hadamard
+
+from tests.theory.test_relu_masks import EQUAL_ROWS, FLAT, PAIR, WITNESS, WITNESS_ALPHAS, Case, masked, net_of
+from theory.laws import masks as laws
+from theory.laws import relu as relu_laws
+from theory.laws.strategies import arrays, attack_norms, relu_networks, sparsities
+from theory.relu import halfcut, trace_moments
+from theory.relu.halfcut import halfcut_bound, halfcut_path_bound
+from theory.relu.lipschitz import lipschitz_constants
+from theory.relu.mask_tails import high_probability_bound
+from theory.relu.masks import expected_path_norm, frobenius_bound, second_moment_bound
+from theory.types import InvalidInput
+
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+# A rung is capped by P2 and P1 in the ladder; alone it may exceed them by its own, larger count of roundings.
+ROUNDING = 1e-11
+# A law about S costs 2**12 masks and a dozen spectral problems; the thorough profile multiplies this.
+FEWER = settings(max_examples=max(20, settings().max_examples // 5))
+
+
+@st.composite
+def products(draw: st.DrawFn) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """One masked matrix, or a product of two, of at most 12 weights, and keep probabilities."""
+    n, m, r = (draw(st.integers(1, 3)) for _ in range(3))
+    shapes = [(n, m)] if draw(st.booleans()) else [(min(n, 2), min(m, 3)), (min(m, 3), min(r, 2))]
+    keep = np.array([1.0 - draw(sparsities()) for _ in shapes])
+    return tuple(draw(arrays(shape, scales=(1.0, 1e-3))) for shape in shapes), keep
+
+
+def orders(weights: tuple[np.ndarray, ...]) -> list[int]:
+    """The orders of E tr (Z Z')^p that the rung uses."""
+    return [1, 2] if len(weights) == 2 else [2, 4]
+
+
+def moment(weights: tuple[np.ndarray, ...], keep: np.ndarray, p: int) -> float:
+    sums = trace_moments.product_sums(weights, p)
+    return float(trace_moments.product_moment(weights, sums, keep)[0])
+
+
+def moment_of_pairings_only(weights: tuple[np.ndarray, ...], keep: np.ndarray, p: int) -> float:
+    """Gaussian entries of the same mean and variance: no cumulants beyond the second."""
+    sums = trace_moments.product_sums(weights, p)
+    small = {key: v for key, v in sums.items() if all(m <= 2 for part in key for m in part)}
+    return float(trace_moments.product_moment(weights, small, keep)[0])
+
+
+def root_norm(weights: tuple[np.ndarray, ...], keep: np.ndarray) -> float:
+    low, high = (trace_moments.product_sums(weights, p) for p in ((2, 4) if len(weights) == 1 else (1, 2)))
+    return float(trace_moments.product_norm(weights, low, high, keep))
+
+
+def noise(weights: tuple[np.ndarray, ...], keep: np.ndarray) -> float:
+    sums = {p: trace_moments.noise_sums(weights[0], p) for p in trace_moments.ORDERS}
+    return float(trace_moments.noise_norm(sums, keep[:1])[0]) * (1 + ROUNDING)
+
+
+UNEVEN = (np.array([[1.0, -2.0, 0.5], [3.0, 0.25, -1.0]]),)
+TWO = (np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([[2.0, 1.0], [-1.0, 0.25]]))
+
+
+@FEWER
+@given(case=products())
+@example(case=(UNEVEN, np.array([0.3])))
+@example(case=(TWO, np.array([0.3, 0.8])))
+def test_cumulants_give_the_enumerated_trace_moments(case):
+    weights, keep = case
+    for p in orders(weights):
+        laws.law_equals_trace_moment(moment, weights, keep, p)
+
+
+@FEWER
+@given(case=products())
+def test_trace_moments_bound_the_spectral_norm(case):
+    laws.law_bounds_root_mean_square_norm(root_norm, *case)
+
+
+@FEWER
+@given(case=products())
+def test_closed_walks_bound_the_fluctuation_of_a_masked_matrix(case):
+    weights, keep = case[0][:1], case[1][:1]
+    laws.law_bounds_root_mean_square_norm(noise, weights, keep, centred=True)
+    enumerated = laws.masked_products(weights, keep, centred=True)
+    for p in trace_moments.ORDERS:
+        sums = {p: trace_moments.noise_sums(weights[0], p)}
+        bound = float(trace_moments.noise_norm(sums, keep[:1])[0]) ** (2 * p)
+        assert bound >= laws.trace_moment(*enumerated, p) * (1 - 1e-10)
+
+
+@pytest.mark.parametrize("p", trace_moments.ORDERS)
+def test_walk_shapes_count_every_closed_walk_once(p):
+    """In a complete bipartite graph with ample labels, by brute force over canonical names for small p."""
+    shapes = trace_moments.walk_shapes(p)
+    assert sum(shapes.values()) == {1: 1, 2: 3, 4: 62, 6: 3108}[p]
+
+    def edges(tree):
+        return sum(1 + edges(child) for _, child in tree)
+
+    plane = [
+        n
+        for (tree, rest), n in shapes.items()
+        if not rest and edges(tree) == p  # every edge used exactly twice
+    ]
+    assert sum(plane) == math.comb(2 * p, p) // (p + 1)  # Catalan: the walks around plane trees
+
+
+def test_one_fluctuation_moment_is_exact_without_cycles():
+    """A single column has walks on stars only; p = 2 sums E N^4 + the pairs, exactly."""
+    weight, keep = np.array([[1.0], [2.0], [-3.0]]), np.array([0.3])
+    sums = {2: trace_moments.noise_sums(weight, 2)}
+    value = float(trace_moments.noise_norm(sums, keep[:1])[0]) ** 4
+    truth = laws.trace_moment(*laws.masked_products((weight,), keep, centred=True), 2)
+    # Labels may coincide in the bound: it counts (E N^2)^2 once more for every entry.
+    doubled = 2 * sum((0.3 * 0.7 * w**2) ** 2 for w in (1.0, 2.0, 3.0))
+    assert truth < value <= truth + doubled * (1 + ROUNDING)
+
+
+def test_trace_laws_reject_broken_formulas():
+    keep = np.array([0.3])
+    with pytest.raises(AssertionError):
+        laws.law_equals_trace_moment(moment_of_pairings_only, UNEVEN, keep, 2)
+    with pytest.raises(AssertionError):
+        laws.law_equals_trace_moment(lambda w, k, p: moment(w, 1 - k, p), UNEVEN, keep, 2)
+    with pytest.raises(AssertionError):
+        laws.law_equals_trace_moment(
+            lambda w, k, p: moment(w, k[::-1].copy(), p), TWO, np.array([0.3, 0.8]), 2
+        )
+    with pytest.raises(AssertionError):
+        laws.law_bounds_root_mean_square_norm(noise, UNEVEN, keep)  # without the mean
+    with pytest.raises(AssertionError):
+        laws.law_bounds_root_mean_square_norm(lambda w, k: k[0] * np.linalg.norm(w[0], 2), UNEVEN, keep)
+
+
+@FEWER
+@given(case=masked(), scaling=st.floats(0.01, 1.0), power=st.floats(-3, 3))
+@example(case=(WITNESS, WITNESS_ALPHAS), scaling=0.5, power=1.0)
+@example(case=(EQUAL_ROWS, np.array([0.0, 0.5])), scaling=0.5, power=1.0)
+def test_half_cuts_bound_the_supremum_whatever_the_scaling(case: Case, scaling, power):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halfcut, "TUNED", ((scaling, power),))
+        laws.law_bounds_second_moment_of_supremum(halfcut_bound, *case, PAIR)
+        relu_laws.law_bounds_expected_supremum(halfcut_path_bound, *case, PAIR, p=math.inf)
+
+
+@FEWER
+@given(case=masked(relu_networks(max_depth=4, max_hidden=4)))
+@example(case=(FLAT, np.array([0.5, 0.0])))
+def test_half_cuts_are_never_above_the_path_rungs_nor_the_papers(case: Case):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halfcut, "TUNED", ())
+        value, path = halfcut_bound(*case, PAIR), halfcut_path_bound(*case, PAIR)
+    if math.isfinite(value):
+        assert value <= second_moment_bound(*case, PAIR) * (1 + ROUNDING)
+        assert value <= frobenius_bound(*case, PAIR) * (1 + ROUNDING)
+        assert path <= expected_path_norm(*case, PAIR) * (1 + ROUNDING)
+
+
+@FEWER
+@given(net=relu_networks(max_depth=4, max_hidden=4))
+def test_without_masks_half_cuts_sharpen_the_global_lipschitz_constant(net):
+    """Also deeper than the halved layers: HALVED = 1 leaves the others cut, as in the norm product."""
+    dense = np.zeros(len(net.weights))
+    copies = [weight[None] for weight in net.weights]
+    for halved in (1, 5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(halfcut, "TUNED", ())
+            patch.setattr(halfcut, "HALVED", halved)
+            value = halfcut_bound(net, dense, PAIR)
+        if sum(len(weight) for weight in net.weights[:-1]) <= 8:
+            truth = relu_laws.largest_gradient(net, copies, PAIR, q=2.0)[0]
+            assert value >= truth * (1 - relu_laws.ENUMERATION_TOLERANCE)
+        if math.isfinite(value):
+            assert value <= lipschitz_constants(net, p=2.0)[PAIR] * (1 + ROUNDING)
+
+
+def without(part: str):
+    """Rung S with one part of its argument left out."""
+
+    def broken(net, alphas, pair):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(halfcut, "TUNED", ())
+            if part == "signs":  # D replaced by I / 2: only the chain without cuts
+                patch.setattr(halfcut, "_cut_sets", lambda depth: [()] * 2**depth)
+            elif part == "fluctuation":
+                patch.setattr(halfcut, "_block_norms", lambda s, k: mean_norms(s, k))
+            elif part == "diagonal":
+                patch.setattr(halfcut, "_through", lambda w, m, k: k**2 * (w.T @ m @ w))
+            return halfcut_bound(net, alphas, pair)
+
+    def mean_norms(scaling, keep):
+        return {(i, j): size * keep[:, j:i].prod(axis=1) for (i, j), size in scaling.means.items()}
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("part", "net", "alphas"),
+    [
+        ("signs", net_of([[1], [1]], [[1, -1], [0, 0]]), [0.0, 0.0]),
+        ("fluctuation", FLAT, [0.9, 0.0]),
+        ("diagonal", WITNESS, [0.9, 0.9, 0.0]),
+    ],
+)
+def test_the_supremum_law_rejects_half_cuts_with_a_part_left_out(part, net, alphas):
+    laws.law_bounds_second_moment_of_supremum(halfcut_bound, net, np.array(alphas), PAIR)
+    with pytest.raises(AssertionError):
+        laws.law_bounds_second_moment_of_supremum(without(part), net, np.array(alphas), PAIR)
+
+
+def test_half_cuts_are_not_monotone_and_give_batches_and_edges():
+    alphas = np.array([[0.25, 0.75, 0.5], [1.0, 0.5, 0.5], [0.5, 1.0, 0.0]])
+    batch = halfcut_bound(WITNESS, alphas, PAIR)
+    np.testing.assert_allclose(batch, [halfcut_bound(WITNESS, row, PAIR) for row in alphas], rtol=1e-13)
+    assert (batch[1:] == 0).all()
+    flat = net_of(hadamard(16), hadamard(16), hadamard(16)[:2])
+    assert halfcut_bound(flat, np.array([0.1, 0.0, 0.0]), PAIR) > halfcut_bound(flat, np.zeros(3), PAIR)
+
+
+def test_entries_too_far_apart_for_their_squares_leave_the_rung_to_p2():
+    far = net_of([[1.0, 0.0], [0.0, 1e-200]], [[0.0, 1.0], [0.0, 0.0]])
+    half = np.array([0.5, 0.0])
+    assert halfcut_bound(far, half, PAIR) == math.inf
+    assert second_moment_bound(far, half, PAIR) > 0
+
+
+@FEWER
+@given(case=masked(), p=attack_norms(), delta=st.sampled_from([1e-3, 0.1, 0.5, 0.9]))
+@example(case=(WITNESS, WITNESS_ALPHAS), p=2.0, delta=0.1)
+@example(case=(EQUAL_ROWS, np.array([0.0, 0.5])), p=2.0, delta=0.5)
+def test_tails_hold_with_their_probability(case: Case, p, delta):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halfcut, "TUNED", ())
+        laws.law_holds_with_probability(high_probability_bound, *case, PAIR, p=p, delta=delta)
+
+
+def test_the_tail_law_rejects_an_expectation_and_a_wrong_norm():
+    alphas = np.array([0.9, 0.0])
+
+    def expectation(net, alphas, pair, *, p, delta):
+        return expected_path_norm(net, alphas, pair)
+
+    with pytest.raises(AssertionError):
+        laws.law_holds_with_probability(expectation, FLAT, alphas, PAIR, p=math.inf, delta=0.01)
+
+    def euclidean(net, alphas, pair, *, p, delta):
+        return high_probability_bound(net, alphas, pair, p=2.0, delta=delta)
+
+    flat = net_of(np.ones((1, 4)), [[1.0], [0.0]])
+    with pytest.raises(AssertionError):
+        laws.law_holds_with_probability(euclidean, flat, np.zeros(2), PAIR, p=math.inf, delta=0.01)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, math.nan])
+def test_a_delta_that_is_no_probability_is_named(delta):
+    with pytest.raises(InvalidInput, match="delta is"):
+        high_probability_bound(WITNESS, WITNESS_ALPHAS, PAIR, p=2.0, delta=delta)

@@ -1,0 +1,337 @@
+"""Expected certified radii over random masks, against the enumeration of all masks and patterns."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from theory.laws import moments as laws
+from theory.laws import relu as relu_laws
+from theory.laws.strategies import arrays, attack_norms, relu_networks, sparsities
+from theory.linear import radius as linear_radius
+from theory.norms import dual
+from theory.relu.certificate import certified_radius
+from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
+from theory.relu.mask_sampling import Sample
+from theory.relu.oversparsification import (
+    expected_lipschitz,
+    expected_radius_confidence,
+    expected_radius_lower_bound,
+    expected_radius_upper_bound,
+    oversparse_kept_fraction,
+    path_probability,
+    radius_curve,
+)
+from theory.types import InvalidInput, LinearClassifier, ReLUNetwork
+
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+PAIR = (0, 1)
+CAPS = st.sampled_from([0.25, 2.0, math.inf])
+Case = tuple[ReLUNetwork, np.ndarray, np.ndarray, np.ndarray]
+
+
+def net_of(*weights: object) -> ReLUNetwork:
+    """A network without biases."""
+    layers = tuple(np.array(w, dtype=float) for w in weights)
+    return ReLUNetwork(layers, tuple(np.zeros(len(w)) for w in layers))
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, biases: bool = True, max_depth: int = 3) -> Case:
+    """A network of at most 12 weights, two inputs with labels, and one sparsity per layer."""
+    classes = draw(st.sampled_from([2, 2, 3]))
+    width = draw(st.integers(1, 2)) if classes == 2 else 1
+    net = draw(relu_networks(width=width, classes=classes, max_hidden=2, max_depth=max_depth, biases=biases))
+    x = draw(arrays((2, width)))
+    y = np.array(draw(st.lists(st.integers(0, classes - 1), min_size=2, max_size=2)))
+    # Half of the time the labels are those of the dense network, else little is certified.
+    y = net.scores(x).argmax(axis=1) if draw(st.booleans()) else y
+    alphas = [draw(sparsities()) for _ in net.weights]
+    if draw(st.booleans()):
+        alphas[-1] = 0.0
+    return net, x, y, np.array(alphas)
+
+
+# One unit on a straight path, and two classes: the margin is w x k in expectation.
+PATH = (net_of([[2.0]], [[1.0], [-1.0]]), np.array([[1.0], [0.5]]), np.array([0, 0]), np.array([0.25, 0.0]))
+WIDE = (
+    ReLUNetwork(
+        (np.array([[1.0, 2.0], [3.0, 0.5]]), np.array([[1.0, 2.0], [-1.0, 0.5]])), (np.ones(2), np.zeros(2))
+    ),
+    np.array([[1.0, 0.5], [2.0, 1.0]]),
+    np.array([0, 0]),
+    np.array([0.05, 0.0]),
+)
+LINEAR = (
+    net_of([[1.0, 2.0, -1.0], [-0.5, 0.25, 1.0]]),
+    np.array([[1.0, 1.0, -2.0], [0.5, 2.0, 0.0]]),
+    np.array([0, 0]),
+    np.array([0.1]),
+)
+
+
+@given(case=cases(), p=attack_norms(), cap=CAPS)
+@example(case=PATH, p=2.0, cap=math.inf)
+@example(case=WIDE, p=math.inf, cap=2.0)
+@example(case=LINEAR, p=2.0, cap=math.inf)
+def test_lower_bound_is_below_the_enumerated_expectation(case: Case, p, cap):
+    net, x, y, alphas = case
+    laws.law_below_expected_radius(expected_radius_lower_bound, net, x, y, alphas, p=p, cap=cap)
+
+
+@given(case=cases() | cases(biases=False), p=attack_norms(), cap=CAPS)
+@example(case=PATH, p=2.0, cap=math.inf)
+def test_upper_bound_is_above_the_enumerated_expectation(case: Case, p, cap):
+    net, x, y, alphas = case
+    laws.law_above_expected_radius(expected_radius_upper_bound, net, x, y, alphas, p=p, cap=cap)
+
+
+@pytest.mark.parametrize("case", [PATH, WIDE, LINEAR])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_the_bounds_say_something(case: Case, p):
+    net, x, y, alphas = case
+    assert (expected_radius_lower_bound(net, x, y, alphas[None], p=p) > 0).all()
+
+
+@given(case=cases())
+@example(case=WIDE)
+def test_margin_moments_are_bounded(case: Case):
+    laws.law_bounds_margin_moments(margin_moment_bounds, *case)
+
+
+@given(case=cases(max_depth=1))
+@example(case=LINEAR)
+def test_margin_moments_of_one_layer_and_two_classes_are_exact(case: Case):
+    net, x, y, alphas = case
+    if net.classes > 2:
+        return
+    probabilities, weights = relu_laws.all_masks(net, alphas)
+    margins = laws.masked_margins(net, weights, x, y)
+    mean, square = margin_moment_bounds(net, x, y, alphas[None])
+    slack = 1e3 * laws.rounding_of_margins(net, x) + 1e-300
+    assert (np.abs(mean[0] - probabilities @ margins) <= slack).all()
+    size = np.abs(margins).max() + 1.0
+    assert (np.abs(square[0] - probabilities @ margins**2) <= slack * size).all()
+
+
+@given(case=cases())
+def test_expected_margins_are_bounded(case: Case):
+    net, x, _, alphas = case
+    laws.law_bounds_expected_margin(expected_margin_bound, net, x, alphas, PAIR)
+
+
+def test_the_margin_bound_is_reached_on_positive_paths_and_leaves_the_biases():
+    net, x, _, alphas = PATH
+    np.testing.assert_allclose(
+        expected_margin_bound(net, x, alphas[None], PAIR), [[0.75 * 4, 0.75 * 2]], rtol=1e-14
+    )
+    biased = ReLUNetwork(net.weights, (np.array([3.0]), np.array([0.5, -0.5])))
+    gone = expected_margin_bound(biased, x, np.array([[1.0, 0.0], [1.0, 1.0]]), PAIR)
+    np.testing.assert_allclose(gone, [[7.0, 7.0], [1.0, 1.0]], rtol=1e-14)
+
+
+@given(case=cases(), p=attack_norms())
+def test_expected_lipschitz_constants_are_bounded(case: Case, p):
+    net, _, _, alphas = case
+    laws.law_bounds_expected_lipschitz(expected_lipschitz, net, alphas, p=p)
+
+
+@given(case=cases())
+def test_path_probabilities_are_bounded(case: Case):
+    net, x, _, alphas = case
+    laws.law_bounds_path_probability(path_probability, net, x[0], alphas, PAIR)
+
+
+def test_path_probability_is_exact_on_a_tree_and_small_near_full_sparsity():
+    net, x, _, _ = PATH
+    alphas = np.array([[0.25, 0.0], [0.25, 0.5], [1 - 1e-9, 0.0], [1.0, 0.0]])
+    truth = [0.75, 0.75 * 0.75, 1e-9, 0.0]
+    np.testing.assert_allclose(path_probability(net, x[0], alphas, PAIR), truth, rtol=1e-6)
+
+
+@given(case=cases(biases=False))
+@example(case=(*PATH[:3], np.array([0.9, 0.0])))
+def test_sparser_than_kappa_is_worse_than_dense(case: Case):
+    net, x, y, alphas = case
+    unmasked = np.append(alphas[:-1], 0.0)
+    laws.law_sparser_than_kappa_is_worse(oversparse_kept_fraction, net, x, y, unmasked)
+
+
+def test_kappa_is_one_on_a_single_positive_path():
+    net, x, y, _ = PATH
+    np.testing.assert_allclose(oversparse_kept_fraction(net, x, y), 1.0, rtol=1e-12)
+
+
+@given(case=cases(), p=attack_norms())
+def test_without_masks_the_lower_bound_is_a_certificate_of_the_network(case: Case, p):
+    net, x, y, alphas = case
+    dense = np.zeros((1, len(alphas)))
+    found = expected_radius_lower_bound(net, x, y, dense, p=p)[0]
+    exact = certified_radius(net, x, y, p=p)
+    (gradient,) = relu_laws.largest_gradient(net, [w[None] for w in net.weights], PAIR, q=dual(p))
+    if net.classes == 2 and len(net.weights) == 1 and gradient > 0:
+        slack = 100 * laws.rounding_of_margins(net, x) / gradient
+        assert (np.abs(found - exact) <= 1e-9 * exact + slack).all()
+
+
+@given(case=cases(biases=False, max_depth=1), p=attack_norms(), cap=st.sampled_from([0.25, 2.0]))
+def test_both_bounds_hold_for_the_true_radius_of_masked_linear_classifiers(case: Case, p, cap):
+    """Exact minimal perturbations, capped, a tie being an error."""
+    net, x, y, alphas = case
+    probabilities, weights = relu_laws.all_masks(net, alphas)
+    truth = np.zeros(len(x))
+    for chance, weight in zip(probabilities, weights[0], strict=True):
+        found = linear_radius(LinearClassifier(weight, net.biases[0]), x, y, p=p)
+        margins = laws.masked_margins(net, [weight[None]], x, y)[0]
+        truth += chance * np.where(margins > laws.rounding_of_margins(net, x), np.minimum(found, cap), 0.0)
+    lower = expected_radius_lower_bound(net, x, y, alphas[None], p=p, domain_radius=cap)[0]
+    assert (lower <= truth + 1e-9 * cap).all()
+    alive = [
+        min(path_probability(net, point, alphas[None], (int(k), j))[0] for j in range(net.classes) if j != k)
+        for point, k in zip(x, y, strict=True)
+    ]
+    assert (truth <= cap * np.array(alive) * (1 + 1e-12)).all()
+
+
+def test_a_constant_classifier_keeps_its_radius_at_full_sparsity():
+    """What the bound that goes to 0 does not say: with biases the network may be constant and right."""
+    net = ReLUNetwork((np.array([[1.0], [2.0]]),), (np.array([0.5, 0.0]),))
+    x, y, gone = np.array([[1.0]]), np.array([0]), np.array([[1.0]])
+    assert expected_radius_lower_bound(net, x, y, gone, p=2.0, domain_radius=3.0) == pytest.approx(3.0)
+    assert expected_radius_upper_bound(net, x, y, gone, p=2.0, domain_radius=3.0) == 3.0
+
+
+def test_the_curve_dies_at_full_sparsity_and_its_optimum_is_on_the_grid():
+    net, x, y, _ = WIDE
+    unbiased = ReLUNetwork(net.weights, (np.zeros(2), np.zeros(2)))
+    sparsity = np.array([0.0, 0.1, 0.5, 1 - 1e-12, 1.0])
+    curve = radius_curve(unbiased, x, y, sparsity, p=2.0)
+    assert (curve.lower <= curve.upper).all()
+    assert curve.lower[-1] == curve.upper[-1] == 0
+    assert 0 < curve.upper[-2] < 1e-10
+    assert curve.best == sparsity[np.argmax(curve.lower)] == 0.0
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_confidence_limits_fail_no_more_often_than_stated(p):
+    """20 batches of 200 masks at delta = 0.1: more than 2 + 5 sd = 8 failures would refute the limit."""
+    net, x, y, _ = WIDE
+    alphas = np.array([[0.3, 0.0]])
+    truth = laws.expected_certified_radius(net, x, y, alphas[0], p=p, cap=2.0, strict=False)
+    probabilities, weights = relu_laws.all_masks(net, alphas[0])
+    margins = laws.masked_margins(net, weights, x, y)
+    rng = np.random.default_rng(0)
+    failures = 0
+    for _ in range(20):
+        chosen = margins[rng.choice(len(margins), size=200, p=probabilities)][None]
+        drawn = Sample(chosen, np.ones_like(chosen), np.ones_like(chosen))
+        found = expected_radius_confidence(net, x, y, alphas, drawn, p=p, delta=0.1, domain_radius=2.0)[0]
+        assert (found > 0).all()
+        failures += bool((found > truth).any())
+    assert failures <= 8
+
+
+def test_the_lower_law_rejects_a_formula_without_cauchy_schwarz():
+    """E X / E L is not below E[X / L]: here X = L^2, so the ratio is E L^2 / E L > E L."""
+    net = net_of([[3.0, 1.0]], [[1.0], [0.0]])
+
+    def ratio_of_means(net, x, y, alphas, *, p, domain_radius):
+        mean, _ = margin_moment_bounds(net, x, y, alphas)
+        lipschitz, _ = expected_lipschitz(net, alphas, int(y[0]), p=p)
+        return np.maximum(mean, 0.0) / lipschitz[:, None]
+
+    x, y = np.array([[3.0, 0.1]]), np.array([0])
+    with pytest.raises(AssertionError):
+        laws.law_below_expected_radius(ratio_of_means, net, x, y, np.array([0.5, 0.0]), p=2.0, cap=math.inf)
+
+
+def with_euclidean_constant(net, x, y, alphas, *, p, domain_radius):
+    return expected_radius_lower_bound(net, x, y, alphas, p=2.0, domain_radius=domain_radius)
+
+
+def first_moment_twice(net, alphas, label, *, p):
+    """The mean in the place of the root mean square, too small."""
+    mean, _ = expected_lipschitz(net, alphas, label, p=p)
+    return mean, mean
+
+
+def half(bound):
+    return lambda *args, **settings: bound(*args, **settings) / 2
+
+
+def test_laws_reject_broken_formulas():
+    net, x, y, alphas = LINEAR
+    dense = np.array([0.0])
+    with pytest.raises(AssertionError):  # the wrong dual norm
+        laws.law_below_expected_radius(with_euclidean_constant, net, x, y, dense, p=math.inf, cap=math.inf)
+    net, x, y, alphas = PATH
+    with pytest.raises(AssertionError):
+        laws.law_above_expected_radius(
+            half(expected_radius_upper_bound), net, x, y, alphas, p=2.0, cap=math.inf
+        )
+    with pytest.raises(AssertionError):
+        laws.law_bounds_expected_margin(half(expected_margin_bound), net, x, alphas, PAIR)
+    with pytest.raises(AssertionError):
+        laws.law_bounds_path_probability(half(path_probability), net, x[0], alphas, PAIR)
+    with pytest.raises(AssertionError):  # variance forgotten
+        laws.law_bounds_margin_moments(
+            lambda *args: (margin_moment_bounds(*args)[0], margin_moment_bounds(*args)[0] ** 2),
+            net,
+            x,
+            y,
+            alphas,
+        )
+    with pytest.raises(AssertionError):  # the mean of the dense network
+        laws.law_bounds_margin_moments(
+            lambda net, x, y, a: margin_moment_bounds(net, x, y, np.zeros_like(a)), net, x, y, alphas
+        )
+    with pytest.raises(AssertionError):
+        laws.law_bounds_expected_lipschitz(first_moment_twice, net, alphas, p=math.inf)
+    # Masking undoes a cancellation, so sparser is better here: kappa is tiny, and no larger threshold holds.
+    cancelling = net_of([[1.0], [1.0]], [[2.0, -1.9], [0.0, 0.0]])
+    one, first, sparse = np.array([[1.0]]), np.array([0]), np.array([0.5, 0.0])
+    laws.law_sparser_than_kappa_is_worse(oversparse_kept_fraction, cancelling, one, first, sparse)
+    with pytest.raises(AssertionError):
+        laws.law_sparser_than_kappa_is_worse(lambda *_: np.array([0.9]), cancelling, one, first, sparse)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-150, 1e150, 1e200, 1e300])
+def test_extreme_scales_never_give_nan_or_a_crossing(scale):
+    net = net_of([[scale, scale]], [[1.0], [-1.0]])
+    x, y, alphas = np.array([[1.0, 2.0]]), np.array([0]), np.array([[0.25, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    lower = expected_radius_lower_bound(net, x, y, alphas, p=2.0)[:, 0]
+    upper = expected_radius_upper_bound(net, x, y, alphas, p=2.0)[:, 0]
+    assert (0 <= lower).all()
+    assert (lower <= upper).all()
+    assert lower[2] == upper[2] == 0
+    assert not np.isnan(expected_margin_bound(net, x, alphas, PAIR)).any()
+
+
+def test_tiny_sparsities_keep_their_variance():
+    """1 - alpha rounds to 1, the variance k alpha does not to 0."""
+    net = net_of([[1.0, 1.0]], [[1.0], [-1.0]])
+    x, y = np.array([[1.0, -1.0]]), np.array([0])
+    _, square = margin_moment_bounds(net, x, y, np.array([[1e-20, 0.0]]))
+    assert square[0, 0] >= 4e-20
+
+
+def test_illegal_calls_name_the_argument():
+    net, x, y, alphas = PATH
+    with pytest.raises(InvalidInput, match="domain_radius is 0"):
+        expected_radius_lower_bound(net, x, y, alphas[None], p=2.0, domain_radius=0.0)
+    with pytest.raises(InvalidInput, match="alphas has shape"):
+        expected_radius_upper_bound(net, x, y, alphas[None, :1], p=2.0)
+    with pytest.raises(InvalidInput, match="bias"):
+        oversparse_kept_fraction(ReLUNetwork(net.weights, (np.ones(1), np.zeros(2))), x, y)
+    with pytest.raises(InvalidInput, match="label is 2"):
+        expected_lipschitz(net, alphas[None], 2, p=2.0)
+    with pytest.raises(InvalidInput, match="pair is"):
+        expected_margin_bound(net, x, alphas[None], (1, 1))
+    drawn = Sample(*np.zeros((3, 1, 5, 2)))
+    with pytest.raises(InvalidInput, match="delta is 1"):
+        expected_radius_confidence(net, x, y, alphas[None], drawn, p=2.0, delta=1.0)
+    with pytest.raises(InvalidInput, match="drawn has shape"):
+        expected_radius_confidence(net, x[:1], y[:1], alphas[None], drawn, p=2.0)

@@ -1,0 +1,193 @@
+"""Balls, intervals, and the relaxations of one node: intervals through operators, lines around activations.
+
+Every bound includes its own floating-point rounding, in float64 as in float32: a sum of n products is
+enlarged by n times the unit roundoff times the sum of their sizes (Higham 2002, section 3.1), once for the
+value and once for the coefficients that meet it. What overflows becomes an infinite bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from theory.graph.network import Activation, Combine, Graph, Node, Source, combined
+
+EXTRA = 16  # roundings of an entry beyond those of its sums: slopes, intercepts, last additions
+
+
+@dataclass(frozen=True)
+class Ball:
+    """One closed l_p ball per example: centre (m, *shape), radius (m,), and the dual exponent q."""
+
+    centre: Tensor
+    radius: Tensor
+    q: float
+
+    def within(self, radius: Tensor) -> Ball:
+        """Balls of another radius."""
+        return Ball(self.centre, radius, self.q)
+
+    def take(self, rows: Tensor) -> Ball:
+        """The balls of some examples."""
+        return Ball(self.centre[rows], self.radius[rows], self.q)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """lower <= value <= upper, entry by entry: (m, *shape) each."""
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def size(self) -> Tensor:
+        """The largest absolute value."""
+        return torch.maximum(-self.lower, self.upper)
+
+    def meet(self, other: Interval) -> Interval:
+        """Both bounds at once; a NaN of one side leaves the other."""
+        return Interval(torch.fmax(self.lower, other.lower), torch.fmin(self.upper, other.upper))
+
+
+@dataclass(frozen=True)
+class Lines:
+    """below z + low <= f(z) <= above z + high on the interval of z, (m, *shape) each; None for 0.
+
+    ``below`` may differ by row, (m, r, *shape).
+    """
+
+    below: Tensor
+    low: Tensor | None
+    above: Tensor
+    high: Tensor | None
+
+
+def eps_of(graph: Graph) -> float:
+    """Twice the unit roundoff of the graph's numbers, an identity."""
+    return torch.finfo(graph.dtype).eps
+
+
+def tiny_of(graph: Graph) -> float:
+    """The smallest normal number, a bound of what one operation loses to underflow."""
+    return torch.finfo(graph.dtype).tiny
+
+
+def relu_lines(z: Interval) -> Lines:
+    """Lines around relu on the interval, a bound: the upper joins the ends, the lower has a slope in [0, 1].
+
+    The lower slope is 0 or 1, whichever leaves the smaller area. Reference: Zhang et al. 2018 (CROWN),
+    section 3.3.
+    """
+    eps = torch.finfo(z.lower.dtype).eps
+    unstable = (z.lower < 0) & (z.upper > 0)
+    width = torch.where(unstable, z.upper - z.lower, 1.0)
+    chord = _slope(z.upper / width * (1 + 8 * eps))
+    on = (z.lower >= 0).to(chord.dtype)
+    above = torch.where(unstable, chord, on)
+    chosen = (z.upper > -z.lower).to(chord.dtype)
+    # -lower * chord may be inf; the bound is then -inf, as it should.
+    return Lines(torch.where(unstable, chosen, on), None, above, torch.where(unstable, -z.lower * chord, 0.0))
+
+
+def gate_lines(z: Interval, unit: Interval) -> Lines:
+    """Lines around d z, d the derivative of a ReLU whose input lies in ``unit``, a bound.
+
+    d is 0 where unit.upper <= 0 and else 1 where unit.lower >= 0, as ReLU is 0 or the identity on the whole
+    ball; elsewhere it is 0 or 1, and min(z, 0) <= d z <= max(z, 0).
+    """
+    eps = torch.finfo(z.lower.dtype).eps
+    off = unit.upper <= 0
+    on = (unit.lower >= 0) & ~off
+    free = ~(on | off)
+    mixed = free & (z.lower < 0) & (z.upper > 0)
+    width = torch.where(mixed, z.upper - z.lower, 1.0)
+    rising = _slope(z.upper / width * (1 + 8 * eps))  # of the upper line: upper / width
+    falling = _slope(-z.lower / width * (1 + 8 * eps))  # of the lower line: -lower / width
+    fixed = on.to(z.lower.dtype)
+    above = torch.where(mixed, rising, torch.where(free, (z.lower >= 0).to(rising.dtype), fixed))
+    below = torch.where(mixed, falling, torch.where(free, (z.upper <= 0).to(rising.dtype), fixed))
+    zero = torch.zeros_like(rising)
+    return Lines(
+        below,
+        torch.where(mixed, -z.upper * falling, zero),
+        above,
+        torch.where(mixed, -z.lower * rising, zero),
+    )
+
+
+def _slope(ratio: Tensor) -> Tensor:
+    """A slope raised by rounding, at most 1, where its line is a bound too; 1 for infinite ends."""
+    return torch.where(ratio.isnan(), 1.0, ratio.clamp(max=1.0))
+
+
+def relu_interval(z: Interval) -> Interval:
+    """relu of an interval, an identity."""
+    return Interval(z.lower.clamp(min=0.0), z.upper.clamp(min=0.0))
+
+
+def gate_interval(z: Interval, unit: Interval) -> Interval:
+    """d z for the derivative d of a ReLU whose input lies in ``unit``, an identity."""
+    off = unit.upper <= 0
+    on = unit.lower >= 0
+    lower = torch.where(off, 0.0, torch.where(on, z.lower, z.lower.clamp(max=0.0)))
+    return Interval(lower, torch.where(off, 0.0, torch.where(on, z.upper, z.upper.clamp(min=0.0))))
+
+
+def step_size(graph: Graph, node: Node, inputs: list[Tensor]) -> Tensor:
+    """The sum of the sizes of what each entry of a node adds up, a bound, from the sizes of its inputs."""
+    match node.operation:
+        case Combine():
+            size = combined(inputs, (1.0,) * len(inputs))
+        case Source() | Activation():
+            size = inputs[0]
+        case operation:
+            size = operation.magnitude().apply(inputs[0])
+    return size if node.bias is None else size + node.bias.abs()
+
+
+def terms_of(node: Node) -> int:
+    """Roundings in one entry of a node's value plus one of its transposed coefficients, a bound."""
+    match node.operation:
+        case Combine(signs):
+            return len(signs) + EXTRA
+        case Source() | Activation():
+            return EXTRA
+        case operation:
+            return operation.terms + EXTRA
+
+
+def interval_step(graph: Graph, node: Node, inputs: list[Interval]) -> Interval:
+    """A linear node or a sum from the intervals of its inputs, a bound: interval bound propagation.
+
+    Reference: Gowal et al. 2018.
+    """
+    eps, tiny = eps_of(graph), tiny_of(graph)
+    size = step_size(graph, node, [part.size for part in inputs])
+    slack = terms_of(node) * (eps * size + tiny)
+    match node.operation:
+        case Combine(signs):
+            ends = [
+                (p.lower, p.upper) if s > 0 else (-p.upper, -p.lower)
+                for p, s in zip(inputs, signs, strict=True)
+            ]
+            ones = (1.0,) * len(signs)
+            lower, upper = combined([e[0] for e in ends], ones), combined([e[1] for e in ends], ones)
+            if node.bias is not None:
+                lower, upper = lower + node.bias, upper + node.bias
+        case operation:
+            assert not isinstance(operation, Source | Activation)
+            (part,) = inputs
+            centre, spread = part.lower / 2 + part.upper / 2, part.upper / 2 - part.lower / 2 + tiny
+            middle, reach = operation.apply(centre), operation.magnitude().apply(spread)
+            if node.bias is not None:
+                middle = middle + node.bias
+            lower, upper = middle - reach, middle + reach
+    return sound(Interval(lower - slack, upper + slack))
+
+
+def sound(found: Interval) -> Interval:
+    """The interval with every NaN, from an overflow, made infinite: a bound again."""
+    lower = torch.where(found.lower.isnan(), -torch.inf, found.lower)
+    return Interval(lower, torch.where(found.upper.isnan(), torch.inf, found.upper))

@@ -1,0 +1,1 @@
+"""Three conjectures to start from: copy one, change the claim, and hunt it with ``falsify --conjecture``."""

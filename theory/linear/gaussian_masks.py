@@ -1,0 +1,178 @@
+"""Gaussian classes under random masks: the exact average of the closed form over all 2^n Bernoulli masks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Complex, Float
+from numpy import ndarray as Array
+
+from theory.linear.gaussian import GaussianClasses, gaussian_mean_radius
+from theory.linear.masks import EPSILON, LEFT, RIGHT, STEP, MaskAverage, check_sparsities
+from theory.types import BinaryLinear, InvalidInput, check_p
+
+# On the contour z = r (1 + i sinh x) the trapezoid rule starts with this step,
+CONTOUR_STEP = 0.05
+SMALLEST_STEP = CONTOUR_STEP / 8  # which is halved down to this
+SAFETY = 4  # times the change from a step 3/2 as long, which has no aliases in common, is the stated error
+ENOUGH = 1e-12  # until it changes the value by less than this share of the largest addition
+CONTOUR_END = 42.0  # 1 / sinh(42) is below rounding, however slowly the rest decays
+MARGIN = 2.0  # real parts up to this multiple of r may occur when the contour is shifted,
+GROWTH = 3.0  # and must not raise the logarithm of the integrand by more than this
+SHRINK = 0.7  # r is shortened by this factor until that holds
+WIDEST = 1e-100  # smallest over largest weight: its square must be a float
+NEGLIGIBLE = 1e-17
+BLOCK = 1 << 14  # complex nodes times weights held at once
+
+
+def masked_gaussian_mean_radius(
+    clf: BinaryLinear, data: GaussianClasses, alphas: Float[Array, " k"], *, p: float
+) -> MaskAverage:
+    """Gaussian classes under Bernoulli masks, identity: E_M[R_p(w*M, b)], masks keeping w_i with 1 - alpha.
+
+    R_p is ``gaussian_mean_radius``: mistakes count 0, the bias stays, and a mask without weights counts 0.
+    Given M the signed score T = k ((w*M).x + b) is Gaussian. With A = sum_i a_i M_i and a_i, s as in
+    ``masked_mean_radius``, E[T_+ / A^s] is a double integral over u > 0 and a line Re z = r > 0, by the Gamma
+    integral for A / A^(s+1) and the Laplace inversion of T_+:
+    1/Gamma(s+1) int u^s 1/(2 pi i) int E[A e^(-u A + z T)] / z^2 dz du. For a diagonal covariance S the
+    expectation is a product over i: e^(k z b) sum_i (1-alpha) a_i E_i prod_{j != i} D_j, where
+    D_i = alpha + (1-alpha) E_i, E_i = exp(-u a_i + z k w_i m_ki + z^2 w_i^2 S_ii / 2).
+    Both integrals are trapezoid sums that converge exponentially; r is chosen for every u. ``error`` is an
+    estimate that no test has seen passed: the changes from a longer step in u and in z, far above the
+    truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
+    class means of a masked classifier are some 50 standard deviations of the score or more apart.
+    Raises: InvalidInput as ``gaussian_mean_radius``, for alphas outside [0, 1], or unless the covariance is
+    diagonal and positive at every non-zero weight, and the weights span at most 100 orders of magnitude.
+    Source: this project; theory/symbolic_random.py::prove_laplace_inversion.
+    """
+    alphas, power = check_sparsities(alphas), 1.0 if check_p(p) == math.inf else 0.5
+    if clf.weight.size != data.mean.shape[1]:
+        raise InvalidInput(f"data has {data.mean.shape[1]} features; the classifier takes {clf.weight.size}")
+    if not clf.weight.any():
+        raise InvalidInput("weight is 0 in every entry; a binary classifier needs a non-zero weight")
+    used = clf.weight != 0
+    spread = data.covariance.diagonal()[used]
+    if (data.covariance != np.diag(data.covariance.diagonal())).any() or (spread <= 0).any():
+        raise InvalidInput(
+            "covariance is not diagonal or is 0 at a non-zero weight; pass independent features"
+        )
+    size = np.abs(clf.weight[used])
+    if size.min() < WIDEST * size.max():
+        raise InvalidInput(f"weight spans {size.min()} to {size.max()}; set those below 1e-100 of it to 0")
+    exponent = np.frexp(size.max())[1]
+    weight, bias = np.ldexp(clf.weight[used], -exponent), math.ldexp(clf.bias, -int(exponent))
+    value, error = np.zeros(alphas.shape), np.zeros(alphas.shape)
+    sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
+    if np.array_equal(sides[0][1], sides[1][1]) and sides[0][2] == sides[1][2]:
+        sides = [(1.0, *sides[1][1:])]  # the symmetric case costs half
+    for prior, mean, side_bias in sides:
+        law = _MaskedScore(
+            np.abs(weight) ** (1 / power), weight * mean, weight * weight * spread, side_bias, power
+        )
+        for k, alpha in enumerate(alphas):
+            if 0 < alpha < 1 and prior > 0:
+                found = law.average(float(alpha))
+                value[k] += prior * found[0]
+                error[k] += prior * found[1]
+    if (alphas == 0).any():
+        value[alphas == 0] = whole = gaussian_mean_radius(clf, data, p=p)
+        error[alphas == 0] = 4 * EPSILON * weight.size * whole
+    return MaskAverage(value, error)
+
+
+@dataclass(frozen=True)
+class _MaskedScore:
+    """The law of (A, T) over masks: a_i (n,), c_i (n,), v_i (n,), the bias of T, and the power s of A."""
+
+    a: Float[Array, " n"]
+    c: Float[Array, " n"]
+    v: Float[Array, " n"]
+    bias: float
+    power: float
+
+    def average(self, alpha: float) -> tuple[float, float]:
+        """E[T_+ / A^s; M not empty] and the estimate of its error."""
+        total = self.a.sum()
+        t = np.arange(LEFT, math.log(RIGHT * total / self.a.min()) + STEP, STEP)
+        u = np.exp(t - np.exp(-t)) / total
+        outer = u ** (self.power + 1) * (1 + np.exp(-t)) * STEP / math.gamma(self.power + 1)
+        r, inner = self._abscissa(u, alpha), np.zeros((u.size, 3))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            # T_+ <= e^(r T) / (e r): an upper limit of what every u adds.
+            most = np.log(outer) + self._log_real(u, r, alpha) - np.log(r)
+        most[~np.isfinite(most)] = -math.inf  # smaller than any float
+        needed = np.flatnonzero(most > most.max() + math.log(NEGLIGIBLE))
+        unit = np.exp(most.max() - np.log(outer))  # what would count as much as the largest addition
+        for nodes in np.array_split(needed, 1 + needed.size * self.a.size // BLOCK):
+            inner[nodes] = self._invert(u[nodes], r[nodes], alpha, unit[nodes])
+        fine, change, size = outer @ inner
+        every_other = 2 * outer[::2] @ inner[::2, 0]
+        rounding = 4 * EPSILON * self.a.size * size
+        return fine, change + abs(fine - every_other) + rounding
+
+    def _log_real(self, u: Float[Array, " m"], z: Float[Array, " m"], alpha: float) -> Float[Array, " m"]:
+        """log E[A exp(-u A + z T)] for real z; inf or NaN where it overflows."""
+        kept = np.exp(z[:, None] * self.c + (z * z)[:, None] * (self.v / 2) - u[:, None] * self.a)
+        survives = alpha + (1 - alpha) * kept
+        return np.log(survives).sum(axis=1) + np.log((1 - alpha) * (kept / survives) @ self.a) + z * self.bias
+
+    def _abscissa(self, u: Float[Array, " m"], alpha: float) -> Float[Array, " m"]:
+        """r for every u: no mask may outgrow the integrand at z = 0, nor e^(-u a_i) be undone by any v_i."""
+        with np.errstate(all="ignore"):
+            r = np.sqrt(u * (self.a / self.v).min()) / MARGIN
+            start = self._log_real(u, np.zeros_like(u), alpha)
+            pending = np.flatnonzero(np.isfinite(start))
+            while pending.size:
+                reach = MARGIN * r[pending]
+                top = [self._log_real(u[pending], sign * reach, alpha) for sign in (1, -1)]
+                fits = np.maximum(*top) - start[pending] <= GROWTH
+                pending = pending[~fits]
+                r[pending] *= SHRINK
+        return r
+
+    def _invert(
+        self, u: Float[Array, " m"], r: Float[Array, " m"], alpha: float, unit: Float[Array, " m"]
+    ) -> Float[Array, "m 3"]:
+        """E[A T_+ e^(-u A)] for every u, its change from a longer step, and its sum without signs."""
+        out, pending, step = np.zeros((u.size, 3)), np.arange(u.size), CONTOUR_STEP
+        while pending.size and step >= SMALLEST_STEP:
+            fine, check, size = self._contour(u[pending], r[pending], alpha, unit[pending], step).T
+            out[pending] = np.column_stack([fine, SAFETY * np.abs(fine - check), size])
+            pending = pending[np.abs(fine - check) > ENOUGH * unit[pending]]
+            step /= 2
+        return out
+
+    def _contour(
+        self,
+        u: Float[Array, " m"],
+        r: Float[Array, " m"],
+        alpha: float,
+        unit: Float[Array, " m"],
+        step: float,
+    ) -> Float[Array, "m 3"]:
+        """Trapezoid sums along z = r (1 + i sinh x): by this step, by 3/2 of it, and without signs."""
+        out, active = np.zeros((u.size, 3)), np.arange(u.size)
+        for k in range(math.ceil(2 * CONTOUR_END / step)):
+            if k % 2 and k % 3:
+                continue
+            x = k * step / 2
+            z = r[active] * complex(1.0, math.sinh(x))
+            term = self._product(u[active], z, alpha) * (r[active] * math.cosh(x)) / (z * z)
+            size = np.abs(term)
+            # Conjugate points count together, hence 1 / pi for 1 / (2 pi), and half of it at x = 0.
+            share = step / math.pi * (0.5 if k == 0 else 1.0)
+            rules = share * np.array([k % 2 == 0, 1.5 * (k % 3 == 0), k % 2 == 0])
+            out[active] += np.stack([term.real, term.real, size], axis=1) * rules
+            active = active[size > NEGLIGIBLE * unit[active]]
+            if not active.size:
+                break
+        return out
+
+    def _product(self, u: Float[Array, " m"], z: Complex[Array, " m"], alpha: float) -> Complex[Array, " m"]:
+        """E[A exp(-u A + z T)]."""
+        kept = np.exp(z[:, None] * self.c + (z * z)[:, None] * (self.v / 2) - u[:, None] * self.a)
+        survives = alpha + (1 - alpha) * kept
+        share = (1 - alpha) * (kept / survives) @ self.a
+        return np.multiply.reduce(survives, axis=1) * share * np.exp(z * self.bias)

@@ -1,0 +1,93 @@
+"""Random masks with high probability: sup ||J||_q <= a bound for all but a fraction delta of the masks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from theory.norms import dual
+from theory.relu.halfcut import halfcut_bound
+from theory.relu.lipschitz import l1_from_l2, outward, path_norm, product, scaled, spectral_norm
+from theory.relu.masked_layers import keep_probabilities, last_layer
+from theory.relu.masks import expected_path_norm, second_moment_bound
+from theory.relu.trace_moments import ORDERS, noise_norm, noise_sums
+from theory.types import InvalidInput, ReLUNetwork
+
+
+def high_probability_bound(
+    net: ReLUNetwork, alphas: Float[Array, "*batch d"], pair: tuple[int, int], *, p: float, delta: float
+) -> Float[Array, "*batch"]:
+    """sup ||J||_q over all activation patterns, a bound with probability at least 1 - delta over the masks.
+
+    The smallest of tails each valid by itself, so that no union is paid: Markov on the expected path norm
+    (P1 / delta); Markov on the second moment (P2 and S over sqrt(delta)); the norm product with every layer
+    at level delta / h, by matrix Bernstein or by Markov on E tr (N N')^p; and the dense path norm, which no
+    mask exceeds where the last layer is not masked. For q = 1 the l_2 tails count sqrt(n) times.
+
+    Raises: InvalidInput as :func:`theory.relu.masks.frobenius_bound`, unless p is 2 or inf, or unless delta
+      lies in (0, 1).
+    Reference: Tropp 2015, Theorem 6.1.1 (tail); this project for the rest.
+    """
+    q = dual(p)
+    if not 0 < delta < 1:
+        raise InvalidInput(f"delta is {delta}; give a probability strictly between 0 and 1")
+    keep = keep_probabilities(net, alphas)
+    roots = math.sqrt(delta) * (1 - 1e-15)
+    squares = np.minimum(second_moment_bound(net, alphas, pair), halfcut_bound(net, alphas, pair))
+    with np.errstate(over="ignore"):
+        layers = _layer_tails(net, keep, alphas, pair, delta)
+        euclidean = np.asarray(np.minimum(squares / roots, layers))
+        tails = [expected_path_norm(net, alphas, pair) / (delta * (1 - 1e-15))]
+    tails.append(euclidean if q == 2 else l1_from_l2(euclidean, width=net.weights[0].shape[1]))
+    tails.append(np.where(keep[..., -1] == 1, path_norm(net, p=p)[pair], np.inf))
+    smallest = np.min(tails, axis=0)
+    return np.where(smallest > 0, np.nextafter(smallest, np.inf), 0.0)
+
+
+def _layer_tails(
+    net: ReLUNetwork,
+    keep: Float[Array, "*batch d"],
+    alphas: Float[Array, "*batch d"],
+    pair: tuple[int, int],
+    delta: float,
+) -> Float[Array, "*batch"]:
+    """||v||_2 prod_j ||W_j * M_j||_2 with probability 1 - delta, a bound by a union over the hidden layers.
+
+    A masked v has |v_u| <= max(|a - b|, |a|, |b|) for its two weights a and b, whatever the mask.
+    """
+    _, _, exponent = last_layer(net, keep, alphas, pair)
+    (a, b), _ = scaled(net.weights[-1][list(pair)])
+    apart = np.abs(a - b)
+    masked = np.maximum(apart, np.maximum(np.abs(a), np.abs(b)))
+    sure = np.where(keep[..., -1:] == 1, apart, masked)
+    factors, roundings = [np.linalg.norm(sure, axis=-1)], 4 * sure.shape[-1] + 40
+    factors[0] = np.maximum(factors[0], np.where(sure.any(axis=-1), 2.0**-500, 0.0))
+    hidden = net.weights[:-1]
+    for j, weight in enumerate(hidden):
+        mantissa, shift = scaled(weight)
+        factors.append(_layer_tail(mantissa, keep[..., j], delta / len(hidden)))
+        exponent, roundings = exponent + shift, roundings + 4 * weight.size + 40
+    return np.where((keep == 0).any(axis=-1), 0.0, product(factors, exponent, roundings=roundings))
+
+
+def _layer_tail(
+    mantissa: Float[Array, "r s"], keep: Float[Array, "*batch"], delta: float
+) -> Float[Array, "*batch"]:
+    """||W * M||_2 with probability 1 - delta, a bound: the smallest of Bernstein, Markov and ||W||_F."""
+    mean = keep * spectral_norm(mantissa)
+    squares = mantissa**2
+    spread = keep * (1 - keep) * max(squares.sum(axis=0).max(), squares.sum(axis=1).max())
+    largest = np.maximum(keep, 1 - keep) * np.abs(mantissa).max()
+    level = math.log(sum(mantissa.shape) / delta) * (1 + 1e-15)
+    # t with t^2 / 2 = (spread + largest t / 3) level.
+    reach = largest * level / 3
+    tails = [np.where(keep < 1, reach + np.sqrt(reach**2 + 2 * spread * level), 0.0)]
+    # E||N||^2p <= E tr (N N')^p, so ||N|| exceeds its 2p-th root / delta^(1/2p) with probability delta at most.
+    tails += [
+        noise_norm({p: noise_sums(mantissa, p)}, keep) * delta ** (-1 / (2 * p)) * (1 + 1e-14) for p in ORDERS
+    ]
+    capped = np.minimum(mean + np.min(tails, axis=0), np.linalg.norm(mantissa))
+    return outward(np.asarray(capped), roundings=mantissa.size)

@@ -1,0 +1,332 @@
+"""What random masks do to the certified radius: a lower and an upper bound, and where sparsity is too much.
+
+For an example (x, y) let X = min_k (g_y - g_k)(x) be the margin of the masked network and L any random number
+that bounds the Lipschitz constants of all g_y - g_k on the ball of radius R around x; gamma = min(X / L, R)
+where X > 0, else 0, is then a certified radius. With L the largest ||J||_q over all activation patterns,
+E L <= c (1 - eta(alpha)) by the rungs of :mod:`theory.relu.masks`. By min(u, R) >= u R / (u + R) and
+Cauchy-Schwarz
+
+    E gamma >= (E sqrt X_+)^2 / (E L + E X_+ / R),
+    E gamma >= (E X_+)^2 / ( sqrt(E X_+^2 E L^2) + E X_+^2 / R ),
+
+and (E sqrt X_+)^2 >= (E X_+)^3 / E X_+^2 by Hölder.
+
+Both fall with the margin. Without biases E X_+ <= prod_j (1 - alpha_j) |v|'|W_{d-1}| ... |W_1||x|, which dies
+faster than the rung F of L: sparsity beyond a threshold is too much (:func:`oversparse_kept_fraction`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray as Array
+
+from theory.norms import norm
+from theory.relu.certificate import margin_lower_bounds
+from theory.relu.lipschitz import EPS, outward
+from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
+from theory.relu.mask_sampling import Sample
+from theory.relu.masks import best_bound, second_moment_bound
+from theory.relu.moments import check_keep
+from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
+
+INWARD = 1 - 32 * EPS  # lower bounds end with fewer roundings than this undoes
+
+
+@dataclass(frozen=True)
+class RadiusCurve:
+    """Bounds of E_M[gamma], averaged over examples, for one sparsity of all hidden layers each (a).
+
+    best: the sparsity with the largest lower bound, the first of several.
+    """
+
+    sparsity: Float[Array, " a"]
+    lower: Float[Array, " a"]
+    upper: Float[Array, " a"]
+    best: float
+
+
+def radius_curve(
+    net: ReLUNetwork,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    sparsity: Float[Array, " a"],
+    *,
+    p: float,
+    domain_radius: float = math.inf,
+) -> RadiusCurve:
+    """Lower and upper bound of the mean expected certified radius over sparsity, a bound each.
+
+    All hidden layers have the same sparsity, and the last layer is not masked, as in the paper. The optimum
+    is that of the lower bound on the grid given, not of the expectation itself.
+
+    Raises: InvalidInput as :func:`expected_radius_lower_bound`.
+    """
+    alphas = np.repeat(sparsity[:, None], len(net.weights), axis=1)
+    alphas[:, -1] = 0.0
+    lower = expected_radius_lower_bound(net, x, y, alphas, p=p, domain_radius=domain_radius).mean(axis=1)
+    upper = expected_radius_upper_bound(net, x, y, alphas, p=p, domain_radius=domain_radius).mean(axis=1)
+    return RadiusCurve(sparsity, lower, upper, float(sparsity[int(np.argmax(lower))]))
+
+
+def expected_radius_lower_bound(
+    net: ReLUNetwork,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    alphas: Float[Array, "a d"],
+    *,
+    p: float,
+    domain_radius: float = math.inf,
+) -> Float[Array, "a m"]:
+    """E_M[gamma] from below, a bound, without sampling: the better of the two forms above.
+
+    Moments of the margin by :func:`theory.relu.mask_margins.margin_moment_bounds`; 0 where the lower end of
+    its mean is not positive. At alpha = 0 the certificate of the network itself, up to rounding and the
+    loss of min(u, R) >= u R / (u + R) where R is finite.
+
+    Raises: InvalidInput for bad x, y, alphas or p, or domain_radius not positive.
+    """
+    _check_radius(domain_radius)
+    mean, square = margin_moment_bounds(net, x, y, alphas)
+    lipschitz, root_square = _expected_lipschitz_rows(net, y, alphas, p=p)
+    root = np.sqrt(square)
+    # Hölder: mean * ratio^2 with ratio = mean / root <= 1 in exact arithmetic.
+    known = (mean > 0) & np.isfinite(root)
+    ratio = np.divide(mean, root, out=np.zeros_like(mean), where=known)
+    mean = np.where(known, mean, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        first = _quotient(mean * ratio**2, lipschitz + root / domain_radius)
+        second = _quotient(mean * ratio, root_square + root / domain_radius)
+    found = np.where(known, np.maximum(first, second) * INWARD, 0.0)
+    return np.minimum(found, domain_radius)
+
+
+def expected_radius_confidence(
+    net: ReLUNetwork,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    alphas: Float[Array, "a d"],
+    drawn: Sample,
+    *,
+    p: float,
+    delta: float = 0.01,
+    domain_radius: float = math.inf,
+) -> Float[Array, "a m"]:
+    """E_M[gamma] from below, an estimate: each entry holds with probability 1 - delta over the sampled masks.
+
+    The first form, with the empirical Bernstein lower limit of E sqrt(X_+) from the margins ``drawn`` for
+    these alphas and examples: with n masks, sample variance V and 0 <= sqrt(X_+) <= B, E >= mean -
+    sqrt(2 V log(2/delta) / n) - 7 B log(2/delta) / (3 (n-1)). B^2 bounds the margin under every mask.
+
+    Raises: InvalidInput as :func:`expected_radius_lower_bound`, for delta outside (0, 1), or a sample of
+      another shape.
+    Reference: Maurer and Pontil 2009, Empirical Bernstein bounds, Theorem 4.
+    """
+    _check_radius(domain_radius)
+    if not 0 < delta < 1:
+        raise InvalidInput(f"delta is {delta!r}; a probability of failure lies in (0, 1)")
+    if drawn.margin[:, 0].shape != (len(alphas), len(x)):
+        raise InvalidInput(f"drawn has shape {drawn.margin.shape}; expected ({len(alphas)}, masks, {len(x)})")
+    lipschitz, _ = _expected_lipschitz_rows(net, y, alphas, p=p)
+    roots = np.sqrt(np.maximum(drawn.margin, 0.0))
+    masks = roots.shape[1]
+    largest = np.sqrt(_largest_margins(net, x, y))
+    log_term = math.log(2 / delta)
+    mean = roots.mean(axis=1) - np.sqrt(2 * roots.var(axis=1, ddof=1) * log_term / masks)
+    mean = np.maximum(mean - 7 * largest * log_term / (3 * (masks - 1)), 0.0)
+    expected = smallest_expected_margin(net, x, y, alphas)
+    found = _quotient(mean**2, lipschitz + expected / domain_radius)
+    return np.where(mean > 0, np.minimum(found * INWARD, domain_radius), 0.0)
+
+
+def expected_radius_upper_bound(
+    net: ReLUNetwork,
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    alphas: Float[Array, "a d"],
+    *,
+    p: float,
+    domain_radius: float = math.inf,
+) -> Float[Array, "a m"]:
+    """E_M[gamma] from above, a bound for every gamma = min(X / L, R), also with exact local constants L.
+
+    Without biases t -> g(t x) is linear for t >= 0, so X <= L ||x||_p and gamma <= min(||x||_p, R); and X > 0
+    needs a path of kept weights from an input with x_i != 0: P(X > 0) <= :func:`path_probability`, which goes
+    to 0 as any alpha_j -> 1. So does this bound, their product. It holds for the true minimal perturbation
+    too if that is capped at R (a network that ignores x has margin 0: a tie, an error) with R in the place of
+    min(||x||_p, R). With any bias not 0 the bound is R: a network cut off from x is constant, and where
+    its constant class is y, gamma = R.
+
+    Raises: InvalidInput as :func:`expected_radius_lower_bound`.
+    """
+    _check_radius(domain_radius)
+    check_p(p)
+    x = check_inputs(x, width=net.weights[0].shape[1])
+    y = check_labels("y", y, n=len(x), classes=net.classes)
+    check_keep(alphas, layers=len(net.weights))
+    if any(bias.any() for bias in net.biases):
+        return np.full((len(alphas), len(x)), domain_radius)
+    largest = np.minimum(outward(norm(x, p=p), roundings=x.shape[1] + 8), domain_radius)
+    alive = np.empty((len(alphas), len(x)))
+    for e, (point, label) in enumerate(zip(x, y, strict=True)):
+        rivals = [k for k in range(net.classes) if k != label]
+        alive[:, e] = np.min([path_probability(net, point, alphas, (int(label), k)) for k in rivals], axis=0)
+    return alive * largest
+
+
+def path_probability(
+    net: ReLUNetwork, x: Float[Array, " n"], alphas: Float[Array, "a d"], pair: tuple[int, int]
+) -> Float[Array, " a"]:
+    """P(a path of kept weights joins an input with x_i != 0 to g_i - g_k), a bound from above.
+
+    q_u <= 1 - prod_v (1 - k q_v) over the weights that are not 0, upwards. Being joined is an increasing
+    function of the masks, so by Harris' inequality E prod_v (1 - k A_v) >= prod_v (1 - k E A_v): treating
+    units that share paths as independent gives too much. At most the expected number of such paths.
+
+    Raises: InvalidInput for alphas outside [0, 1] or of another length than the layers.
+    Reference: Harris 1960; Fortuin, Kasteleyn, Ginibre 1971.
+    """
+    keep = check_keep(alphas, layers=len(net.weights))
+    reached = np.broadcast_to((x != 0).astype(float), (len(keep), len(x)))
+    for weight, k in zip(net.weights[:-1], keep.T[:-1], strict=True):
+        reached = _any_of(k[:, None] * reached, (weight != 0).T)
+    rows = net.weights[-1][list(pair)]
+    # v_u = w_iu m_iu - w_ku m_ku: never 0 but where both are cut, or both kept and equal.
+    # The last two in forms without cancellation: 1 - alpha^2 and 1 - alpha^2 - k^2.
+    kept, cut = keep[:, -1:], alphas[:, -1:]
+    one, two = rows.astype(bool).sum(axis=0) == 1, rows.all(axis=0)
+    alive = np.where(one, kept, 0.0) + np.where(two, kept * (1 + cut), 0.0)
+    alive = np.where(two & (rows[0] == rows[1]), 2 * kept * cut, alive)
+    return _any_of(np.minimum(alive, 1.0) * reached, np.ones((rows.shape[1], 1), dtype=bool))[:, 0]
+
+
+def _any_of(chance: Float[Array, "a h"], edges: Bool[Array, "h v"]) -> Float[Array, "a v"]:
+    """1 - prod_u (1 - chance_u) over the edges of each v, rounded up."""
+    with np.errstate(divide="ignore"):
+        logs = np.maximum(np.log1p(-chance), -1e3)  # exp(-1000) is 0, and 0 * inf is not a number
+    none = logs @ edges.astype(float)
+    return np.minimum(outward(-np.expm1(none), roundings=4 * len(edges) + 16), 1.0)
+
+
+def oversparse_kept_fraction(
+    net: ReLUNetwork, x: Float[Array, "m n"], y: Int[Array, " m"]
+) -> Float[Array, " m"]:
+    """Over-sparsification as a formula, a bound: kappa = ( X(0) / min_k P_k )^2, for networks without biases.
+
+    P_k = |w_y - w_k|'|W_{d-1}| ... |W_1||x|, X(0) the margin of the dense network, last layer not masked.
+    E X_+ <= prod_j (1-alpha_j) P_k and rung F is c prod_j sqrt(1-alpha_j), so the lower bound (E sqrt X_+)^2
+    / F is at most (P_k / c) prod_j sqrt(1-alpha_j): below its dense value X(0) / c wherever prod_j
+    (1-alpha_j) < kappa. The best sparsity for that bound keeps at least the fraction kappa of all paths.
+    Values are rounded down, and 0 where the example is not classified correctly.
+
+    Raises: InvalidInput for bad x or y, or a network with a bias.
+    """
+    x = check_inputs(x, width=net.weights[0].shape[1])
+    y = check_labels("y", y, n=len(x), classes=net.classes)
+    if any(bias.any() for bias in net.biases):
+        raise InvalidInput("net has a bias that is not 0; the threshold needs a network without biases")
+    margins = np.maximum(margin_lower_bounds(net, x, y).min(axis=1), 0.0)
+    paths = smallest_expected_margin(net, x, y, np.zeros((1, len(net.weights))))[0]
+    ratio = np.divide(margins, paths, out=np.zeros_like(margins), where=(paths > 0) & np.isfinite(paths))
+    return (ratio * INWARD) ** 2
+
+
+def smallest_expected_margin(
+    net: ReLUNetwork, x: Float[Array, "m n"], y: Int[Array, " m"], alphas: Float[Array, "a d"]
+) -> Float[Array, "a m"]:
+    """min_k of :func:`theory.relu.mask_margins.expected_margin_bound`, a bound of E max(X, 0).
+
+    Raises: InvalidInput as there.
+    """
+    out = np.full((len(alphas), len(x)), math.inf)
+    for label in np.unique(y):
+        rows = np.flatnonzero(y == label)
+        for k in range(net.classes):
+            if k != label:
+                found = expected_margin_bound(net, x[rows], alphas, (int(label), k))
+                out[:, rows] = np.minimum(out[:, rows], found)
+    return out
+
+
+def expected_lipschitz(
+    net: ReLUNetwork, alphas: Float[Array, "a d"], label: int, *, p: float
+) -> tuple[Float[Array, " a"], Float[Array, " a"]]:
+    """E L and sqrt(E L^2), L = max_k sup ||J_k||_q over the classes k != label, a bound each.
+
+    The smaller of two: sums over k; and, where the last layer is not masked, the rungs for |v_u| = max_k
+    |w_label,u - w_k,u|, which bounds every |J_k| entry by entry. The second moment is that of rung P2; for q
+    = 1 the same recursion with the ones of the l_1 norm as one more layer below.
+
+    Raises: InvalidInput for bad alphas, a label that is no class, or p.
+    """
+    check_keep(alphas, layers=len(net.weights))
+    if not 0 <= label < net.classes:
+        raise InvalidInput(f"label is {label}; classes lie in [0, {net.classes})")
+    rivals = [k for k in range(net.classes) if k != label]
+    each = [
+        (best_bound(net, alphas, (label, k), p=p), _root_square(net, alphas, (label, k), p=p)) for k in rivals
+    ]
+    mean, square = np.sum([m for m, _ in each], axis=0), np.hypot.reduce([s for _, s in each], axis=0)
+    mean, square = outward(mean, roundings=len(rivals)), outward(square, roundings=6 * len(rivals))
+    last = net.weights[-1]
+    with np.errstate(over="ignore"):
+        widest = np.abs(last[label] - last).max(axis=0) * (1 + 2 * EPS)
+    if len(rivals) > 1 and np.isfinite(widest).all():
+        cover = np.stack([widest, np.zeros_like(widest)])
+        covered = ReLUNetwork((*net.weights[:-1], cover), (*net.biases[:-1], np.zeros(2)))
+        whole = alphas[:, -1] == 0
+        once, twice = best_bound(covered, alphas, (0, 1), p=p), _root_square(covered, alphas, (0, 1), p=p)
+        mean = np.where(whole, np.minimum(mean, once), mean)
+        square = np.where(whole, np.minimum(square, twice), square)
+    return mean, square
+
+
+def _root_square(
+    net: ReLUNetwork, alphas: Float[Array, "a d"], pair: tuple[int, int], *, p: float
+) -> Float[Array, " a"]:
+    """sqrt(E sup ||J||_q^2), an upper bound by the second moment of the path vector or of its sum."""
+    if check_p(p) == 2:
+        return second_moment_bound(net, alphas, pair)
+    width = net.weights[0].shape[1]
+    below = ReLUNetwork((np.ones((width, 1)), *net.weights), (np.zeros(width), *net.biases))
+    return second_moment_bound(below, np.concatenate([np.zeros((len(alphas), 1)), alphas], axis=1), pair)
+
+
+def _expected_lipschitz_rows(
+    net: ReLUNetwork, y: Int[Array, " m"], alphas: Float[Array, "a d"], *, p: float
+) -> Float[Array, "2 a m"]:
+    """:func:`expected_lipschitz` of every example's label."""
+    labels, which = np.unique(y, return_inverse=True)
+    found = np.array([expected_lipschitz(net, alphas, int(label), p=p) for label in labels])
+    return np.moveaxis(found[which], 0, -1)
+
+
+def _largest_margins(net: ReLUNetwork, x: Float[Array, "m n"], y: Int[Array, " m"]) -> Float[Array, " m"]:
+    """An upper bound of the margin under every mask: both rows of v kept where they add up."""
+    rows = net.weights[-1]
+    spread = np.concatenate([np.abs(rows), -np.abs(rows)])
+    widened = ReLUNetwork((*net.weights[:-1], spread), (*net.biases[:-1], np.tile(net.biases[-1], 2)))
+    out = np.full(len(x), math.inf)
+    dense = np.zeros((1, len(net.weights)))
+    for label in np.unique(y):
+        chosen = np.flatnonzero(y == label)
+        for k in range(net.classes):
+            if k != label:
+                found = expected_margin_bound(widened, x[chosen], dense, (int(label), net.classes + k))[0]
+                out[chosen] = np.minimum(out[chosen], found)
+    return out
+
+
+def _quotient(above: Float[Array, "*s"], below: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """above / below, infinite where only below is 0."""
+    return np.divide(above, below, out=np.where(above > 0, math.inf, 0.0), where=below > 0)
+
+
+def _check_radius(domain_radius: float) -> None:
+    if not domain_radius > 0:
+        raise InvalidInput(
+            f"domain_radius is {domain_radius!r}; give a positive radius, math.inf for no limit"
+        )
