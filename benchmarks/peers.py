@@ -19,6 +19,7 @@ import importlib.util
 import io
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -146,9 +147,9 @@ def recurjac_lipschitz(net: ReLUNetwork, *, p: float, algorithm: str) -> Constan
 
     Hidden layers by its adaptive CROWN, the backward direction: its tightest choices here.
     """
+    os.environ["NUMBA_NUM_THREADS"] = "1"  # numba's idle threads spin, and would be counted
     with _quiet():
         package = importlib.import_module(RECURJAC)
-        importlib.import_module("numba").set_num_threads(1)
     weights = [np.ascontiguousarray(weight, dtype=np.float32) for weight in net.weights]
     biases = [np.ascontiguousarray(bias, dtype=np.float32) for bias in net.biases]
     module = as_module(net)
