@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from theory.types import InvalidInput, ReLUNetwork
 Shape = tuple[int, ...]
 
 
+@runtime_checkable
 class Linear(Protocol):
     """A linear operator on batches of tensors, without its bias."""
 
