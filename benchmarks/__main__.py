@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 from pathlib import Path
 
 import click
 import torch
 
-from benchmarks.floor import product_rate, seconds
+from benchmarks.floor import multiply_adds, product_rate, seconds
+from benchmarks.tables import save, show
 from empirical.attacks import deepfool, minimal_fgs, shorten
 from empirical.datasets import Dataset, load
 from empirical.ensemble import MLPEnsemble, initialise
@@ -29,11 +29,6 @@ FIELDS: tuple[str, ...] = (
     "times_floor",
     "device",
 )
-
-
-def multiply_adds(widths: tuple[int, ...]) -> int:
-    """Weights of a network: one multiply-add each in a forward pass of one example."""
-    return sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
 
 
 def by_torch(data: Dataset, seed: int, recipe: Recipe, device: torch.device) -> torch.nn.Module:
@@ -156,14 +151,9 @@ def main(device: str, out: Path | None) -> None:
     threads = f"{torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{platform.machine()}, {threads}"
     table = [line | {"device": name} for line in (*training(data, chosen), *attacks(data, chosen))]
-    widths = {field: max(len(field), *(len(str(line[field])) for line in table)) for field in FIELDS}
-    for line in ({field: field for field in FIELDS}, *table):
-        click.echo("  ".join(str(line[field]).ljust(widths[field]) for field in FIELDS).rstrip())
+    show(table, FIELDS)
     if out:
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(table)
+        save(table, FIELDS, out)
 
 
 main()

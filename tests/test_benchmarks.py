@@ -1,0 +1,105 @@
+"""The benchmarks compute what they say they time; how fast is measured there, not here."""
+
+import csv
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.cases import QUICK, Case
+from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
+from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
+from benchmarks.peers import RADII as SEARCHED
+from benchmarks.peers import largest_certified, targets
+from benchmarks.turns import in_turns
+from empirical.ensemble import initialise
+
+CPU = torch.device("cpu")
+
+
+def test_the_quick_run_fills_its_table(tmp_path):
+    out = tmp_path / "certificates.csv"
+    result = CliRunner().invoke(main, ["--quick", "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == FIELDS
+    done = [line for line in table if line["note"] != "not installed"]
+    for norm, radii in zip(("linf", "l2"), RADII.values(), strict=True):
+        certified = [line for line in done if line["task"] == "certified radius" and line["norm"] == norm]
+        assert {float(line["sparsity"]) for line in certified} == set(QUICK.sparsities)
+        assert all(0 < float(line["ratio"]) <= 1 for line in certified)
+        constants = [line for line in done if line["task"] == "local Lipschitz" and line["norm"] == norm]
+        assert {float(line["radius"]) for line in constants} == set(radii)
+        assert all(float(line["ratio"]) >= 1 for line in constants if line["method"] != "sampled")
+    assert all(float(line["seconds"]) > 0 for line in done if line["method"].startswith("theory"))
+
+
+def test_quick_and_mnist_exclude_each_other():
+    for arguments in ([], ["--quick", "--mnist", "mnist.npz"]):
+        assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_the_search_finds_known_radii_from_below():
+    known = torch.tensor([1e-5, 0.0099, 0.01, 0.3, 1e4], dtype=torch.float64)
+    found = largest_certified(lambda rows, radius: radius <= known[rows], len(known), start=0.01)
+    assert (found <= known).all()
+    assert (found >= known * (1 - 1e-3)).all()
+
+
+@pytest.mark.parametrize(("accepts", "end"), [(True, SEARCHED[1]), (False, 0.0)])
+def test_the_search_ends_where_every_radius_is_alike(accepts, end):
+    found = largest_certified(lambda rows, _: torch.full((len(rows),), accepts), 2, start=0.5)
+    assert (found >= end).all()
+    assert (found <= 2 * end).all()
+
+
+def test_targets_are_the_differences_to_all_other_classes():
+    y = torch.tensor([2, 0])
+    others, rows = targets(y, 3)
+    assert others.tolist() == [[0, 1], [1, 2]]
+    scores = torch.tensor([[1.0, 2.0, 5.0], [7.0, 3.0, 4.0]])
+    assert (rows @ scores[..., None])[..., 0].tolist() == [[4.0, 3.0], [4.0, 3.0]]
+
+
+def test_operations_are_those_of_a_hand_count():
+    # 2 inputs, hidden layers of 3 and 5, 4 classes. Hidden bounds: 2 rows for each of 5 units, through 3 x 2.
+    widths = [2, 3, 5, 4]
+    hidden = 2 * (2 * 5) * (3 * 2)
+    row = 2 * (5 * 3 + 3 * 2)
+    assert interval_flops(widths) == 2 * 2 * (2 * 3 + 3 * 5 + 5 * 4)
+    assert margin_flops(widths) == hidden + 3 * row
+    assert jacobian_flops(widths) == hidden + 2 * 3 * row
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_sampled_constants_are_exact_on_a_linear_model_and_grow_with_the_ball(p):
+    x, y = torch.zeros(2, 4, dtype=torch.float64), torch.tensor([1, 0])
+    linear = initialise((4, 3), seeds=[0], device=CPU).to(dtype=torch.float64, device=CPU)
+    weight = linear.weights[0][0]
+    slopes = weight[y][:, None] - weight
+    exact = slopes.norm(dim=2) if p == 2 else slopes.abs().sum(2)
+    found = sampled_constants(Case(0.0, linear, x, y), x, y, 0.5, p=p, samples=10)
+    torch.testing.assert_close(found, exact)
+    deep = initialise((4, 20, 20, 3), seeds=[0], device=CPU).to(dtype=torch.float64, device=CPU)
+    x = torch.rand(2, 4, dtype=torch.float64)
+    at_centre, around = (
+        sampled_constants(Case(0.0, deep, x, y), x, y, radius, p=p, samples=200) for radius in (0.0, 2.0)
+    )
+    assert (around >= at_centre).all()
+    assert (around > at_centre).any()
+
+
+def test_slow_works_run_once_and_missing_ones_not_at_all(monkeypatch):
+    runs = []
+
+    def work() -> torch.Tensor:
+        runs.append(1)
+        return torch.tensor(len(runs))
+
+    assert in_turns({"work": work, "missing": None}, repeats=2).keys() == {"work"}
+    assert len(runs) == 3
+    monkeypatch.setattr("benchmarks.turns.SLOW", -1.0)
+    done = in_turns({"work": work}, repeats=2)["work"]
+    assert (len(runs), done.runs, int(done.value)) == (4, 1, 4)
