@@ -62,6 +62,8 @@ ABSOLUTE = ReLUNetwork(
     (np.array([[1.0], [-1.0], [0.0]]), np.array([[-1.0, -1.0, 5.0], [0.0, 0.0, 0.0]])),
     (np.array([0.0, 0.0, -1.0]), np.array([1.0, 0.0])),
 )
+# A unit that is off everywhere: what its input rounds to counts in one route and not in the other.
+DEAD = ReLUNetwork((np.array([[0.0]]), np.array([[0.0], [0.25]])), (np.array([-0.25]), np.zeros(2)))
 
 
 @settings(max_examples=25)
@@ -87,29 +89,36 @@ def test_margins_are_never_above_the_exact_minimum(net, radius, steps, data):
     laws.law_margins_below_exact(found[0].numpy(), net, x, y, radius)
 
 
+@settings(max_examples=60)
 @given(net=relu_networks(), p=attack_norms(), data=st.data())
+@example(net=DEAD, p=2.0, data=None)
 def test_dense_networks_agree_with_the_numpy_route(net, p, data):
-    x = data.draw(arrays((3, net.weights[0].shape[1])))
+    width = net.weights[0].shape[1]
+    x = np.zeros((3, width)) if data is None else data.draw(arrays((3, width)))
     y, radius = net.scores(x).argmax(axis=1), np.array([0.0, 0.1, 1.0])
     graph, point, ball_radius = from_relu_network(net), torch.tensor(x), torch.tensor(radius)
     expected = relu_margins.margin_bounds(net, x, y, p=p, radius=radius)
     found = margin_bounds(graph, point, torch.tensor(y), p=p, radius=ball_radius).numpy()
-    _assert_close(found, expected)
+    *sizes, last = term_sizes(net, x, radius)
+    np.testing.assert_allclose(found, expected, rtol=AGREEMENT, atol=AGREEMENT * last + UNDERFLOW)
     bounds = node_bounds(graph, Ball(point, ball_radius, dual(p))).intervals
     preactivations = [bounds[graph.nodes[i].inputs[0]] for i in graph.activations]
-    for ours, (lower, upper) in zip(
-        preactivations, relu_margins.preactivation_bounds(net, x, p=p, radius=radius), strict=True
-    ):
+    theirs = relu_margins.preactivation_bounds(net, x, p=p, radius=radius)
+    for ours, (lower, upper), size in zip(preactivations, theirs, sizes, strict=True):
         # A unit whose sign is certain by intervals is not bounded again by us.
         open_ = (ours.lower < 0) & (ours.upper > 0)
-        _assert_close(np.where(open_, ours.lower, lower), lower)
-        _assert_close(np.where(open_, ours.upper, upper), upper)
+        absolute = AGREEMENT * size + UNDERFLOW
+        np.testing.assert_allclose(np.where(open_, ours.lower, lower), lower, rtol=AGREEMENT, atol=absolute)
+        np.testing.assert_allclose(np.where(open_, ours.upper, upper), upper, rtol=AGREEMENT, atol=absolute)
 
 
-def _assert_close(found: np.ndarray, expected: np.ndarray) -> None:
-    finite = np.abs(expected[np.isfinite(expected)])
-    absolute = AGREEMENT * finite.max(initial=0.0) + UNDERFLOW
-    np.testing.assert_allclose(found, expected, rtol=AGREEMENT, atol=absolute)
+def term_sizes(net: ReLUNetwork, x: np.ndarray, radius: np.ndarray) -> list[float]:
+    """The largest sum of absolute terms in any unit of each layer: what rounding is relative to."""
+    size, found = np.abs(x) + radius[:, None], []
+    for weight, bias in zip(net.weights, net.biases, strict=True):
+        size = size @ np.abs(weight).T + np.abs(bias)
+        found.append(float(size.max()))
+    return found
 
 
 @settings(max_examples=30)

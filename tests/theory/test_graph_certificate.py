@@ -177,7 +177,7 @@ def test_local_constants_carry_on_where_crown_stops():
     """On sparse networks the last stage enlarges some radii, and they stay sound."""
     rng = np.random.default_rng(3)
     enlarged = 0
-    for _ in range(12):
+    for _ in range(4):
         weights = [rng.normal(size=s) * (rng.random(s) < 0.3) for s in ((12, 6), (8, 12), (2, 8))]
         graph = from_relu_network(
             ReLUNetwork(tuple(weights), tuple(0.3 * rng.normal(size=len(w)) for w in weights))
