@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
@@ -14,12 +16,12 @@ from paper_figures.mask_ladder import RUNGS
 _CERTIFICATES = {
     "norm product": Look("norm product", "#D55E00", (0, (1.2, 1.2))),
     "path norm": Look("path norm", "#CC79A7", (0, (3, 1))),
-    "smallest global": Look("smallest global constants", "#999999", "solid"),
+    "smallest global": Look("smallest global constants", "#BBBBBB", "solid"),
     "CROWN": Look("CROWN and local constants", "#009E73", "solid"),
     "CROWN, optimised": Look("the same, slopes optimised", "#0072B2", (0, (5, 1.2, 1.2, 1.2))),
 }
 _GLOBAL = {
-    "smallest global": Look("the smallest", "#999999", "solid"),
+    "smallest global": Look("the smallest", "#BBBBBB", "solid"),
     "norm product": _CERTIFICATES["norm product"],
     "path norm": _CERTIFICATES["path norm"],
 }
@@ -66,13 +68,18 @@ def _certified(axes: Axes, table: pd.DataFrame, norm: str) -> None:
         start, share = np.append(0.0, radius[positive]), beyond[positive] / count
         ends = np.append(share, (count - radius.size) / count)
         axes.step(start, np.append(ends[0], ends[:-1]), where="pre", color=look.colour, linestyle=look.line,
-                  label=look.label)  # fmt: skip
+                  label=look.label, **_beneath(method))  # fmt: skip
         furthest.append(float(start[-1]))
     axes.axhline(accuracy, color=GREY, linewidth=0.8, linestyle=(0, (2, 1)), label="clean accuracy")
     axes.set_ylim(0, 1.05)
     axes.set_xlim(0, 1.05 * max([*furthest, 0.0]) or 1.0)
     axes.set_xlabel("radius")
     axes.set_ylabel("certified accuracy")
+
+
+def _beneath(method: str) -> dict[str, Any]:
+    """A wide line below the others for the smallest of them, which coincides with one wherever it can."""
+    return {"linewidth": 4.0, "zorder": 1.5} if method == "smallest global" else {}
 
 
 def _constants(axes: Axes, table: pd.DataFrame, norm: str) -> None:
@@ -83,7 +90,8 @@ def _constants(axes: Axes, table: pd.DataFrame, norm: str) -> None:
     for method, look in _GLOBAL.items():
         (value,) = rows.loc[rows["method"] == method, "value"]
         if np.isfinite(value):
-            axes.axhline(value, color=look.colour, linestyle=look.line, label=f"everywhere: {look.label}")
+            label = f"everywhere: {look.label}"
+            axes.axhline(value, color=look.colour, linestyle=look.line, label=label, **_beneath(method))
     log_limits(axes, held)
     axes.set_xlabel("radius of the ball")
     axes.set_ylabel("mean Lipschitz constant")
