@@ -40,13 +40,14 @@ def sides(graph: Graph, x: torch.Tensor, radius: torch.Tensor, *, p: float):
     return [(b.lower, b.upper) for b in found.intervals]
 
 
+@settings(max_examples=60)
 @given(graph=graphs(), p=attack_norms(), data=st.data())
 def test_every_node_stays_within_its_bounds(graph, p, data):
     x, _, radius = data.draw(balls(graph))
     laws.law_contains_values(sides, graph, x, radius, p=p)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(graph=graphs(), p=attack_norms(), steps=st.sampled_from([0, 0, 3]), data=st.data())
 def test_margins_are_never_above_those_of_points(graph, p, steps, data):
     x, y, radius = data.draw(balls(graph))
@@ -121,7 +122,7 @@ def term_sizes(net: ReLUNetwork, x: np.ndarray, radius: np.ndarray) -> list[floa
     return found
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(graph=graphs(), p=attack_norms(), data=st.data())
 def test_bounds_do_not_depend_on_the_chunks_and_use_what_is_known(graph, p, data):
     x, _, radius = data.draw(balls(graph))

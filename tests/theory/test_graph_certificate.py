@@ -39,7 +39,7 @@ def labelled(draw: st.DrawFn, graph: Graph):
     return x, graph.scores(x).argmax(1)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(graph=graphs(), p=attack_norms(), steps=st.sampled_from([0, 0, 2]), data=st.data())
 def test_no_attack_succeeds_inside_the_certified_ball(graph, p, steps, data):
     x, y = data.draw(labelled(graph))
@@ -74,7 +74,7 @@ def test_float32_radii_are_those_of_float64_within_the_precision():
         assert (ratio >= 0.98).all()
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(net=relu_networks(max_depth=1, scales=(1.0,)), p=attack_norms(), data=st.data())
 def test_linear_classifiers_get_their_exact_radius(net, p, data):
     x = data.draw(arrays((2, net.weights[0].shape[1])))
@@ -85,7 +85,7 @@ def test_linear_classifiers_get_their_exact_radius(net, p, data):
     np.testing.assert_allclose(found[ordinary], exact[ordinary], rtol=AGREEMENT)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(net=relu_networks(scales=(1.0,)), p=attack_norms(), data=st.data())
 def test_dense_networks_agree_with_the_numpy_route(net, p, data):
     """Both find a radius that CROWN certifies; ours is larger where local constants carry it on."""
@@ -114,7 +114,7 @@ def falls_steadily(graph: Graph, x: np.ndarray, y: np.ndarray, radius: np.ndarra
     return (signs[1:] <= signs[:-1]).all(0).numpy()
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(graph=graphs(), p=attack_norms(), precision=st.sampled_from([1e-1, 1e-3, 1e-5]), data=st.data())
 def test_a_radius_larger_by_the_precision_is_not_certified_by_crown(graph, p, precision, data):
     x, y = data.draw(labelled(graph))
@@ -136,7 +136,7 @@ def test_a_radius_larger_by_the_precision_is_not_certified_by_crown(graph, p, pr
     assert ((tried <= AGREEMENT * graph.scores(x).abs().amax()).any(0) | ~open_).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(graph=graphs(), p=attack_norms(), data=st.data())
 def test_radii_are_at_least_the_global_certificate_and_at_most_the_domain(graph, p, data):
     x, y = data.draw(labelled(graph))
