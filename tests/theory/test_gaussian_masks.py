@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from theory import symbolic_random
 from theory.laws import linear_masks as laws
-from theory.laws.strategies import arrays, attack_norms, binary_linear, sparsities
+from theory.laws.strategies import attack_norms, independent_gaussian_problems, sparsities
 from theory.linear import (
     GaussianClasses,
     MaskAverage,
@@ -31,16 +30,6 @@ DATA = GaussianClasses(
 HALVES = np.array([0.5, 0.5])
 
 
-@st.composite
-def problems(draw):
-    """A classifier of up to five weights and independent features of different variance."""
-    clf = draw(binary_linear(width=draw(st.integers(1, 5))))
-    n = clf.weight.size
-    variance = np.array(draw(st.lists(st.sampled_from([0.01, 0.5, 1.0, 7.0]), min_size=n, max_size=n)))
-    prior = draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-    return clf, GaussianClasses(draw(arrays((2, n))), np.diag(variance), np.array([prior, 1 - prior]))
-
-
 def one_sided(weight, mean, bias, variance=1.0):
     """One class, mean and variance shared by all features."""
     n = len(weight)
@@ -60,7 +49,7 @@ ALIASED = (
 
 
 @settings(max_examples=30)
-@given(problems(), sparsities(), attack_norms())
+@given(independent_gaussian_problems(), sparsities(), attack_norms())
 @example(ALIASED, 0.9, math.inf)
 @example(one_sided([1.0, 1e-3, 1e-6], 1.0, 0.0), 0.5, 2.0)
 @example(one_sided([1.0, 0.1], -3.0, 8.0), 1 - 1e-12, 2.0)

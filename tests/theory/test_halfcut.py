@@ -11,7 +11,8 @@ from scipy.linalg import hadamard
 from tests.theory.test_relu_masks import EQUAL_ROWS, FLAT, PAIR, WITNESS, WITNESS_ALPHAS, Case, net_of
 from theory.laws import masks as laws
 from theory.laws import relu as relu_laws
-from theory.laws.strategies import arrays, attack_norms, masked_networks, relu_networks, sparsities
+from theory.laws.catalog.masks import noise_norm, orders, root_norm, trace_moment
+from theory.laws.strategies import attack_norms, masked_networks, masked_products, relu_networks
 from theory.relu import halfcut, trace_moments
 from theory.relu.halfcut import halfcut_bound, halfcut_path_bound
 from theory.relu.lipschitz import lipschitz_constants
@@ -26,25 +27,6 @@ ROUNDING = 1e-11
 FEWER = settings(max_examples=max(20, settings().max_examples // 5))
 
 
-@st.composite
-def products(draw: st.DrawFn) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """One masked matrix, or a product of two, of at most 12 weights, and keep probabilities."""
-    n, m, r = (draw(st.integers(1, 3)) for _ in range(3))
-    shapes = [(n, m)] if draw(st.booleans()) else [(min(n, 2), min(m, 3)), (min(m, 3), min(r, 2))]
-    keep = np.array([1.0 - draw(sparsities()) for _ in shapes])
-    return tuple(draw(arrays(shape, scales=(1.0, 1e-3))) for shape in shapes), keep
-
-
-def orders(weights: tuple[np.ndarray, ...]) -> list[int]:
-    """The orders of E tr (Z Z')^p that the rung uses."""
-    return [1, 2] if len(weights) == 2 else [2, 4]
-
-
-def moment(weights: tuple[np.ndarray, ...], keep: np.ndarray, p: int) -> float:
-    sums = trace_moments.product_sums(weights, p)
-    return float(trace_moments.product_moment(weights, sums, keep)[0])
-
-
 def moment_of_pairings_only(weights: tuple[np.ndarray, ...], keep: np.ndarray, p: int) -> float:
     """Gaussian entries of the same mean and variance: no cumulants beyond the second."""
     sums = trace_moments.product_sums(weights, p)
@@ -52,41 +34,31 @@ def moment_of_pairings_only(weights: tuple[np.ndarray, ...], keep: np.ndarray, p
     return float(trace_moments.product_moment(weights, small, keep)[0])
 
 
-def root_norm(weights: tuple[np.ndarray, ...], keep: np.ndarray) -> float:
-    low, high = (trace_moments.product_sums(weights, p) for p in ((2, 4) if len(weights) == 1 else (1, 2)))
-    return float(trace_moments.product_norm(weights, low, high, keep))
-
-
-def noise(weights: tuple[np.ndarray, ...], keep: np.ndarray) -> float:
-    sums = {p: trace_moments.noise_sums(weights[0], p) for p in trace_moments.ORDERS}
-    return float(trace_moments.noise_norm(sums, keep[:1])[0]) * (1 + ROUNDING)
-
-
 UNEVEN = (np.array([[1.0, -2.0, 0.5], [3.0, 0.25, -1.0]]),)
 TWO = (np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([[2.0, 1.0], [-1.0, 0.25]]))
 
 
 @FEWER
-@given(case=products())
+@given(case=masked_products())
 @example(case=(UNEVEN, np.array([0.3])))
 @example(case=(TWO, np.array([0.3, 0.8])))
 def test_cumulants_give_the_enumerated_trace_moments(case):
     weights, keep = case
     for p in orders(weights):
-        laws.law_equals_trace_moment(moment, weights, keep, p)
+        laws.law_equals_trace_moment(trace_moment, weights, keep, p)
 
 
 @FEWER
-@given(case=products())
+@given(case=masked_products())
 def test_trace_moments_bound_the_spectral_norm(case):
     laws.law_bounds_root_mean_square_norm(root_norm, *case)
 
 
 @FEWER
-@given(case=products())
+@given(case=masked_products())
 def test_closed_walks_bound_the_fluctuation_of_a_masked_matrix(case):
     weights, keep = case[0][:1], case[1][:1]
-    laws.law_bounds_root_mean_square_norm(noise, weights, keep, centred=True)
+    laws.law_bounds_root_mean_square_norm(noise_norm, weights, keep, centred=True)
     enumerated = laws.masked_products(weights, keep, centred=True)
     for p in trace_moments.ORDERS:
         sums = {p: trace_moments.noise_sums(weights[0], p)}
@@ -127,13 +99,13 @@ def test_trace_laws_reject_broken_formulas():
     with pytest.raises(AssertionError):
         laws.law_equals_trace_moment(moment_of_pairings_only, UNEVEN, keep, 2)
     with pytest.raises(AssertionError):
-        laws.law_equals_trace_moment(lambda w, k, p: moment(w, 1 - k, p), UNEVEN, keep, 2)
+        laws.law_equals_trace_moment(lambda w, k, p: trace_moment(w, 1 - k, p), UNEVEN, keep, 2)
     with pytest.raises(AssertionError):
         laws.law_equals_trace_moment(
-            lambda w, k, p: moment(w, k[::-1].copy(), p), TWO, np.array([0.3, 0.8]), 2
+            lambda w, k, p: trace_moment(w, k[::-1].copy(), p), TWO, np.array([0.3, 0.8]), 2
         )
     with pytest.raises(AssertionError):
-        laws.law_bounds_root_mean_square_norm(noise, UNEVEN, keep)  # without the mean
+        laws.law_bounds_root_mean_square_norm(noise_norm, UNEVEN, keep)  # without the mean
     with pytest.raises(AssertionError):
         laws.law_bounds_root_mean_square_norm(lambda w, k: k[0] * np.linalg.norm(w[0], 2), UNEVEN, keep)
 

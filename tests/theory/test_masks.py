@@ -10,6 +10,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from theory import symbolic_random
+from theory.laws import averages
 from theory.laws import linear_masks as laws
 from theory.laws.strategies import arrays, attack_norms, sparsities
 from theory.linear import (
@@ -17,12 +18,9 @@ from theory.linear import (
     gaussian_pruning_limit,
     laplace_pruning_limit,
     masked_mean_radius,
-    mean_radius,
 )
 from theory.norms import dual, norm
-from theory.types import BinaryLinear
 
-ROUNDING = 1e-13  # of 2^n products of n probabilities added in float64
 SIGMAS = 5.0  # sampling tests fail by chance once in 2e6 draws; their seeds are fixed
 NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
 
@@ -222,16 +220,7 @@ def test_random_masks_keep_linf_and_lose_l2_like_the_root_of_what_is_kept(draw):
 @given(problems(most=4), sparsities(edges=False), attack_norms())
 def test_average_is_at_most_the_expected_mean_radius(problem, alpha, p):
     weight, gain = problem
-    total, found = 0.0, masked_mean_radius(weight, gain, np.array([alpha]), p=p)
-    scale = masked_mean_radius(np.abs(weight), np.abs(gain), np.array([alpha]), p=p).value[0]
-    x, y = np.stack([-gain, gain]), np.array([0, 1])
-    for mask in product([0.0, 1.0], repeat=weight.size):
-        masked = weight * mask
-        if masked.any():
-            kept = int(sum(mask))
-            chance = (1 - alpha) ** kept * alpha ** (weight.size - kept)
-            total += chance * mean_radius(BinaryLinear(masked), x, y, p=p)
-    assert found.value[0] <= total + found.error[0] + ROUNDING * scale
+    averages.is_below_expected_radius(masked_mean_radius, weight, gain, alpha, p=p)
 
 
 @NORMS

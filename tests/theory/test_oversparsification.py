@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from theory.laws import moments as laws
 from theory.laws import relu as relu_laws
-from theory.laws.strategies import arrays, attack_norms, relu_networks, sparsities
+from theory.laws.strategies import attack_norms, masked_problems
 from theory.linear import radius as linear_radius
 from theory.norms import dual
 from theory.relu.certificate import certified_radius
@@ -38,22 +38,6 @@ def net_of(*weights: object) -> ReLUNetwork:
     return ReLUNetwork(layers, tuple(np.zeros(len(w)) for w in layers))
 
 
-@st.composite
-def cases(draw: st.DrawFn, *, biases: bool = True, max_depth: int = 3) -> Case:
-    """A network of at most 12 weights, two inputs with labels, and one sparsity per layer."""
-    classes = draw(st.sampled_from([2, 2, 3]))
-    width = draw(st.integers(1, 2)) if classes == 2 else 1
-    net = draw(relu_networks(width=width, classes=classes, max_hidden=2, max_depth=max_depth, biases=biases))
-    x = draw(arrays((2, width)))
-    y = np.array(draw(st.lists(st.integers(0, classes - 1), min_size=2, max_size=2)))
-    # Half of the time the labels are those of the dense network, else little is certified.
-    y = net.scores(x).argmax(axis=1) if draw(st.booleans()) else y
-    alphas = [draw(sparsities()) for _ in net.weights]
-    if draw(st.booleans()):
-        alphas[-1] = 0.0
-    return net, x, y, np.array(alphas)
-
-
 # One unit on a straight path, and two classes: the margin is w x k in expectation.
 PATH = (net_of([[2.0]], [[1.0], [-1.0]]), np.array([[1.0], [0.5]]), np.array([0, 0]), np.array([0.25, 0.0]))
 WIDE = (
@@ -72,7 +56,7 @@ LINEAR = (
 )
 
 
-@given(case=cases(), p=attack_norms(), cap=CAPS)
+@given(case=masked_problems(), p=attack_norms(), cap=CAPS)
 @example(case=PATH, p=2.0, cap=math.inf)
 @example(case=WIDE, p=math.inf, cap=2.0)
 @example(case=LINEAR, p=2.0, cap=math.inf)
@@ -81,7 +65,7 @@ def test_lower_bound_is_below_the_enumerated_expectation(case: Case, p, cap):
     laws.law_below_expected_radius(expected_radius_lower_bound, net, x, y, alphas, p=p, cap=cap)
 
 
-@given(case=cases() | cases(biases=False), p=attack_norms(), cap=CAPS)
+@given(case=masked_problems() | masked_problems(biases=False), p=attack_norms(), cap=CAPS)
 @example(case=PATH, p=2.0, cap=math.inf)
 def test_upper_bound_is_above_the_enumerated_expectation(case: Case, p, cap):
     net, x, y, alphas = case
@@ -95,13 +79,13 @@ def test_the_bounds_say_something(case: Case, p):
     assert (expected_radius_lower_bound(net, x, y, alphas[None], p=p) > 0).all()
 
 
-@given(case=cases())
+@given(case=masked_problems())
 @example(case=WIDE)
 def test_margin_moments_are_bounded(case: Case):
     laws.law_bounds_margin_moments(margin_moment_bounds, *case)
 
 
-@given(case=cases(max_depth=1))
+@given(case=masked_problems(max_depth=1))
 @example(case=LINEAR)
 def test_margin_moments_of_one_layer_and_two_classes_are_exact(case: Case):
     net, x, y, alphas = case
@@ -116,7 +100,7 @@ def test_margin_moments_of_one_layer_and_two_classes_are_exact(case: Case):
     assert (np.abs(square[0] - probabilities @ margins**2) <= slack * size).all()
 
 
-@given(case=cases())
+@given(case=masked_problems())
 def test_expected_margins_are_bounded(case: Case):
     net, x, _, alphas = case
     laws.law_bounds_expected_margin(expected_margin_bound, net, x, alphas, PAIR)
@@ -132,13 +116,13 @@ def test_the_margin_bound_is_reached_on_positive_paths_and_leaves_the_biases():
     np.testing.assert_allclose(gone, [[7.0, 7.0], [1.0, 1.0]], rtol=1e-14)
 
 
-@given(case=cases(), p=attack_norms())
+@given(case=masked_problems(), p=attack_norms())
 def test_expected_lipschitz_constants_are_bounded(case: Case, p):
     net, _, _, alphas = case
     laws.law_bounds_expected_lipschitz(expected_lipschitz, net, alphas, p=p)
 
 
-@given(case=cases())
+@given(case=masked_problems())
 def test_path_probabilities_are_bounded(case: Case):
     net, x, _, alphas = case
     laws.law_bounds_path_probability(path_probability, net, x[0], alphas, PAIR)
@@ -151,7 +135,7 @@ def test_path_probability_is_exact_on_a_tree_and_small_near_full_sparsity():
     np.testing.assert_allclose(path_probability(net, x[0], alphas, PAIR), truth, rtol=1e-6)
 
 
-@given(case=cases(biases=False))
+@given(case=masked_problems(biases=False))
 @example(case=(*PATH[:3], np.array([0.9, 0.0])))
 def test_sparser_than_kappa_is_worse_than_dense(case: Case):
     net, x, y, alphas = case
@@ -164,7 +148,7 @@ def test_kappa_is_one_on_a_single_positive_path():
     np.testing.assert_allclose(oversparse_kept_fraction(net, x, y), 1.0, rtol=1e-12)
 
 
-@given(case=cases(), p=attack_norms())
+@given(case=masked_problems(), p=attack_norms())
 def test_without_masks_the_lower_bound_is_a_certificate_of_the_network(case: Case, p):
     net, x, y, alphas = case
     dense = np.zeros((1, len(alphas)))
@@ -176,7 +160,7 @@ def test_without_masks_the_lower_bound_is_a_certificate_of_the_network(case: Cas
         assert (np.abs(found - exact) <= 1e-9 * exact + slack).all()
 
 
-@given(case=cases(biases=False, max_depth=1), p=attack_norms(), cap=st.sampled_from([0.25, 2.0]))
+@given(case=masked_problems(biases=False, max_depth=1), p=attack_norms(), cap=st.sampled_from([0.25, 2.0]))
 def test_both_bounds_hold_for_the_true_radius_of_masked_linear_classifiers(case: Case, p, cap):
     """Exact minimal perturbations, capped, a tie being an error."""
     net, x, y, alphas = case

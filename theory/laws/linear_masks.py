@@ -23,18 +23,19 @@ FLOAT64 = 1e-13  # sums of up to 2^10 masks in float64, relative to the sum
 RARE = 1e-26  # probability of binomial counts that are left out
 
 
-def _within_estimate(found: float, error: float, exact: Any, *, scale: Any) -> None:
+def _within_estimate(found: float, error: float, exact: Any, *, scale: Any) -> float:
     """The stated error is an upper limit of the true one, nothing added, and small enough to be useful."""
     missed = abs(mpmath.mpf(found) - exact)
     assert missed <= error, f"{found} misses {exact} by {float(missed)}, more than the stated {error}"
     assert error <= USEFUL * scale + NOTHING, (
         f"the stated error {error} of {found} is vague (scale {float(scale)})"
     )
+    return float(missed / scale) if scale else 0.0
 
 
 def averages_all_masks(
     candidate: Callable, weight: np.ndarray, gain: np.ndarray, alpha: float, *, p: float
-) -> None:
+) -> float:
     """The average equals the sum over all 2^n masks in 40 digits, within the stated error."""
     found = candidate(weight, gain, np.array([alpha]), p=p)
     with mpmath.workdps(DIGITS):
@@ -48,7 +49,7 @@ def averages_all_masks(
         root = mpmath.sqrt if p == 2 else mpmath.mpf
         exact = mpmath.fsum(c * d / root(a) for c, a, d, _ in sums if a > 0)
         scale = mpmath.fsum(c * b / root(a) for c, a, _, b in sums if a > 0)
-        _within_estimate(found.value[0], found.error[0], exact, scale=scale)
+        return _within_estimate(found.value[0], found.error[0], exact, scale=scale)
 
 
 def binomial(n: int, alpha: float) -> Iterator[tuple[int, Any]]:
@@ -75,7 +76,7 @@ def averages_two_sizes(
     alpha: float,
     *,
     p: float,
-) -> None:
+) -> float:
     """With counts[0] weights of one value and counts[1] of another, the average is a double binomial sum."""
     weight, gain = np.repeat(weights, counts), np.repeat(gains, counts)
     found = candidate(weight, gain, np.array([alpha]), p=p)
@@ -87,12 +88,12 @@ def averages_two_sizes(
                 size = k * abs(w) + j * abs(v) if p == math.inf else mpmath.sqrt(k * w * w + j * v * v)
                 exact += chance * other * (k * w * g + j * v * h) / size
                 scale += chance * other * (k * abs(w * g) + j * abs(v * h)) / size
-        _within_estimate(found.value[0], found.error[0], exact, scale=scale)
+        return _within_estimate(found.value[0], found.error[0], exact, scale=scale)
 
 
 def averages_gaussian_masks(
     candidate: Callable, clf: BinaryLinear, data: GaussianClasses, alpha: float, *, p: float
-) -> None:
+) -> float:
     """The average equals the sum of the closed form of every masked classifier, within the stated error."""
     found = candidate(clf, data, np.array([alpha]), p=p)
     exact = 0.0
@@ -103,3 +104,4 @@ def averages_gaussian_masks(
             exact += chance * gaussian_mean_radius(BinaryLinear(masked, clf.bias), data, p=p)
     missed = abs(found.value[0] - exact)
     assert missed <= found.error[0] + FLOAT64 * exact, f"{found} misses {exact} by {missed}"
+    return missed / exact if exact else 0.0

@@ -151,6 +151,16 @@ def gaussian_problems(draw: st.DrawFn) -> tuple[BinaryLinear, GaussianClasses]:
 
 
 @st.composite
+def independent_gaussian_problems(draw: st.DrawFn) -> tuple[BinaryLinear, GaussianClasses]:
+    """A classifier of up to five weights and independent features of different variance."""
+    clf = draw(binary_linear(width=draw(st.integers(1, 5))))
+    n = clf.weight.size
+    variance = np.array(draw(st.lists(st.sampled_from([0.01, 0.5, 1.0, 7.0]), min_size=n, max_size=n)))
+    prior = draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+    return clf, GaussianClasses(draw(arrays((2, n))), np.diag(variance), np.array([prior, 1 - prior]))
+
+
+@st.composite
 def relu_networks(
     draw: st.DrawFn,
     *,
@@ -201,6 +211,33 @@ def masked_networks(
     if draw(st.booleans()):
         alphas[-1] = 0.0
     return net, np.array(alphas)
+
+
+@st.composite
+def masked_problems(
+    draw: st.DrawFn, *, biases: bool = True, max_depth: int = 3
+) -> tuple[ReLUNetwork, np.ndarray, np.ndarray, np.ndarray]:
+    """A network of at most 12 weights, two inputs with labels, and one sparsity per layer."""
+    classes = draw(st.sampled_from([2, 2, 3]))
+    width = draw(st.integers(1, 2)) if classes == 2 else 1
+    net = draw(relu_networks(width=width, classes=classes, max_hidden=2, max_depth=max_depth, biases=biases))
+    x = draw(arrays((2, width)))
+    y = np.array(draw(st.lists(st.integers(0, classes - 1), min_size=2, max_size=2)))
+    # Half of the time the labels are those of the dense network, else little is certified.
+    y = net.scores(x).argmax(axis=1) if draw(st.booleans()) else y
+    alphas = [draw(sparsities()) for _ in net.weights]
+    if draw(st.booleans()):
+        alphas[-1] = 0.0
+    return net, x, y, np.array(alphas)
+
+
+@st.composite
+def masked_products(draw: st.DrawFn) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """One masked matrix, or a product of two, of at most 12 weights, and keep probabilities."""
+    n, m, r = (draw(st.integers(1, 3)) for _ in range(3))
+    shapes = [(n, m)] if draw(st.booleans()) else [(min(n, 2), min(m, 3)), (min(m, 3), min(r, 2))]
+    keep = np.array([1.0 - draw(sparsities()) for _ in shapes])
+    return tuple(draw(arrays(shape, scales=(1.0, 1e-3))) for shape in shapes), keep
 
 
 @st.composite

@@ -9,7 +9,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from theory.laws.catalog import linear, relu
+from theory.laws.catalog import exact, graph, linear, masks, relu
 from theory.laws.law import Law
 from theory.types import InvalidInput
 
@@ -19,7 +19,9 @@ def _with_source(law: Law) -> Law:
     return replace(law, source=code)
 
 
-LAWS: tuple[Law, ...] = tuple(map(_with_source, (*linear.LAWS, *relu.LAWS)))
+LAWS: tuple[Law, ...] = tuple(
+    map(_with_source, (*linear.LAWS, *relu.LAWS, *masks.LAWS, *exact.LAWS, *graph.LAWS))
+)
 
 
 def law_named(name: str) -> Law:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from hypothesis import strategies as st
 
-from theory.ceiling import mean_radius_ceiling, universal_ceiling
-from theory.laws import averages
+from theory.ceiling import blockwise_ceiling, mean_radius_ceiling, universal_ceiling
+from theory.laws import averages, linear_masks
 from theory.laws import linear as laws
 from theory.laws import strategies as draw
 from theory.laws.law import Kind, Law
@@ -19,6 +20,8 @@ from theory.linear import (
     hoelder_ceiling,
     jensen_bound,
     markov_bound,
+    masked_gaussian_mean_radius,
+    masked_mean_radius,
     mean_radius,
     norm_interpolation,
     paper_multiclass_bound,
@@ -29,7 +32,6 @@ from theory.linear import (
     support_ceiling,
     weight_free_bound,
 )
-from theory.linear.masks import masked_mean_radius
 from theory.types import BinaryLinear
 
 NORM = {"p": draw.attack_norms()}
@@ -72,6 +74,10 @@ def hoelder_ladder(clf: BinaryLinear, stats: ClassStatistics, *, p: float) -> li
         own_sparse_ceiling(clf, stats, p=p),
         hoelder_ceiling(stats, p=p),
     ]
+
+
+def _relaxes_ceiling(ceiling: Callable, x: np.ndarray, y: np.ndarray, *, p: float, block: int) -> float:
+    return laws.relaxes(partial(ceiling, block=block), universal_ceiling, x, y, p=p)
 
 
 def _law(
@@ -252,12 +258,20 @@ LAWS: tuple[Law, ...] = (
         "the ceiling of c x is c times that of x",
     ),
     _law(
+        "ceiling-blocks",
+        "bound",
+        _relaxes_ceiling,
+        blockwise_ceiling,
+        _points(block=st.integers(2, 10), **NORM),
+        "the ceiling is at most that of blocks",
+    ),
+    _law(
         "masks",
         "identity",
-        averages.agrees_with_enumeration,
+        linear_masks.averages_all_masks,
         masked_mean_radius,
         MASKS,
-        "E over masks of gain.(w*M) / ||w*M||_q by one integral",
+        "E over masks of gain.(w*M) / ||w*M||_q, within the stated error",
     ),
     _law(
         "masks-radius",
@@ -266,6 +280,14 @@ LAWS: tuple[Law, ...] = (
         masked_mean_radius,
         MASKS,
         "it is at most E R_p",
+    ),
+    _law(
+        "masks-gaussian",
+        "identity",
+        linear_masks.averages_gaussian_masks,
+        masked_gaussian_mean_radius,
+        _pairs("clf", "data", draw.independent_gaussian_problems(), alpha=draw.sparsities(), **NORM),
+        "Gaussian E over masks of R_p, within the stated error",
     ),
     _law(
         "gaussian",
