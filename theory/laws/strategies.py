@@ -343,7 +343,7 @@ def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
             arguments = (operation.stride, operation.padding, operation.dilation, operation.groups)
             return Place(builder.conv2d(x, operation.weight, bias, *arguments))
         case name:
-            height, width = shape[1:]
+            _, height, width = list(shape)
             kernel = (min(2, height), min(draw(st.integers(1, 3)), width))
             stride, padding = (draw(st.integers(1, 2)), 1), (kernel[0] // 2, 0)
             pool = torch.nn.functional.max_pool2d if name == "max" else torch.nn.functional.avg_pool2d
