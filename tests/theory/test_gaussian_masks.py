@@ -48,9 +48,17 @@ ALIASED = (
 )
 
 
+# Equal sides of the two classes are averaged once, and priors may miss 1 by rounding.
+SYMMETRIC = (
+    BinaryLinear(np.array([1.0])),
+    GaussianClasses(np.zeros((2, 1)), np.eye(1), np.array([0.0, 1 - 3.6e-12])),
+)
+
+
 @settings(max_examples=30)
 @given(independent_gaussian_problems(), sparsities(), attack_norms())
 @example(ALIASED, 0.9, math.inf)
+@example(SYMMETRIC, 0.001, math.inf)
 @example(one_sided([1.0, 1e-3, 1e-6], 1.0, 0.0), 0.5, 2.0)
 @example(one_sided([1.0, 0.1], -3.0, 8.0), 1 - 1e-12, 2.0)
 @example(one_sided([1.0, 0.1], 1.0, -40.0), 0.3, math.inf)  # almost always wrong

@@ -66,13 +66,6 @@ def is_global_without_masks(
     return at_most(reached, rung(net, np.zeros_like(alphas), pair), slack=reached * ENUMERATION_TOLERANCE)
 
 
-def is_above_constants(best: Callable, net: ReLUNetwork, pair: tuple[int, int], *, p: float) -> float:
-    """At alpha = 0 the best rung is at least the global Lipschitz constant, which has as many factors."""
-    constant = lipschitz_constants(net, p=p)[pair]
-    found = best(net, np.zeros(len(net.weights)), pair, p=p)
-    return at_most(constant, found, slack=constant * IDENTITY_TOLERANCE)
-
-
 def equals_dense_path_norm(rung: Rung, net: ReLUNetwork, pair: tuple[int, int], *, p: float) -> float:
     """At alpha = 0 a path rung is the path norm."""
     truth = path_norm(net, p=p)[pair]

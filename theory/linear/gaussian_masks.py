@@ -66,7 +66,7 @@ def masked_gaussian_mean_radius(
     value, error = np.zeros(alphas.shape), np.zeros(alphas.shape)
     sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
     if np.array_equal(sides[0][1], sides[1][1]) and sides[0][2] == sides[1][2]:
-        sides = [(1.0, *sides[1][1:])]  # the symmetric case costs half
+        sides = [(data.prior.sum(), *sides[1][1:])]  # the symmetric case costs half
     for prior, mean, side_bias in sides:
         law = _MaskedScore(
             np.abs(weight) ** (1 / power), weight * mean, weight * weight * spread, side_bias, power

@@ -390,14 +390,6 @@ MASKS: tuple[Law, ...] = (
         _masked(ANY, P),
         "the best bound is the smallest rung",
     ),
-    _law(
-        "best-dense",
-        "bound",
-        gradients.is_above_constants,
-        best_bound,
-        _net(ANY, P | {"pair": st.just(PAIR)}),
-        "at alpha = 0 no rung is below the global constant",
-    ),
     *(
         _law(
             f"{name}-path-norm",
