@@ -254,6 +254,8 @@ def test_illegal_calls_name_the_argument(changes, message):
 def test_networks_in_half_precision_or_beyond_float32_are_refused():
     with pytest.raises(InvalidInput, match="dtype is torch.float16"):
         from_relu_network(ABSOLUTE, dtype=torch.float16)
+    with pytest.raises(InvalidInput, match="dtype is float32 on cuda"):
+        from_relu_network(ABSOLUTE, dtype=torch.float32, device="cuda")
     big = ReLUNetwork((np.full((2, 1), 1e300),), (np.zeros(2),))
     with pytest.raises(InvalidInput, match=r"weights\[0\]"):
         from_relu_network(big, dtype=torch.float32)

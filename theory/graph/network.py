@@ -329,10 +329,10 @@ def from_relu_network(
 ) -> Graph:
     """The fully connected network as a graph, an identity up to the rounding of its weights to ``dtype``.
 
-    Raises: InvalidInput unless dtype is float64 or float32, or for weights that overflow it.
+    Raises: InvalidInput unless dtype is float64, or float32 on a CPU, or for weights that overflow it.
     """
     place = torch.device(device)
-    check_number_type(dtype)
+    check_number_type(dtype, place)
     nodes = [Node(Source(), (), (net.weights[0].shape[1],))]
     for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
         if layer:
@@ -345,10 +345,15 @@ def from_relu_network(
     return Graph(tuple(nodes), dtype, place)
 
 
-def check_number_type(dtype: torch.dtype) -> None:
-    """Raises: InvalidInput unless ``dtype`` is float64 or float32, whose rounding is accounted for."""
+def check_number_type(dtype: torch.dtype, device: torch.device) -> None:
+    """Raises: InvalidInput unless ``dtype`` is float64, or float32 on a CPU: the rounding accounted for.
+
+    On other devices float32 may be rounded further (TF32) or summed by other formulas (Winograd).
+    """
     if dtype not in (torch.float64, torch.float32):
         raise InvalidInput(f"dtype is {dtype}; bounds need torch.float64 or torch.float32")
+    if dtype == torch.float32 and device.type != "cpu":
+        raise InvalidInput(f"dtype is float32 on {device.type}, whose rounding has no bound; use float64 there")
 
 
 def adjoint(graph: Graph) -> Graph:

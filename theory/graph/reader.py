@@ -62,7 +62,7 @@ def read(
     """
     if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
         raise InvalidInput(f"shape is {shape!r}; give the sides of one example, positive integers")
-    check_number_type(dtype)
+    check_number_type(dtype, torch.device(device))
     program = network if isinstance(network, ExportedProgram) else _export(network, shape)
     return _Reading(program, Builder(shape, dtype, torch.device(device))).graph()
 
