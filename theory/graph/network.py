@@ -353,7 +353,9 @@ def check_number_type(dtype: torch.dtype, device: torch.device) -> None:
     if dtype not in (torch.float64, torch.float32):
         raise InvalidInput(f"dtype is {dtype}; bounds need torch.float64 or torch.float32")
     if dtype == torch.float32 and device.type != "cpu":
-        raise InvalidInput(f"dtype is float32 on {device.type}, whose rounding has no bound; use float64 there")
+        raise InvalidInput(
+            f"dtype is float32 on {device.type}, whose rounding has no bound; use float64 there"
+        )
 
 
 def adjoint(graph: Graph) -> Graph:
