@@ -13,6 +13,8 @@ from theory.types import ReLUNetwork
 
 Moment = Callable[[tuple[np.ndarray, ...], np.ndarray, int], float]  # (weights from the left, keep, p)
 Tail = Callable[..., np.ndarray]  # (net, alphas, pair, *, p, delta)
+# A moment of order 2p is a sum over the set partitions of 2p <= 12 entries, of either sign.
+MOMENT_TOLERANCE = 1e-11
 
 
 def masked_products(
@@ -42,7 +44,7 @@ def law_equals_trace_moment(
     """The moment is E tr (Z Z')^p, summed over all masks, up to rounding of its largest possible size."""
     truth = trace_moment(*masked_products(weights, keep), p)
     size = float(np.prod([np.linalg.norm(weight) for weight in weights])) ** (2 * p)
-    return equal(identity(weights, keep, p), truth, scale=size, tolerance=ENUMERATION_TOLERANCE)
+    return equal(identity(weights, keep, p), truth, scale=size, tolerance=MOMENT_TOLERANCE)
 
 
 def law_bounds_root_mean_square_norm(
