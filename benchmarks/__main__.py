@@ -12,7 +12,7 @@ from benchmarks.floor import multiply_adds, product_rate, seconds
 from benchmarks.tables import save, show
 from empirical.attacks import deepfool, minimal_fgs, shorten
 from empirical.datasets import Dataset, load
-from empirical.ensemble import MLPEnsemble, initialise
+from empirical.ensembles import MLPEnsemble, initialise
 from empirical.training import Recipe, train
 from empirical.verify import choose_device
 

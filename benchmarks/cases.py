@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from empirical.datasets import Dataset
-from empirical.ensemble import MLPEnsemble, initialise, relu_network
+from empirical.ensembles import MLPEnsemble, initialise, relu_network
 from empirical.measurement import measure
 from empirical.pruning import magnitude_masks
 from empirical.training import Recipe, train

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from empirical.datasets import Dataset, load
-from empirical.ensemble import initialise, relu_network
+from empirical.ensembles import initialise, relu_network
 from empirical.pruning import magnitude_masks
 from empirical.training import Recipe, train
 from theory.relu.exact import exact_radius

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from empirical.datasets import load
-from empirical.ensemble import initialise, relu_network
+from empirical.ensembles import initialise, relu_network
 from empirical.training import Recipe, train
 from theory import relu
 from theory.types import ReLUNetwork

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from empirical.datasets import Dataset, load
-from empirical.ensemble import initialise, relu_network
+from empirical.ensembles import initialise, relu_network
 from empirical.training import Recipe, train
 from theory.relu.mask_sampling import compare, sample
 from theory.relu.moments import Prediction, best_sparsity, predict

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from empirical.datasets import Dataset
-from empirical.ensemble import MLPEnsemble, linear_classifier, relu_network
+from empirical.ensembles import MLPEnsemble, linear_classifier, relu_network
 from empirical.measurement import Measurement, capped_mean, mask_gradient_norms
 from empirical.results import NORMS, Members, Rows
 from theory import linear, relu

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from empirical.datasets import Dataset
-from empirical.ensemble import MLPEnsemble, concatenate, initialise
+from empirical.ensembles import MLPEnsemble, concatenate, initialise
 from empirical.pruning import bernoulli_masks, magnitude_masks
 from empirical.results import Members, write_atomically
 from empirical.training import Recipe, train

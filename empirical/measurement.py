@@ -15,7 +15,7 @@ from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import MLPEnsemble
 from empirical.results import NORMS, Members, Rows
 
 # Networks measured together, and bytes of their Jacobians: enough to fill a GPU, few enough to stay in a
@@ -229,7 +229,8 @@ def mask_gradient_norms(
         count = min(_MASKED_COPIES, copies - start)
         nets = network.select([0] * count)
         keep = [torch.rand(count, *w.shape[1:], generator=generator).to(x.device) >= sparsity for w in hidden]
-        gradient = nets.masked((*keep, nets.masks[-1])).vector_jacobian(x, v[:count])
+        masked = nets.masked((*keep, nets.masks[-1]))
+        _, gradient = masked.logits_and_gradient(x, lambda _, count=count: v[:count])
         for p, q in ((2.0, 2), (math.inf, 1)):
             found[p].append(torch.linalg.vector_norm(gradient, ord=q, dim=2).amax(1))
     return {p: torch.cat(parts).cpu().numpy() for p, parts in found.items()}

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_sparsity
 
 
-def magnitude_masks(ensemble: MLPEnsemble, *, sparsity: float) -> tuple[Bool[Tensor, "K _ _"], ...]:
+def magnitude_masks(ensemble: Ensemble, *, sparsity: float) -> tuple[Bool[Tensor, "K _ _"], ...]:
     """Layer-wise magnitude pruning: exactly round(sparsity * size) weights of every layer removed.
 
     What is pruned already goes first, then the smallest absolute values; among equal ones, the lower flat
@@ -31,7 +31,7 @@ def magnitude_masks(ensemble: MLPEnsemble, *, sparsity: float) -> tuple[Bool[Ten
 
 
 def bernoulli_masks(
-    ensemble: MLPEnsemble, *, sparsity: float, seeds: Sequence[int]
+    ensemble: Ensemble, *, sparsity: float, seeds: Sequence[int]
 ) -> tuple[Bool[Tensor, "K _ _"], ...]:
     """Independent masks: every weight of member k is removed with probability ``sparsity``.
 

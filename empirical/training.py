@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from empirical.cores import on_cores, shares
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import MLPEnsemble
 from theory.types import InvalidInput
 
 

@@ -14,7 +14,7 @@ import torch
 from empirical.claims import judge, violations
 from empirical.comparison import compare_linear, compare_masks, compare_relu
 from empirical.datasets import Dataset, load
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import MLPEnsemble
 from empirical.experiment import FAMILIES, Settings, family_data, levels, package_version
 from empirical.measurement import measure, measured_rows
 from empirical.provenance import choose_device as choose_device

@@ -13,7 +13,7 @@ from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
 from benchmarks.peers import RADII as SEARCHED
 from benchmarks.peers import largest_certified, targets
 from benchmarks.turns import in_turns
-from empirical.ensemble import initialise
+from empirical.ensembles import initialise
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from empirical.attacks import deepfool, minimal_fgs, shorten
 from empirical.bounds import ALPHAS, SCHEMA, Request, fully_connected
 from empirical.cli import main
 from empirical.datasets import load, load_test
-from empirical.ensemble import from_networks
+from empirical.ensembles import from_networks
 from empirical.measurement import verified_radius
 from empirical.networks import load_network
 from empirical.results import read_table

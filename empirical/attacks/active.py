@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import Ensemble
 from theory.types import InvalidInput
 
 
@@ -19,7 +19,7 @@ def margins(logits: Float[Tensor, "K n c"], y: Int[Tensor, "*K n"]) -> Float[Ten
     return logits.gather(2, true)[..., 0] - others.amax(2)
 
 
-def check_attack(ensemble: MLPEnsemble, x: Tensor, y: Tensor) -> None:
+def check_attack(ensemble: Ensemble, x: Tensor, y: Tensor) -> None:
     """Raises: InvalidInput if shapes disagree, a value is not finite, or a label is out of range."""
     if x.ndim != 2 or x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"x has shape {tuple(x.shape)}; the networks take (n, {ensemble.inputs})")

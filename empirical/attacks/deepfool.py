@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import ActiveSet, check_attack, margins
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
 
 
 def deepfool(
-    ensemble: MLPEnsemble,
+    ensemble: Ensemble,
     x: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
     *,

@@ -8,26 +8,28 @@ from torch import Tensor
 
 from empirical.attacks.active import check_attack
 from empirical.attacks.ray import beyond_crossing
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import Ensemble, MLPEnsemble
 from theory.types import InvalidInput
 
 
 def loss_gradient_sign(
-    ensemble: MLPEnsemble, x: Float[Tensor, "n d"], y: Int[Tensor, " n"]
+    ensemble: Ensemble, x: Float[Tensor, "n d"], y: Int[Tensor, " n"]
 ) -> Float[Tensor, "K n d"]:
     """Sign of the input gradient of the cross-entropy at the true label; 0 where the gradient is 0.
 
     The gradient is (1 - p_y) * sum_{k != y} softmax_{k != y}(g) * grad(g_k - g_y). The factor in front is
     left out: it does not change the sign and underflows on saturated logits.
     """
-    logits = ensemble.logits(x)
-    true = y.expand(logits.shape[:2])[..., None]
-    weights = logits.scatter(2, true, -torch.inf).softmax(2).scatter(2, true, -1.0)
-    return ensemble.vector_jacobian(x, weights).sign()
+
+    def cotangent(logits: Tensor) -> Tensor:
+        true = y.expand(logits.shape[:2])[..., None]
+        return logits.scatter(2, true, -torch.inf).softmax(2).scatter(2, true, -1.0)
+
+    return ensemble.logits_and_gradient(x, cotangent)[1].sign()
 
 
 def fgs(
-    ensemble: MLPEnsemble,
+    ensemble: Ensemble,
     x: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
     *,

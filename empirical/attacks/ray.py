@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import ActiveSet, check_attack, margins
-from empirical.ensemble import MLPEnsemble
+from empirical.ensembles import MLPEnsemble
 from theory.types import InvalidInput
 
 # A found point is put this far beyond the boundary, relative to the step and to the size of x, but never

@@ -14,7 +14,7 @@ import torch
 from empirical.attacks import fgs
 from empirical.attacks.active import margins
 from empirical.datasets import load
-from empirical.ensemble import MLPEnsemble, from_networks
+from empirical.ensembles import MLPEnsemble, from_networks
 from theory.types import ReLUNetwork
 
 FOLDER = Path(os.environ.get("SPARSE_ROBUSTNESS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from empirical.datasets import load
-from empirical.ensemble import initialise
+from empirical.ensembles import initialise
 from empirical.pruning import magnitude_masks
 from empirical.training import Recipe, train
 

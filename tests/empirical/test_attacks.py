@@ -12,7 +12,7 @@ from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.attacks.ray import OVERSHOOT
-from empirical.ensemble import MLPEnsemble, from_networks
+from empirical.ensembles import MLPEnsemble, from_networks
 from empirical.measurement import verified_radius
 from theory.laws.strategies import arrays, attack_norms, linear_classifiers
 from theory.linear import radius

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from empirical.ensemble import (
+from empirical.ensembles import (
     MLPEnsemble,
     concatenate,
     from_networks,
@@ -57,14 +57,17 @@ def test_jacobian_is_that_of_autograd(case):
 
 
 @given(pairs(), st.integers(0, 2**32 - 1))
-def test_vector_jacobian_is_a_row_of_the_jacobian(case, seed):
+def test_gradient_is_a_row_of_the_jacobian(case, seed):
     nets, x = case
     ensemble = from_networks(nets)
     v = torch.randn(
         2, 3, ensemble.classes, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    product = torch.einsum("knc,kncd->knd", v, ensemble.logits_and_jacobian(torch.tensor(x))[1])
-    torch.testing.assert_close(ensemble.vector_jacobian(torch.tensor(x), v), product, rtol=1e-9, atol=1e-9)
+    logits, jacobian = ensemble.logits_and_jacobian(torch.tensor(x))
+    product = torch.einsum("knc,kncd->knd", v * logits, jacobian)
+    found, gradient = ensemble.logits_and_gradient(torch.tensor(x), lambda g: v * g)
+    assert torch.equal(found, logits)
+    torch.testing.assert_close(gradient, product, rtol=1e-9, atol=1e-9)
 
 
 def test_one_score_stands_for_two_logits():
@@ -74,7 +77,8 @@ def test_one_score_stands_for_two_logits():
     logits, jacobian = ensemble.logits_and_jacobian(x)
     assert logits.tolist() == [[[0.0, 1.5]]]
     assert jacobian.tolist() == [[[[0.0, 0.0], [1.0, -2.0]]]]
-    assert ensemble.vector_jacobian(x, torch.tensor([[[5.0, 2.0]]])).tolist() == [[[2.0, -4.0]]]
+    _, gradient = ensemble.logits_and_gradient(x, lambda _: torch.tensor([[[5.0, 2.0]]]))
+    assert gradient.tolist() == [[[2.0, -4.0]]]
     clf = linear_classifier(ensemble, 0)
     assert isinstance(clf, BinaryLinear)
     assert clf.scores(np.array([[3.0, 1.0]])).tolist() == [1.5]

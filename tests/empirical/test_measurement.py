@@ -9,7 +9,7 @@ import torch
 import empirical.measurement as module
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset, load
-from empirical.ensemble import MLPEnsemble, linear_classifier
+from empirical.ensembles import MLPEnsemble, linear_classifier
 from empirical.measurement import mask_gradient_norms, measure
 from theory.linear import radius
 

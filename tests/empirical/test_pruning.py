@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from empirical.ensemble import MLPEnsemble, initialise
+from empirical.ensembles import MLPEnsemble, initialise
 from empirical.pruning import bernoulli_masks, magnitude_masks
 from theory.types import InvalidInput
 

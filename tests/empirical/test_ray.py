@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from empirical.attacks import first_crossing, shorten
 from empirical.attacks.active import margins
-from empirical.ensemble import MLPEnsemble, from_networks
+from empirical.ensembles import MLPEnsemble, from_networks
 from tests.empirical.rays import leaving_times
 from theory.laws.strategies import arrays, relu_networks
 from theory.types import InvalidInput, ReLUNetwork

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from empirical.attacks.active import margins
-from empirical.ensemble import MLPEnsemble, initialise
+from empirical.ensembles import MLPEnsemble, initialise
 from empirical.pruning import magnitude_masks
 from empirical.training import Recipe, TrainingDiverged, train
 from theory.types import InvalidInput

@@ -1,4 +1,4 @@
-"""Many masked ReLU networks of one architecture, held and evaluated as one.
+"""Ensembles of fully connected ReLU networks: one batched product per layer, gradients written out.
 
 Member k's weights are row k of every tensor, so one batched product serves the whole ensemble. The
 weights are kept masked: an entry whose mask is False is 0.
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from empirical.ensembles.protocol import Cotangent, share_of_zeros
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
 
 
@@ -68,8 +69,7 @@ class MLPEnsemble:
 
     def sparsity(self) -> Float[Tensor, " K"]:
         """Fraction of weights (biases excluded) whose mask is False, per member."""
-        kept = sum(m.flatten(1).sum(1) for m in self.masks)
-        return 1 - torch.as_tensor(kept, dtype=torch.float64) / sum(m[0].numel() for m in self.masks)
+        return share_of_zeros(self.masks)
 
     def to(self, *, dtype: torch.dtype, device: torch.device) -> MLPEnsemble:
         """The same networks in another precision or on another device."""
@@ -88,6 +88,19 @@ class MLPEnsemble:
             tuple(m[index] for m in self.masks),
         )
 
+    def joined(self, others: Sequence[MLPEnsemble]) -> MLPEnsemble:
+        """These members, then those of the others. Raises: InvalidInput if the architectures differ."""
+        every = [self, *others]
+        shapes = {tuple(w.shape[1:] for w in e.weights) for e in every}
+        if len(shapes) != 1:
+            raise InvalidInput(f"ensembles have {len(shapes)} different architectures; join equal ones only")
+        return MLPEnsemble(
+            *(
+                tuple(torch.cat(layer) for layer in zip(*(getattr(e, part) for e in every), strict=True))
+                for part in ("weights", "biases", "masks")
+            )
+        )
+
     def masked(self, masks: tuple[Bool[Tensor, "K _ _"], ...]) -> MLPEnsemble:
         """The same networks with further weights removed: a weight stays where both masks keep it."""
         kept = tuple(old & new for old, new in zip(self.masks, masks, strict=True))
@@ -97,14 +110,20 @@ class MLPEnsemble:
         """Logits of every member; ``x`` is (n, d), shared, or (K, n, d), one batch per member."""
         return self._forward(x)[0]
 
-    def vector_jacobian(
-        self, x: Float[Tensor, "*K n d"], v: Float[Tensor, "K n c"]
-    ) -> Float[Tensor, "K n d"]:
-        """Gradient of sum_k v_k g_k at every example (identity on the linear region of the example)."""
-        cotangent = v[..., 1:] if self.is_binary else v
-        for weight, active in zip(self.weights[:0:-1], reversed(self._forward(x)[1]), strict=True):
-            cotangent = torch.bmm(cotangent, weight) * active
-        return torch.bmm(cotangent, self.weights[0])
+    def logits_and_gradient(
+        self, x: Float[Tensor, "*K n d"], cotangent: Cotangent
+    ) -> tuple[Float[Tensor, "K n c"], Float[Tensor, "K n d"]]:
+        """Logits g, and the input gradient of sum_k v_k g_k with v = cotangent(g) held fixed.
+
+        An identity on the linear region of each example; a unit at 0 counts as inactive.
+        """
+        logits, active = self._forward(x)
+        gradient = cotangent(logits)
+        if self.is_binary:
+            gradient = gradient[..., 1:]
+        for weight, on in zip(self.weights[:0:-1], reversed(active), strict=True):
+            gradient = torch.bmm(gradient, weight) * on
+        return logits, torch.bmm(gradient, self.weights[0])
 
     def logits_and_jacobian(
         self, x: Float[Tensor, "*K n d"]
@@ -162,19 +181,6 @@ def initialise(widths: Sequence[int], *, seeds: Sequence[int], device: torch.dev
         biases.append(torch.zeros(len(seeds), fan_out, device=device))
         masks.append(torch.ones(len(seeds), fan_out, fan_in, dtype=torch.bool, device=device))
     return MLPEnsemble(tuple(weights), tuple(biases), tuple(masks))
-
-
-def concatenate(ensembles: Sequence[MLPEnsemble]) -> MLPEnsemble:
-    """One ensemble of all members, in order. Raises: InvalidInput if the architectures differ."""
-    shapes = {tuple(w.shape[1:] for w in e.weights) for e in ensembles}
-    if len(shapes) != 1:
-        raise InvalidInput(f"ensembles have {len(shapes)} different architectures; join equal ones only")
-    return MLPEnsemble(
-        *(
-            tuple(torch.cat(layer) for layer in zip(*(getattr(e, part) for e in ensembles), strict=True))
-            for part in ("weights", "biases", "masks")
-        )
-    )
 
 
 def from_networks(networks: Sequence[ReLUNetwork]) -> MLPEnsemble:
