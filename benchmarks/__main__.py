@@ -13,8 +13,8 @@ from benchmarks.tables import save, show
 from empirical.attacks import deepfool, minimal_fgs, shorten
 from empirical.datasets import Dataset, load
 from empirical.ensembles import MLPEnsemble, initialise
+from empirical.provenance import choose_device
 from empirical.training import Recipe, train
-from empirical.verify import choose_device
 
 WIDTHS = (64, 300, 100, 10)
 MEMBERS = 20

@@ -25,9 +25,8 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from empirical.datasets import Examples
-from empirical.experiment import package_version
 from empirical.networks import Network
-from empirical.provenance import commit, device_name
+from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, SCHEMA_KEY, open_run, read_table, write_table
 from empirical.sweep import settings_id, unit_path
 from theory import graph as graphs
@@ -226,7 +225,7 @@ def bounds(
         parts = []
         for name, compute in _units(problem, request, pair):
             advance(name)
-            parts.append(_unit(unit_path(out / "units", described, name), compute, provenance))
+            parts.append(_unit(unit_path(out / "units", settings_id(described), name), compute, provenance))
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
     return Outcome(final, content.to_pandas(), described)

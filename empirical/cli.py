@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from empirical.cli_bounds import bounds
+from empirical.cli_run import run, verify
 from empirical.falsify import falsify
-from empirical.terminal import OK, VIOLATED, console, one_line_errors, progress
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-# Rows of a violated theorem that the terminal names; the table has all.
-_NAMED = 20
+from empirical.terminal import OK, VIOLATED, console, one_line_errors
 
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
     if asked:
-        from empirical.experiment import package_version
+        from empirical.provenance import package_version
 
         click.echo(f"sparse-robustness {package_version()}")
         context.exit()
@@ -44,91 +37,10 @@ def main() -> None:
     """
 
 
+main.add_command(verify)
+main.add_command(run)
 main.add_command(falsify)
 main.add_command(bounds)
-
-
-@main.command()
-@click.option(
-    "--data",
-    default="digits",
-    show_default=True,
-    metavar="NAME|FILE.npz",
-    help="scikit-learn's digits, or a file with x_train, y_train, x_test, y_test (uint8 or in [0, 1]).",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the run; another run's is never overwritten.  [default: results/DATA-SETTINGS]",
-)
-@click.option("--seeds", default=5, show_default=True, help="Networks per condition and sparsity.")
-@click.option(
-    "--sparsities",
-    metavar="A,B,...",
-    help="Fractions of weights to remove, rising from 0.  [default: 13 values from 0 to 0.99]",
-)
-@click.option(
-    "--pair",
-    nargs=2,
-    type=int,
-    default=(1, 7),
-    show_default=True,
-    metavar="I K",
-    help="The two classes of the binary problem and of the random-mask theorem.",
-)
-@click.option("--eps", default=0.1, show_default=True, help="Step of the fast gradient sign method.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to train and attack; auto takes a CUDA GPU if there is one.",
-)
-def verify(
-    data: str,
-    out: Path | None,
-    seeds: int,
-    sparsities: str | None,
-    pair: tuple[int, int],
-    eps: float,
-    device: str,
-) -> None:
-    """Train, prune, attack, compute the theory, and judge claim by claim whether they agree.
-
-    Three families (binary linear, multi-class linear, ReLU 300-100) are trained dense and pruned by
-    magnitude or at random through every sparsity; every network is attacked at every test example and
-    held against the theorems. The run leaves results.parquet, figures (SVG, PNG) and report.html.
-
-    A run that was killed goes on where it stopped; a finished one is only reported again.
-    """
-    from empirical.report import claims_table, write_report
-    from theory.types import InvalidInput
-
-    started = time.perf_counter()
-    with one_line_errors():
-        from empirical.datasets import load
-        from empirical.experiment import SPARSITIES, Settings
-        from empirical.provenance import choose_device
-        from empirical.verify import default_folder, total_steps
-        from empirical.verify import verify as run
-
-        try:
-            grid = SPARSITIES if sparsities is None else tuple(map(float, sparsities.split(",")))
-        except ValueError as error:
-            raise InvalidInput(f"sparsities is {sparsities!r}; give numbers joined by commas") from error
-        settings = Settings(data=data, seeds=seeds, sparsities=grid, pair=pair, eps=eps)
-        chosen = choose_device(device)
-        folder = out or default_folder(settings, load(data), chosen)
-        with progress(total_steps(settings)) as advance:
-            outcome = run(settings, folder, device=chosen, advance=advance)
-        report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
-    shown = console()
-    shown.print(claims_table(outcome.claims))
-    _print_violations(outcome.violations)
-    seconds = time.perf_counter() - started
-    summary = f"Report  {report}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
-    shown.print(summary, highlight=False, soft_wrap=True)
-    sys.exit(OK if outcome.violations.empty else VIOLATED)
 
 
 @main.command()
@@ -150,15 +62,3 @@ def claims(table: Path, *, markdown: bool) -> None:
     else:
         console().print(claims_table(judged))
     sys.exit(OK if violations(content).empty else VIOLATED)
-
-
-def _print_violations(failed: pd.DataFrame) -> None:
-    shown = console()
-    if failed.empty:
-        shown.print("No theorem is violated.", highlight=False)
-        return
-    theorems = ", ".join(sorted(failed["theorem"].unique()))
-    shown.print(
-        f"{len(failed):,} cases violate a theorem ({theorems}); the largest excesses:", highlight=False
-    )
-    shown.print(failed.head(_NAMED).to_string(index=False), highlight=False, soft_wrap=True)

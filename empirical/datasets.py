@@ -6,7 +6,7 @@ import lzma
 import math
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,22 @@ class Dataset:
         """Largest l_p distance between two points of the box. Raises: InvalidInput unless p is 2 or inf."""
         side = self.box[1] - self.box[0]
         return side * math.sqrt(self.x_train.shape[1]) if check_p(p) == 2 else side
+
+    def first(self, *, n_train: int | None = None, n_test: int | None = None) -> Dataset:
+        """The first training and test examples; all where no number is given, or there are fewer.
+
+        Raises: InvalidInput if a number is < 1, or what is left does not make a data set.
+        """
+        for name, count in (("n_train", n_train), ("n_test", n_test)):
+            if count is not None and count < 1:
+                raise InvalidInput(f"{name} is {count}; use at least one")
+        return replace(
+            self,
+            x_train=self.x_train[:n_train],
+            y_train=self.y_train[:n_train],
+            x_test=self.x_test[:n_test],
+            y_test=self.y_test[:n_test],
+        )
 
     def pair(self, negative: int, positive: int) -> Dataset:
         """The binary problem ``negative`` (label 0) against ``positive`` (label 1).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
-from empirical.ensembles import MLPEnsemble
+from empirical.ensembles import Ensemble, MLPEnsemble
 from empirical.results import NORMS, Members, Rows
+from theory.types import InvalidInput
 
 # Networks measured together, and bytes of their Jacobians: enough to fill a GPU, few enough to stay in a
 # CPU's cache and memory.
@@ -42,7 +44,14 @@ class Measurement:
     gradient_norm: dict[float, Float[Array, "K n"]]
 
 
-def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
+def measure(
+    ensemble: Ensemble,
+    data: Dataset,
+    *,
+    eps: float,
+    attacks: Sequence[str] = ("fgs", "deepfool"),
+    box: bool = False,
+) -> Measurement:
     """Attack every network at every test example (*measured*: each radius is an upper bound on rho_p).
 
     Attacks run in float64 and every hit is checked by running the network again on the point found.
@@ -50,7 +59,7 @@ def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
     ``deepfool+line`` (pulled back to the first boundary on its ray), in l_2 and l_inf; ``best``, the
     smallest of the same norm.
     """
-    device = ensemble.weights[0].device
+    device = ensemble.masks[0].device
     exact = ensemble.to(dtype=torch.float64, device=device)
     x = torch.tensor(data.x_test, device=device)
     y = torch.tensor(data.y_test, device=device)
@@ -63,7 +72,11 @@ def measure(ensemble: MLPEnsemble, data: Dataset, *, eps: float) -> Measurement:
         batches = zip(x.split(examples), y.split(examples), strict=True)
         nets = exact.select(part)
         return _joined(
-            [_measure(nets, some_x, some_y, eps=eps, box=data.box) for some_x, some_y in batches], axis=1
+            [
+                _measure(nets, some_x, some_y, eps=eps, attacks=attacks, limits=data.box, box=box)
+                for some_x, some_y in batches
+            ],
+            axis=1,
         )
 
     return _joined(on_cores(measure_part, parts, device=device), axis=0)
@@ -147,18 +160,28 @@ def capped_mean(radius: Float[Array, "K n"], cap: float) -> Float[Array, " K"]:
     return np.minimum(radius, cap).mean(1)
 
 
-def _measure(nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[float, float]) -> Measurement:
+def _measure(
+    nets: Ensemble,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    attacks: Sequence[str],
+    limits: tuple[float, float],
+    box: bool,
+) -> Measurement:
     linearised = nets.logits_and_jacobian(x)
     correct = margins(linearised[0], y) > 0
-    radius = {(math.inf, "fgs"): verified_radius(nets, x, y, *minimal_fgs(nets, x, y), p=math.inf)}
-    for p in (2.0, math.inf):
-        x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised)
-        radius[p, "deepfool"] = verified_radius(nets, x, y, x_adv, found, p=p)
-        radius[p, "deepfool+line"] = verified_radius(nets, x, y, *shorten(nets, x, y, x_adv, found), p=p)
-    radius[2.0, "best"] = radius[2.0, "deepfool+line"]
-    radius[math.inf, "best"] = torch.minimum(radius[math.inf, "fgs"], radius[math.inf, "deepfool+line"])
+    radius: dict[tuple[float, str], Tensor] = {}
+    for name in attacks:
+        for p, method, x_adv, found in _attacked(name, nets, x, y, linearised, limits if box else None):
+            radius[p, method] = verified_radius(nets, x, y, x_adv, found, p=p)
+    for p in NORMS:
+        of_norm = [value for (norm, _), value in radius.items() if norm == p]
+        if of_norm:
+            radius[p, "best"] = torch.stack(of_norm).amin(0)
     fgs_correct = {
-        clip: margins(nets.logits(fgs(nets, x, y, eps=eps, box=box if clip else None)), y) > 0
+        clip: margins(nets.logits(fgs(nets, x, y, eps=eps, box=limits if clip else None)), y) > 0
         for clip in (False, True)
     }
     margin, gradient_norm = _nearest_boundary(*linearised, y)
@@ -171,8 +194,28 @@ def _measure(nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[
     )
 
 
+def _attacked(
+    name: str,
+    nets: Ensemble,
+    x: Tensor,
+    y: Tensor,
+    linearised: tuple[Tensor, Tensor],
+    box: tuple[float, float] | None,
+) -> Iterator[tuple[float, str, Tensor, Tensor]]:
+    """What an attack finds, as (p, method, x_adv, found); DeepFool also pulled back along its ray."""
+    if name == "fgs":
+        yield math.inf, name, *minimal_fgs(nets, x, y)
+    elif name == "deepfool":
+        for p in NORMS:
+            x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised)
+            yield p, name, x_adv, found
+            yield p, f"{name}+line", *shorten(nets, x, y, x_adv, found)
+    else:
+        raise InvalidInput(f"attack {name!r} is unknown")
+
+
 def verified_radius(
-    nets: MLPEnsemble,
+    nets: Ensemble,
     x: Float[Tensor, "n d"],
     y: Tensor,
     x_adv: Float[Tensor, "K n d"],

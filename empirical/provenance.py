@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from theory.types import InvalidInput
+
+
+def package_version() -> str:
+    """The installed version, or "uninstalled" when run from a source tree."""
+    try:
+        return version("sparse-robustness")
+    except PackageNotFoundError:
+        return "uninstalled"
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,3 +55,8 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return described.stdout.strip()
+
+
+def cores() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

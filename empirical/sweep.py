@@ -12,10 +12,10 @@ import pyarrow as pa
 from empirical.results import Rows, read_table, table, write_table
 
 
-def unit_path(folder: Path, settings: dict[str, object], *parts: str) -> Path:
-    """Where the unit ``parts`` of the run with these settings is stored: its name and their common hash."""
-    digest = hashlib.sha256(json.dumps([settings, parts], sort_keys=True).encode()).hexdigest()[:12]
-    return folder / f"{'-'.join(parts)}-{digest}.parquet"
+def unit_path(folder: Path, settings: str, name: str) -> Path:
+    """Where a unit of the run with these settings is stored: its name and their common hash."""
+    digest = hashlib.sha256(f"{settings} {name}".encode()).hexdigest()[:12]
+    return folder / f"{name}-{digest}.parquet"
 
 
 def settings_id(settings: dict[str, object]) -> str:

@@ -28,25 +28,38 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal; elsewhere one line when a stage begins."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+def progress(total: int) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal; elsewhere one line when a stage begins.
+
+    Yields ``advance(stage, detail="")``: one more of ``total`` steps is done; the bar shows the detail too.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     shown = console(stderr=True)
     if not shown.is_terminal:
         seen: set[str] = set()
 
-        def announce(stage: str) -> None:
+        def announce(stage: str, detail: str = "") -> None:
             if stage not in seen:
                 seen.add(stage)
                 click.echo(f"{stage} ...", err=True)
 
         yield announce
         return
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
     with Progress(*columns, console=shown, transient=True) as bar:
-        task = bar.add_task("start", total=total)
-        yield lambda stage: bar.update(task, advance=1, description=stage)
+        task = bar.add_task("start", total=total, detail="")
+
+        def advance(stage: str, detail: str = "") -> None:
+            bar.update(task, advance=1, description=stage, detail=detail)
+
+        yield advance
 
 
 def console(*, stderr: bool = False):  # noqa: ANN201 - rich is imported late

@@ -142,9 +142,9 @@ def test_other_folders_are_refused(tmp_path):
 
 
 def test_units_are_computed_once_and_named_by_their_configuration(tmp_path):
-    first = unit_path(tmp_path, {"seeds": 5}, "mlp", "03")
+    first = unit_path(tmp_path, "5e", "mlp-03")
     assert first.name.startswith("mlp-03-")
-    assert first != unit_path(tmp_path, {"seeds": 6}, "mlp", "03")
+    assert first != unit_path(tmp_path, "6e", "mlp-03")
     calls = []
 
     def compute():

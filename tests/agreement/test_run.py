@@ -9,9 +9,9 @@ import torch
 from click.testing import CliRunner
 
 from empirical.cli import main
-from empirical.experiment import CONDITIONS, FAMILIES, Settings
+from empirical.provenance import choose_device
 from empirical.results import read_table
-from empirical.verify import choose_device, total_steps, verify
+from empirical.run import run_experiments, total_steps
 from theory import relu
 from theory.types import InvalidInput
 
@@ -32,15 +32,15 @@ def test_no_theorem_is_violated(small_run):
     assert (theorems["verdict"] == "supported").all()
 
 
-def test_every_network_is_measured(small_run, small_settings):
+def test_every_network_is_measured(small_run, small_experiments):
     out, _ = small_run
     table = values(out)
     accuracy = table[table["quantity"] == "accuracy"]
     networks = accuracy.groupby(["family", "pruning", "sparsity", "seed"], observed=True).size()
-    assert len(networks) == len(FAMILIES) * len(CONDITIONS) * len(small_settings.sparsities) * 2
+    assert len(networks) == sum(len(e.conditions) * len(e.sparsities) * e.seeds for e in small_experiments)
     assert (networks == 1).all()
     radii = table[(table["quantity"] == "radius") & (table["family"] == "mlp") & (table["method"] == "fgs")]
-    assert len(radii) == len(CONDITIONS) * 3 * 2 * 60
+    assert len(radii) == len(small_experiments[-1].conditions) * 3 * 2 * 60
 
 
 def test_aggregates_follow_from_the_examples(small_run):
@@ -72,64 +72,68 @@ def test_dense_condition_is_never_pruned_and_magnitude_is_exact(small_run):
     assert (pruned["achieved_sparsity"] - pruned["sparsity"]).abs().max() <= 1.5 / weights
 
 
-def test_a_second_run_reuses_everything(small_run, small_settings):
+def test_a_second_run_reuses_everything(small_run, small_experiments):
     out, _ = small_run
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     steps = []
-    verify(small_settings, out, device=CPU, advance=steps.append)
+    run_experiments(small_experiments, out, device=CPU, advance=lambda *told: steps.append(told))
     assert not steps
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == kept
 
 
-@pytest.mark.parametrize("stop", [3, 15, 29, 40])
-def test_a_killed_run_resumes_to_the_same_rows(small_run, small_settings, tmp_path, stop):
+@pytest.mark.parametrize("stop", [1, 14, 29, 36])
+def test_a_killed_run_resumes_to_the_same_rows(small_run, small_experiments, tmp_path, stop):
     calls = []
 
-    def killed(stage):
+    def killed(stage, detail):
         calls.append(stage)
         if len(calls) == stop:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        verify(small_settings, tmp_path / "run", device=CPU, advance=killed)
-    verify(small_settings, tmp_path / "run", device=CPU)
+        run_experiments(small_experiments, tmp_path / "run", device=CPU, advance=killed)
+    run_experiments(small_experiments, tmp_path / "run", device=CPU)
     pd.testing.assert_frame_equal(values(tmp_path / "run"), values(small_run[0]))
 
 
-def test_progress_counts_every_step(small_settings, tmp_path):
+def test_progress_counts_every_unit_and_workers_change_no_row(small_run, small_experiments, tmp_path):
     calls = []
-    verify(small_settings, tmp_path / "run", device=CPU, advance=calls.append)
-    assert len(calls) == total_steps(small_settings)
+    out = tmp_path / "run"
+    run_experiments(small_experiments, out, device=CPU, workers=2, advance=lambda *told: calls.append(told))
+    assert len(calls) == total_steps(small_experiments, CPU)
+    assert all("accuracy" in detail for stage, detail in calls if "masks" not in stage)
+    pd.testing.assert_frame_equal(values(out), values(small_run[0]))
 
 
-def test_other_settings_do_not_touch_a_run(small_run, small_settings):
+def test_other_settings_do_not_touch_a_run(small_run, small_experiments):
     out, _ = small_run
     from dataclasses import replace
 
     before = (out / "results.parquet").read_bytes()
-    with pytest.raises(InvalidInput, match=r"a run with eps = 0\.1, not 0\.2"):
-        verify(replace(small_settings, eps=0.2), out, device=CPU)
+    other = [replace(e, eps=0.2) for e in small_experiments]
+    with pytest.raises(InvalidInput, match=r"a run with digits-linear-binary\.eps = 0\.1, not 0\.2"):
+        run_experiments(other, out, device=CPU)
     assert (out / "results.parquet").read_bytes() == before
 
 
-def test_damaged_files_are_named(small_settings, tmp_path):
+def test_damaged_files_are_named(small_experiments, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        verify(small_settings, out, device=CPU, advance=_stop_at("measure linear"))
+        run_experiments(small_experiments, out, device=CPU, advance=_stop_at("linear dense"))
     checkpoint = sorted((out / "checkpoints").iterdir())[0]
     good = checkpoint.read_bytes()
     checkpoint.write_bytes(good[: len(good) // 2])
     with pytest.raises(InvalidInput, match=f"checkpoint .*{checkpoint.name} is damaged"):
-        verify(small_settings, out, device=CPU)
+        run_experiments(small_experiments, out, device=CPU)
     checkpoint.write_bytes(good)
     unit = sorted((out / "units").iterdir())[0]
     unit.write_bytes(b"PAR1")
     with pytest.raises(InvalidInput, match=f"results file .*{unit.name} is damaged"):
-        verify(small_settings, out, device=CPU)
+        run_experiments(small_experiments, out, device=CPU)
 
 
 def _stop_at(stage):
-    def advance(current):
+    def advance(current, detail):
         if current == stage:
             raise KeyboardInterrupt
 
@@ -142,7 +146,7 @@ def test_a_violated_theorem_ends_with_1_and_names_its_rows(monkeypatch, tmp_path
     monkeypatch.setattr(relu, "certified_radius", lambda *args, **named: 100 * honest(*args, **named))
     out = tmp_path / "run"
     result = CliRunner().invoke(
-        main, ["verify", "--seeds", "1", "--sparsities", "0,0.9", "--out", str(out), "--device", "cpu"]
+        main, ["verify", "--seeds", "1", "--sparsities", "0,0.9", "--out", str(out), "--workers", "1"]
     )
     assert result.exit_code == 1, result.output
     assert "violate a theorem (certificate <= attack" in result.output
@@ -161,14 +165,15 @@ def test_a_violated_theorem_ends_with_1_and_names_its_rows(monkeypatch, tmp_path
         (["--seeds", "0"], "seeds is 0"),
         (["--sparsities", "0,1.5"], "sparsities is 1.5"),
         (["--sparsities", "0,a"], "sparsities is '0,a'"),
-        (["--sparsities", "0,0.5,0.4"], "rising from 0"),
-        (["--sparsities", "0.1,0.5"], "rising from 0"),
+        (["--sparsities", "0,0.5,0.4"], "rise from 0"),
+        (["--sparsities", "0.1,0.5"], "rise from 0"),
         (["--data", "mnits"], "data is 'mnits'"),
         (["--data", "none.npz"], "no such file"),
-        (["--pair", "1", "1"], "pair is (1, 1)"),
+        (["--pair", "1", "1"], "pair is [1, 1]"),
         (["--pair", "1", "12"], "class 12"),
         (["--eps", "-0.1"], "eps is -0.1"),
         (["--eps", "nan"], "eps is nan"),
+        (["--workers", "0"], "workers is 0"),
     ],
 )
 def test_bad_usage_is_one_line_and_2(arguments, message, tmp_path):
@@ -208,17 +213,3 @@ def test_help_reads_without_loading_torch():
     assert result.exit_code == 0
     for option in ("--data", "--out", "--seeds", "--device", "--sparsities"):
         assert option in result.output
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden": ()}, "hidden is"),
-        ({"hidden": (0,)}, "hidden is"),
-        ({"masks": 1}, "masks is 1"),
-        ({"sparsities": (0.0,)}, "at least two"),
-    ],
-)
-def test_bad_settings_are_named(changes, message):
-    with pytest.raises(InvalidInput, match=message):
-        Settings(**changes)

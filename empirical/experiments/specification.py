@@ -1,0 +1,180 @@
+"""The experiment file: TOML, read strictly, so that a misspelt key is an error and never a default."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from empirical.training import Recipe
+from theory.types import InvalidInput, check_sparsity
+
+CATALOG = Path(__file__).with_name("catalog")
+LINEAR_KINDS = ("linear-binary", "linear")
+NETWORK_KINDS = (*LINEAR_KINDS, "mlp", "lenet-5", "vgg", "resnet-32")
+# How a network comes to a sparsity; empirical/experiments/conditions.py says what each does.
+CONDITIONS = (
+    "dense",
+    "magnitude",
+    "global",
+    "one-shot",
+    "random",
+    "random-retrained",
+    "lottery",
+    "small-dense",
+)
+ATTACKS = ("fgs", "deepfool", "pgd", "ddn", "fmn", "cw")
+
+
+@dataclass(frozen=True)
+class Network:
+    """The architecture: ``kind``, and hidden widths for an ``mlp``.
+
+    Raises: InvalidInput for an unknown kind, or widths that do not belong to it.
+    """
+
+    kind: str
+    hidden: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in NETWORK_KINDS:
+            raise InvalidInput(f"network.kind is {self.kind!r}; choose one of {', '.join(NETWORK_KINDS)}")
+        if (self.kind == "mlp") != bool(self.hidden) or any(width < 1 for width in self.hidden):
+            raise InvalidInput(
+                f"network.hidden is {list(self.hidden)}; an mlp needs hidden widths >= 1, {self.kind!r} "
+                f"{'has none' if self.kind != 'mlp' else 'too'}"
+            )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides an experiment's numbers.
+
+    ``seeds`` networks are trained for every condition and taken through ``sparsities``; ``first`` trains the
+    dense network, ``retrain`` runs after every further sparsity, for dense references too. ``pair`` are the
+    classes of a binary problem and of the random-mask theorem, whose Monte Carlo draws ``masks`` masks.
+    Networks are trained on the first ``train_examples`` and attacked at the first ``test_examples``; all
+    where that is not given. Attacks keep to the data's box where ``box`` says so, which theory does not.
+    Raises: InvalidInput naming the entry that is out of range.
+    """
+
+    name: str
+    title: str
+    data: str
+    network: Network
+    sparsities: tuple[float, ...]
+    conditions: tuple[str, ...] = ("dense", "magnitude")
+    seeds: int = 5
+    first: Recipe = field(default_factory=lambda: Recipe(epochs=40))
+    retrain: Recipe = field(default_factory=lambda: Recipe(epochs=12))
+    attacks: tuple[str, ...] = ("fgs", "deepfool")
+    eps: float = 0.1
+    box: bool = False
+    pair: tuple[int, int] = (1, 7)
+    masks: int = 100
+    train_examples: int | None = None
+    test_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("seeds", 1), ("masks", 2), ("train_examples", 2), ("test_examples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InvalidInput(f"{name} is {value}; it must be at least {low}")
+        for alpha in self.sparsities:
+            check_sparsity("sparsities", alpha)
+        rising = all(a < b for a, b in zip(self.sparsities[:-1], self.sparsities[1:], strict=True))
+        if not self.sparsities or self.sparsities[0] != 0 or not rising:
+            raise InvalidInput(f"sparsities is {list(self.sparsities)}; give values that rise from 0")
+        for name, known in (("conditions", CONDITIONS), ("attacks", ATTACKS)):
+            chosen = getattr(self, name)
+            unknown = [entry for entry in chosen if entry not in known]
+            if unknown or not chosen or len(set(chosen)) < len(chosen):
+                raise InvalidInput(f"{name} is {list(chosen)}; choose different ones of {', '.join(known)}")
+        if len(self.pair) != 2 or self.pair[0] == self.pair[1]:
+            raise InvalidInput(f"pair is {list(self.pair)}; name two different classes")
+        if not 0 < self.eps < float("inf"):
+            raise InvalidInput(f"eps is {self.eps}; the step of the fast gradient sign must be positive")
+
+    def describe(self) -> dict[str, Any]:
+        """The experiment as plain JSON values."""
+        return asdict(self)
+
+
+def catalog() -> dict[str, Path]:
+    """The shipped experiments: name to file."""
+    return {path.stem: path for path in sorted(CATALOG.glob("*.toml"))}
+
+
+def read_experiment(name: str, *, quick: bool = False) -> Experiment:
+    """A shipped experiment by name, or one from the user's own ``.toml`` file.
+
+    ``quick`` applies the file's ``[quick]`` table, a reduced size to try it out.
+    Raises: InvalidInput for an unknown name, a damaged file, an unknown or missing entry, a value out of
+    range, or ``quick`` where the file has no such table.
+    """
+    path = catalog().get(name, Path(name))
+    if path.suffix != ".toml" or not path.is_file():
+        raise InvalidInput(
+            f"experiment is {name!r}; choose one of {', '.join(catalog())}, or give an existing .toml file"
+        )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InvalidInput(f"experiment {name!r} is no TOML file ({error})") from error
+    smaller = content.pop("quick", None)
+    if quick:
+        if not isinstance(smaller, dict):
+            raise InvalidInput(f"experiment {name!r} has no [quick] table; run it without --quick")
+        content = _merged(content, smaller)
+    return _build(Experiment, {"name": path.stem} | content, where="")
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the entries of ``changes`` in their place, table by table."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if inner else value
+    return merged
+
+
+_TABLES = {"network": Network, "first": Recipe, "retrain": Recipe}
+
+
+def _build(kind: type, content: Mapping[str, Any], *, where: str) -> Any:
+    """A dataclass from a table whose keys are its fields, tables inside tables."""
+    types = {f.name: str(f.type) for f in fields(kind)}
+    for key in content:
+        if key not in types:
+            raise InvalidInput(f"the entry {where}{key} is unknown; the entries are {', '.join(types)}")
+    values = {}
+    for key, value in content.items():
+        if key in _TABLES and kind is Experiment:
+            if not isinstance(value, dict):
+                raise InvalidInput(f"{where}{key} is {value!r}; it must be a table")
+            values[key] = _build(_TABLES[key], value, where=f"{where}{key}.")
+        else:
+            values[key] = _checked(f"{where}{key}", value, types[key])
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InvalidInput(f"the experiment is incomplete: {str(error).partition('__() ')[2]}") from error
+
+
+def _checked(name: str, value: Any, wanted: str) -> Any:
+    """A TOML value as the field's type; lists become tuples. Raises: InvalidInput if it is another type."""
+    options = [part.strip() for part in wanted.split("|")]
+    single = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    for option in options:
+        if (
+            option in single
+            and isinstance(value, single[option])
+            and isinstance(value, bool) == (option == "bool")
+        ):
+            return float(value) if option == "float" else value
+        if option.startswith("tuple[") and isinstance(value, list):
+            item = option.removeprefix("tuple[").partition(",")[0]
+            return tuple(_checked(name, entry, item) for entry in value)
+    raise InvalidInput(f"{name} is {value!r}; it must be of type {wanted}")

@@ -1,0 +1,116 @@
+"""Experiment files are read strictly, and every shipped one is sound."""
+
+import pytest
+from click.testing import CliRunner
+
+from empirical.cli import main
+from empirical.experiments import catalog, read_experiment
+from empirical.training import Recipe
+from theory.types import InvalidInput
+
+PLAIN = """
+title = "Mine"
+data = "digits"
+sparsities = [0, 0.5]
+
+[network]
+kind = "mlp"
+hidden = [8]
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes an experiment file and returns its name."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", catalog())
+def test_shipped_experiments_are_sound(name):
+    experiment = read_experiment(name)
+    assert experiment.name == name
+    assert len(experiment.sparsities) >= 8
+    if "[quick]" in catalog()[name].read_text():
+        quick = read_experiment(name, quick=True)
+        assert quick.network == experiment.network
+        assert set(quick.sparsities) <= set(experiment.sparsities) | {0.99}
+        assert quick.seeds < experiment.seeds
+
+
+def test_a_file_is_read_as_written(written):
+    experiment = read_experiment(written(PLAIN + "[first]\nepochs = 3\nlearning_rate = 1\n"))
+    assert experiment.name == "mine"
+    assert experiment.sparsities == (0.0, 0.5)
+    assert experiment.network.hidden == (8,)
+    assert experiment.first == Recipe(epochs=3, learning_rate=1.0)
+
+
+def test_quick_replaces_entries_inside_tables(written):
+    name = written(PLAIN + "[first]\nepochs = 30\nbatch_size = 7\n[quick]\nseeds = 2\nfirst = {epochs = 1}\n")
+    assert read_experiment(name).first == Recipe(epochs=30, batch_size=7)
+    quick = read_experiment(name, quick=True)
+    assert quick.first == Recipe(epochs=1, batch_size=7)
+    assert (read_experiment(name).seeds, quick.seeds) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("title =", "titel ="), "entry titel is unknown"),
+        (('kind = "mlp"', 'kind = "mpl"'), "network.kind is 'mpl'"),
+        (('kind = "mlp"', 'kind = "linear"'), "'linear' has none"),
+        (("hidden = [8]", "hiden = [8]"), "entry network.hiden is unknown"),
+        (("hidden = [8]", "hidden = [8.5]"), "network.hidden is 8.5"),
+        (("hidden = [8]", "hidden = []"), "needs hidden widths"),
+        (("[0, 0.5]", "[0.1, 0.5]"), "rise from 0"),
+        (("[0, 0.5]", "[0, 1.5]"), "sparsities is 1.5"),
+        (("[0, 0.5]", "0.5"), "sparsities is 0.5; it must be of type"),
+        (('title = "Mine"', "title = 3"), "title is 3"),
+        (('data = "digits"', ""), "data"),
+        (("[network]", "seeds = 0\n[network]"), "seeds is 0"),
+        (("[network]", "seeds = true\n[network]"), "seeds is True"),
+        (("[network]", "masks = 1\n[network]"), "masks is 1"),
+        (("[network]", "eps = nan\n[network]"), "eps is nan"),
+        (("[network]", "pair = [1, 1]\n[network]"), r"pair is \[1, 1\]"),
+        (("[network]", 'attacks = ["fsg"]\n[network]'), r"attacks is \['fsg'\]"),
+        (("[network]", 'conditions = ["dense", "dense"]\n[network]'), "choose different ones"),
+        (("[network]", "first = 3\n[network]"), "first is 3; it must be a table"),
+        (("[network]", "first = {epochs = -1}\n[network]"), "epochs is -1"),
+        (("[network]", "[network"), "is no TOML file"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_entries_are_named(written, change, message):
+    assert change[0] in PLAIN
+    with pytest.raises(InvalidInput, match=message):
+        read_experiment(written(PLAIN.replace(*change)))
+
+
+def test_bad_files_are_named(tmp_path, written):
+    with pytest.raises(InvalidInput, match="experiment is 'E33'; choose one of E1"):
+        read_experiment("E33")
+    with pytest.raises(InvalidInput, match="no \\[quick\\] table"):
+        read_experiment(written(PLAIN), quick=True)
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInput, match="is no TOML file"):
+        read_experiment(str(tmp_path / "binary.toml"))
+
+
+def test_run_takes_a_users_file(written, tmp_path):
+    name = written(PLAIN + "[first]\nepochs = 2\n[retrain]\nepochs = 1\n")
+    out = tmp_path / "out"
+    arguments = ["run", name, "--seeds", "1", "--test-examples", "20", "--workers", "1", "--out", str(out)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "C3" in result.output
+    assert (out / "report.html").is_file()
+    listed = CliRunner().invoke(main, ["run", "--list"])
+    assert listed.exit_code == 0
+    assert "E3" in listed.output
+    assert CliRunner().invoke(main, ["run"]).exit_code == 2
