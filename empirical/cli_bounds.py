@@ -105,34 +105,30 @@ def bounds(
 
         request = Request(
             examples=examples,
-            norms=_numbers("p", ",".join(norms), float) or Request.norms,
+            norms=numbers("p", ",".join(norms), float) or Request.norms,
             radii=radii or None,
-            alphas=_numbers("alphas", alphas, float) or ALPHAS,
+            alphas=numbers("alphas", alphas, float) or ALPHAS,
             pair=pair or None,
             steps=steps,
-            shape=_numbers("shape", shape, int) or None,
+            shape=numbers("shape", shape, int) or None,
             dtype=dtype,
         )
         chosen = choose_device(device)
-        network = load_network(model, arch=arch, arch_args=_arguments(arch_args))
+        network = load_network(model, arch=arch, arch_args=json_arguments(arch_args))
         click.echo(f"{network.name}: {network.recognised}", err=True)
         folder = out or default_folder(network)
         with progress(total_steps(request)) as advance:
             outcome = run(network, load_test(data), request, folder, device=chosen, advance=advance)
         drawn = _draw(outcome)
     tables = tabulate(outcome.rows)
-    if markdown:
-        click.echo("\n".join(_markdown(*table) for table in tables))
-    else:
-        for table in tables:
-            console().print(_rich(*table), "")
+    print_tables(tables, markdown=markdown)
     seconds = time.perf_counter() - started
     note = f"{_LEGEND}\n\nFigure  {drawn}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
     click.echo(note, err=markdown)
     sys.exit(OK)
 
 
-def _numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:
+def numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:
     """Numbers joined by commas; none for no text. Raises: InvalidInput for anything else."""
     from theory.types import InvalidInput
 
@@ -142,7 +138,8 @@ def _numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:
         raise InvalidInput(f"{name} is {text!r}; give numbers joined by commas") from error
 
 
-def _arguments(text: str) -> dict[str, object]:
+def json_arguments(text: str) -> dict[str, object]:
+    """A JSON object. Raises: InvalidInput for anything else."""
     from theory.types import InvalidInput
 
     try:
@@ -221,6 +218,15 @@ def _value(rows: pd.DataFrame, **wanted: str | float) -> str:
         return ""
     value = float(rows["value"].iloc[0])
     return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def print_tables(tables: list[tuple[Cells, list[Cells]]], *, markdown: bool) -> None:
+    """Header and lines of each table, for a terminal or as Markdown."""
+    if markdown:
+        click.echo("\n".join(_markdown(*table) for table in tables))
+        return
+    for table in tables:
+        console().print(_rich(*table), "")
 
 
 def _markdown(header: Cells, lines: list[Cells]) -> str:

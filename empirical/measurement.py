@@ -106,28 +106,7 @@ def measured_rows(members: Members, measured: Measurement, data: Dataset, *, eps
     """
     found = [Rows(members, measured.correct.mean(1), quantity="accuracy", method="clean", kind="measured")]
     for (p, method), radius in measured.radius.items():
-        norm = NORMS[p]
-        cap = data.diameter(p)
-
-        def one(values: np.ndarray, quantity: str, *, method: str = method, norm: str = norm) -> Rows:
-            return Rows(members, values, quantity=quantity, method=method, kind="measured", norm=norm)
-
-        if method != "best":
-            found.append(one(radius, "radius"))
-        found.append(one(capped_mean(radius, cap), "mean_radius"))
-        found.append(one(capped_mean(radius**2, cap**2), "mean_squared_distance"))
-        found.append(one((radius > cap).sum(1), "capped"))
-        found.append(
-            Rows(
-                members,
-                (radius > eps).mean(1),
-                quantity="robust_accuracy",
-                method=method,
-                kind="measured",
-                norm=norm,
-                eps=eps,
-            )
-        )
+        found += radius_rows(members, radius, data, p=p, method=method, eps=eps)
     for clipped, correct in measured.fgs_correct.items():
         method = "fgs in the box" if clipped else "fgs"
         found.append(
@@ -153,6 +132,24 @@ def measured_rows(members: Members, measured: Measurement, data: Dataset, *, eps
                 Rows(members, mean, quantity=quantity, method="nearest boundary", kind="measured", norm=norm)
             )
     return found
+
+
+def radius_rows(
+    members: Members, radius: Float[Array, "K n"], data: Dataset, *, p: float, method: str, eps: float
+) -> list[Rows]:
+    """One attack's radii, per example unless it is ``best``, which others give, and their averages."""
+    norm, cap = NORMS[p], data.diameter(p)
+
+    def one(values: np.ndarray, quantity: str, *, eps: float = np.nan) -> Rows:
+        return Rows(members, values, quantity=quantity, method=method, kind="measured", norm=norm, eps=eps)
+
+    return [
+        *([one(radius, "radius")] if method != "best" else []),
+        one(capped_mean(radius, cap), "mean_radius"),
+        one(capped_mean(radius**2, cap**2), "mean_squared_distance"),
+        one((radius > cap).sum(1), "capped"),
+        one((radius > eps).mean(1), "robust_accuracy", eps=eps),
+    ]
 
 
 def capped_mean(radius: Float[Array, "K n"], cap: float) -> Float[Array, " K"]:

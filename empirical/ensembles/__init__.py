@@ -11,7 +11,13 @@ from empirical.ensembles.mlp import (
     linear_classifier,
     relu_network,
 )
-from empirical.ensembles.modules import ModuleEnsemble, from_modules, initialise_modules, to_module
+from empirical.ensembles.modules import (
+    ModuleEnsemble,
+    from_modules,
+    from_stack,
+    initialise_modules,
+    to_module,
+)
 from empirical.ensembles.protocol import AnyEnsemble, Cotangent, Ensemble, concatenate
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "concatenate",
     "from_modules",
     "from_networks",
+    "from_stack",
     "initialise",
     "initialise_modules",
     "linear_classifier",

@@ -245,6 +245,24 @@ def to_module(ensemble: MLPEnsemble | ModuleEnsemble, member: int) -> nn.Module:
     return module.eval()
 
 
+def from_stack(module: nn.Module) -> MLPEnsemble | None:
+    """A ``Sequential`` of linear layers with a ReLU between any two as one member; None for others."""
+    if not isinstance(module, nn.Sequential):
+        return None
+    layers = [layer for layer in module if not isinstance(layer, nn.Flatten)]
+    linear, between = layers[::2], layers[1::2]
+    alternating = all(isinstance(layer, nn.ReLU) for layer in between) and len(linear) == len(between) + 1
+    if not alternating or not all(isinstance(layer, nn.Linear) for layer in linear):
+        return None
+    weights = tuple(layer.weight.detach()[None] for layer in linear)
+    none = [weight.new_zeros(1, weight.shape[1]) for weight in weights]
+    biases = tuple(
+        zero if layer.bias is None else layer.bias.detach()[None]
+        for layer, zero in zip(linear, none, strict=True)
+    )
+    return MLPEnsemble(weights, biases, tuple(weight != 0 for weight in weights))
+
+
 def _unit_rows(logits: Tensor) -> list[Tensor]:
     """One cotangent for every logit."""
     rows = []

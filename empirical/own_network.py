@@ -1,0 +1,175 @@
+"""Attack a network of the user's own: the measuring counterpart of ``bounds``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import nn
+
+from empirical.datasets import Dataset, Examples
+from empirical.ensembles import Ensemble, from_modules, from_stack
+from empirical.experiments.specification import ATTACKS
+from empirical.measurement import measure, measured_rows, radius_rows
+from empirical.networks import Network
+from empirical.provenance import commit, device_name, package_version
+from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
+from empirical.sweep import run_unit, settings_id, unit_path
+from theory.types import InvalidInput
+
+# Quantities of which every attack has its own; the others do not depend on the attack.
+_OF_ATTACKS = ("radius", "mean_radius", "mean_squared_distance", "capped", "robust_accuracy")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure: the first ``examples``, by which attacks, robust accuracy at ``eps``.
+
+    ``box`` says where attacks must stay, and what clipped FGS clips to; None: unclipped, and a clipped FGS
+    clips to [0, 1] if the data lies in it, else to the data's own range.
+    Raises: InvalidInput naming the entry that is out of range.
+    """
+
+    examples: int = 1000
+    attacks: tuple[str, ...] = ("fgs", "deepfool", "ddn", "fmn")
+    eps: float = 0.1
+    box: tuple[float, float] | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise InvalidInput(f"examples is {self.examples}; use at least one")
+        unknown = [name for name in self.attacks if name not in ATTACKS]
+        if unknown or not self.attacks:
+            raise InvalidInput(f"attacks is {list(self.attacks)}; choose from {', '.join(ATTACKS)}")
+        if not 0 < self.eps < float("inf"):
+            raise InvalidInput(f"eps is {self.eps}; a perturbation has a positive, finite size")
+        if self.box is not None and not self.box[0] < self.box[1]:
+            raise InvalidInput(f"box is {self.box}; give its lower end first")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the rows are, those about the whole network, and the settings."""
+
+    path: Path
+    rows: pd.DataFrame
+    settings: dict[str, object]
+
+
+def default_folder(network: Network) -> Path:
+    """results/measure-<model name>."""
+    return Path("results") / f"measure-{Path(network.name).stem}"
+
+
+def measure_network(
+    network: Network,
+    data: Examples,
+    request: Request,
+    out: Path,
+    *,
+    device: torch.device,
+    advance: Callable[[str], None] = lambda stage: None,
+) -> Outcome:
+    """Attack the network at the examples, into ``out``; what is there already is only read.
+
+    Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
+    unwritable, holds other results or a damaged file.
+    """
+    examples = data.first(request.examples)
+    ensemble = _ensemble(network, request.shape or network.shape or examples.shape, device)
+    problem = _problem(examples, ensemble, request)
+    settings = _describe(network, examples, request, device)
+    open_run(out, settings, parts=("units",))
+    final = out / "measure.parquet"
+    provenance = {
+        "settings": settings_id(settings),
+        "version": package_version(),
+        "commit": commit(),
+        "device": device_name(device),
+        "dtype": "float64",
+    }
+    if final.is_file():
+        content = read_table(final)
+    else:
+        sparsity = ensemble.sparsity().tolist()
+        members = Members(examples.name, Path(network.name).stem, ["given"], sparsity, sparsity, [0])
+        parts = []
+        for attack in request.attacks:
+            advance(attack)
+
+            def unit(attack: str = attack) -> list[Rows]:
+                boxed = request.box is not None
+                measured = measure(ensemble, problem, eps=request.eps, attacks=(attack,), box=boxed)
+                return measured_rows(members, measured, problem, eps=request.eps)
+
+            parts.append(run_unit(unit_path(out / "units", provenance["settings"], attack), unit, provenance))
+        content = _joined(parts, members, problem, request, provenance)
+        write_table(final, content)
+    rows = content.to_pandas()
+    return Outcome(final, rows[rows["example"].isna()], settings)
+
+
+def _joined(
+    parts: list[pa.Table],
+    members: Members,
+    problem: Dataset,
+    request: Request,
+    provenance: dict[str, str],
+) -> pa.Table:
+    """The rows of all attacks, those that they share once, and the best of all attacks."""
+    of_attack = pc.field("quantity").isin(_OF_ATTACKS)
+    rows = [part.filter(of_attack & (pc.field("method") != "best")) for part in parts]
+    rows.append(parts[0].filter(~of_attack))
+    each = pa.concat_tables(rows).filter(pc.field("quantity") == "radius").to_pandas()
+    best = []
+    for p, norm in NORMS.items():
+        own = each[each["norm"] == norm]
+        if len(own):
+            smallest = own.groupby("example")["value"].min().to_numpy()[None]
+            best += radius_rows(members, smallest, problem, p=p, method="best", eps=request.eps)
+    return pa.concat_tables([*rows, table(best, provenance=provenance)]).unify_dictionaries()
+
+
+def _ensemble(network: Network, shape: tuple[int, ...], device: torch.device) -> Ensemble:
+    module = network.module if isinstance(network.module, nn.Module) else network.module.module()
+    found = from_stack(module) or from_modules([module], shape=shape)
+    return found.to(dtype=torch.float64, device=device)
+
+
+def _problem(examples: Examples, ensemble: Ensemble, request: Request) -> Dataset:
+    """The examples as test data of the network's classes."""
+    x = examples.x.reshape(len(examples.x), -1)
+    if x.shape[1] != ensemble.inputs:
+        raise InvalidInput(f"data has {x.shape[1]} features; the network takes {ensemble.inputs}")
+    inside = x.min() >= 0 and x.max() <= 1
+    box = request.box or ((0.0, 1.0) if inside else (float(x.min()), float(x.max())))
+    classes = np.arange(ensemble.classes)
+    some = np.resize(x, (ensemble.classes, x.shape[1]))
+    return Dataset(examples.name, some, classes, x, examples.y, ensemble.classes, box=box)
+
+
+def _describe(
+    network: Network, examples: Examples, request: Request, device: torch.device
+) -> dict[str, object]:
+    fingerprint = hashlib.sha256()
+    for array in (examples.x, examples.y):
+        fingerprint.update(np.ascontiguousarray(array).tobytes())
+    described = asdict(request) | {
+        "model": network.name,
+        "model_sha256": network.sha256,
+        "recognised": network.recognised,
+        "data": examples.name,
+        "data_sha256": fingerprint.hexdigest(),
+        "version": package_version(),
+        "device": device.type,
+    }
+    return json.loads(json.dumps(described))

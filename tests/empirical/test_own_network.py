@@ -1,0 +1,109 @@
+"""The command ``measure`` finds what the attacks find, resumes, and names bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from empirical.cli import main
+from empirical.datasets import Dataset, load
+from empirical.ensembles import from_stack, to_module
+from empirical.measurement import measure
+from empirical.results import read_table
+
+
+@pytest.fixture
+def model(trained_digits, tmp_path):
+    """A trained digits network, saved by plain PyTorch, and the network itself."""
+    nets, *_ = trained_digits
+    module = to_module(nets, 1).double()
+    path = tmp_path / "mine.pt"
+    torch.save(module.state_dict(), path)
+    return path, module
+
+
+def invoke(path, out, *more: str):
+    arguments = ["measure", str(path), "--data", "digits", "--examples", "20", "--attacks", "fgs,deepfool"]
+    return CliRunner().invoke(main, [*arguments, "--out", str(out), *more])
+
+
+def test_rows_are_those_of_the_attacks(model, tmp_path):
+    path, module = model
+    result = invoke(path, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    table = read_table(tmp_path / "out" / "measure.parquet").to_pandas()
+    digits, net = load("digits"), from_stack(module)
+    assert net is not None
+    few = Dataset("f", digits.x_train, digits.y_train, digits.x_test[:20], digits.y_test[:20], 10)
+    wanted = measure(net, few, eps=0.1)
+    for (p, method), radius in wanted.radius.items():
+        own = table[(table["norm"] == {2.0: "l2", math.inf: "linf"}[p]) & (table["method"] == method)]
+        mean = own[own["quantity"] == "mean_radius"]["value"]
+        assert mean.tolist() == pytest.approx([np.minimum(radius[0], 8.0 if p == 2 else 1.0).mean()])
+        robust = own[own["quantity"] == "robust_accuracy"]["value"]
+        assert robust.tolist() == [(radius[0] > 0.1).mean()]
+    whole = table[table["example"].isna()]
+    assert not whole.duplicated(["norm", "quantity", "method"]).any()
+    assert (whole[(whole["quantity"] == "accuracy")]["value"] == wanted.correct.mean()).all()
+
+
+def test_a_killed_run_goes_on_at_the_next_attack(model, tmp_path, monkeypatch):
+    import empirical.own_network as module
+
+    path, _ = model
+    honest = module.measure
+
+    def dying(*arguments, **named):
+        if named["attacks"] == ("deepfool",):
+            raise KeyboardInterrupt
+        return honest(*arguments, **named)
+
+    monkeypatch.setattr(module, "measure", dying)
+    assert invoke(path, tmp_path / "out").exit_code == 130
+    kept = {unit: unit.stat().st_mtime_ns for unit in (tmp_path / "out" / "units").iterdir()}
+    assert len(kept) == 1
+    monkeypatch.setattr(module, "measure", honest)
+    assert invoke(path, tmp_path / "out").exit_code == 0
+    assert all(unit.stat().st_mtime_ns == then for unit, then in kept.items())
+    invoke(path, tmp_path / "whole")
+    one, other = (read_table(tmp_path / out / "measure.parquet").to_pandas() for out in ("out", "whole"))
+    assert one.equals(other)
+
+
+def test_a_box_is_kept_to(model, tmp_path):
+    path, _ = model
+    result = invoke(path, tmp_path / "out", "--box", "0", "1", "--markdown")
+    assert result.exit_code == 0, result.output
+    assert "| best |" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attacks", "fsg"], "attacks is ['fsg']"),
+        (["--examples", "0"], "examples is 0"),
+        (["--eps", "0"], "eps is 0"),
+        (["--box", "1", "0"], "box is (1.0, 0.0)"),
+        (["--shape", "1,a"], "shape is '1,a'"),
+        (["--arch-args", "3"], "arch-args is '3'"),
+    ],
+)
+def test_bad_usage_is_one_line_and_2(model, tmp_path, arguments, message):
+    result = invoke(model[0], tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_another_size_is_named(model, tmp_path):
+    x, y = np.random.default_rng(0).random((5, 7)), np.arange(5)
+    np.savez(tmp_path / "other.npz", x_test=x, y_test=y)
+    result = CliRunner().invoke(
+        main,
+        ["measure", str(model[0]), "--data", str(tmp_path / "other.npz"), "--out", str(tmp_path / "out")],
+    )
+    assert result.exit_code == 2
+    assert "data has 7 features; the network takes 64" in result.stderr
