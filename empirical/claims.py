@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import statsmodels.api as sm
+from jaxtyping import Float
+from numpy import ndarray as Array
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -21,6 +23,8 @@ from statsmodels.stats.power import TTestPower
 LEVEL = 0.05
 # A change of less than this share of the robustness counts as none (C2, C3, C4).
 MARGIN = 0.05
+# A prediction holds if its mean relative error over the sparsities is below this (C9).
+PREDICTION_ERROR = 0.10
 # A sparsity has collapsed once this share of the dense network's accuracy is lost: what is left of such a
 # network is no classifier, and its radii decide neither C1, C2 nor C3.
 COLLAPSE = 0.10
@@ -37,6 +41,7 @@ STATEMENTS = {
     "C5": "Random masks: E[L] <= c (1 - eta), and every rung of the ladder",
     "C7": "Certificate <= exact <= every attack; mean radius <= universal ceiling",
     "C8": "Linear identities hold; attacks measure the exact radius",
+    "C9": "Moment propagation predicts the measured radii of masked networks",
 }
 # The theorems behind a claim: (claim, label, checks whose names begin so).
 THEOREMS = (
@@ -49,6 +54,7 @@ THEOREMS = (
     ("C8", "identities", ("binary mean radius", "runner-up decomposition")),
     ("C8", "attack = exact radius", ("linear radius",)),
 )
+LINEAR = ("linear-binary", "linear")
 LINEAR_LINF: tuple[Measure, ...] = (
     ("R_inf, exact", "mean_radius", "linf", "exact"),
     ("r_inf(eps), FGS in the box", "fgs_accuracy", "linf", "fgs in the box"),
@@ -90,16 +96,16 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
     Raises: KeyError if the table lacks a documented column.
     """
     verdicts: list[Verdict] = []
-    families = [family for family in ("linear-binary", "linear") if (table["family"] == family).any()]
-    for family in families:
-        for measure in LINEAR_LINF:
-            verdicts.append(_trend(table, family, measure))
-        for measure in LINEAR_L2:
-            verdicts.append(_no_improvement(table, family, measure))
-    if (table["family"] == "mlp").any():
+    families = [str(family) for family in table["family"].unique()]
+    for family in sorted(families, key=lambda name: (name not in LINEAR, families.index(name))):
+        if family in LINEAR:
+            verdicts += [_trend(table, family, measure) for measure in LINEAR_LINF]
+            verdicts += [_no_improvement(table, family, measure) for measure in LINEAR_L2]
+            continue
         for measure in RELU:
-            verdicts.append(_some_improvement(table, "mlp", measure))
-            verdicts.append(_falls_again(table, "mlp", measure))
+            verdicts.append(_some_improvement(table, family, measure))
+            verdicts.append(_falls_again(table, family, measure))
+        verdicts += [v for norm in ("linf", "l2") for v in _predictions(table, family, norm)]
     checks = table[table["kind"] == "check"]
     for claim, label, names in THEOREMS:
         rows = checks[checks["method"].astype(str).str.startswith(names)]
@@ -120,6 +126,12 @@ def violations(content: pa.Table) -> pd.DataFrame:
 
 def curve(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
     """One measured quantity as seeds x sparsities."""
+    return _curve(table, family, pruning, measure, ["measured", "identity"])
+
+
+def _curve(
+    table: pd.DataFrame, family: str, pruning: str, measure: Measure, kinds: list[str]
+) -> pd.DataFrame:
     _, quantity, norm, method = measure
     chosen = table[
         (table["family"] == family)
@@ -127,7 +139,7 @@ def curve(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> p
         & (table["quantity"] == quantity)
         & (table["norm"] == norm)
         & (table["method"] == method)
-        & table["kind"].isin(["measured", "identity"])
+        & table["kind"].isin(kinds)
     ]
     return chosen.pivot_table(index="seed", columns="sparsity", values="value", observed=True)
 
@@ -335,6 +347,48 @@ def _falls_again(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
         seeds=len(draws),
         note=note,
     )
+
+
+def _predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
+    """C9: the predicted mean radius against the measured one, of random masks and of retrained networks.
+
+    The error at a sparsity is |predicted - measured| as a share of the measured radius without masks, all
+    three means over seeds, which are resampled.
+    """
+    predicted = _curve(table, family, "random", ("", "mean_radius", norm, "moment propagation"), ["estimate"])
+    verdicts = []
+    for pruning in ("random", "random-retrained", "magnitude"):
+        measured = curve(table, family, pruning, ("", "mean_radius", norm, "best"))
+        grid = predicted.columns.intersection(measured.columns)
+        seeds = predicted.index.intersection(measured.index)
+        if len(grid) < 2 or grid[0] != 0 or not len(seeds):
+            continue
+        guess, truth = (frame.loc[seeds, grid].to_numpy() for frame in (predicted, measured))
+        draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+        low, high = np.quantile(_prediction_error(guess[draws], truth[draws]), [LEVEL / 2, 1 - LEVEL / 2])
+        holds = "supported" if high < PREDICTION_ERROR else "inconclusive"
+        best = [grid[1 + int(values[:, 1:].mean(axis=0).argmax())] for values in (guess, truth)]
+        verdicts.append(
+            _verdict(
+                "C9",
+                family,
+                f"R_{norm.removeprefix('l')}, {pruning}",
+                "refuted" if low > PREDICTION_ERROR else holds,
+                effect=float(_prediction_error(guess, truth)),
+                interval=(low, high),
+                what="mean error over the sparsities above 0, as a share of the radius at 0",
+                test=f"bootstrap over seeds, {RESAMPLES} resamples, against {PREDICTION_ERROR:.0%}",
+                seeds=len(seeds),
+                note=f"best sparsity above 0: {best[0]:g} predicted, {best[1]:g} measured",
+            )
+        )
+    return verdicts
+
+
+def _prediction_error(guess: Float[Array, "*r s a"], truth: Float[Array, "*r s a"]) -> Float[Array, "*r"]:
+    """Mean over sparsities of the error of the means over seeds, in units of the truth at the first one."""
+    off = np.abs(guess.mean(axis=-2) - truth.mean(axis=-2))[..., 1:].mean(axis=-1)
+    return np.asarray(off / np.maximum(truth.mean(axis=-2)[..., 0], np.finfo(float).tiny))
 
 
 def _theorem(rows: pd.DataFrame, claim: str, label: str) -> Verdict:

@@ -10,13 +10,12 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from empirical.datasets import Dataset
 from empirical.ensembles import MLPEnsemble, linear_classifier, relu_network
-from empirical.measurement import Measurement, capped_mean, mask_gradient_norms
+from empirical.measurement import Measurement, capped_mean
 from empirical.results import NORMS, Members, Rows
 from theory import linear, relu
 from theory.ceiling import mean_radius_ceiling
@@ -28,10 +27,6 @@ ROUNDING = 1e-9
 ATTACK_SLACK = 1e-6
 # Absolute slack: inputs and logits are of order 1 to 100 and rounded at 1e-16 of that.
 TINY = 1e-11
-# A Monte Carlo mean contradicts a bound when it exceeds it by this many standard errors (p < 3e-7).
-STANDARD_ERRORS = 5.0
-# Examples whose gradients the Monte Carlo over masks looks at; the largest one counts.
-MASK_EXAMPLES = 32
 
 
 def check(
@@ -220,76 +215,6 @@ def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement,
         )
         found += _check_attacks(members, certified, measured, p=p, name="certificate <= attack")
         found += _ceiling(members, measured.correct, certified, data, p=p)
-    return found
-
-
-def compare_masks(
-    members: Members,
-    dense: MLPEnsemble,
-    data: Dataset,
-    alphas: tuple[float, ...],
-    *,
-    pair: tuple[int, int],
-    copies: int,
-) -> list[Rows]:
-    """Rows of the random-mask theorem: every rung at every sparsity, beside Monte Carlo over masks.
-
-    The hidden layers of every dense member are masked, the last layer is not, as in the theorem. The Monte
-    Carlo value is a lower estimate: the largest gradient norm over some test examples.
-    """
-    found: list[Rows] = []
-    device = dense.weights[0].device
-    x = torch.tensor(data.x_test[:MASK_EXAMPLES], dtype=dense.weights[0].dtype, device=device)
-    settings = np.array([[alpha] * (len(dense.weights) - 1) + [0.0] for alpha in alphas])
-    for k, seed in enumerate(members.seed):
-        net = relu_network(dense, k)
-        described = Members(
-            members.dataset, members.family, ["random"] * len(alphas), alphas, alphas, [seed] * len(alphas)
-        )
-        generator = torch.Generator().manual_seed(seed)
-        samples = [
-            mask_gradient_norms(
-                dense.select([k]), x, pair, sparsity=alpha, copies=copies, generator=generator
-            )
-            for alpha in alphas
-        ]
-        for p, norm in NORMS.items():
-            drawn = np.stack([sample[p] for sample in samples]).astype(np.float64)
-            mean, error = drawn.mean(1), drawn.std(1, ddof=1) / math.sqrt(copies)
-            for quantity, values in (("expected_lipschitz", mean), ("standard_error", error)):
-                found.append(
-                    Rows(
-                        described, values, quantity=quantity, method="Monte Carlo", kind="estimate", norm=norm
-                    )
-                )
-            rungs = relu.ladder(net, settings, pair, p=p)
-            rungs["best"] = np.min(list(rungs.values()), axis=0)
-            for name, bound in rungs.items():
-                found.append(
-                    Rows(
-                        described,
-                        bound,
-                        quantity="expected_lipschitz",
-                        method=name,
-                        kind="upper bound",
-                        norm=norm,
-                    )
-                )
-                surely = np.maximum(mean - STANDARD_ERRORS * error, 0.0)
-                found += check(described, surely, bound, name=f"random masks, {name}", norm=norm)
-            name, eta = ("F", relu.eta_frobenius) if p == 2 else ("P1", relu.eta_path)
-            shrinking = eta(settings)
-            found.append(Rows(described, shrinking, quantity="eta", method=name, kind="identity", norm=norm))
-            product = rungs[name][0] * (1 - shrinking)  # the first sparsity is 0, so rung 0 is the constant c
-            found += check_equal(described, rungs[name], product, name=f"{name} = c (1 - eta)", norm=norm)
-            dominated, dominating = ("P2", "F") if p == 2 else ("P1", "M")
-            found += check(
-                described,
-                rungs[dominated],
-                rungs[dominating],
-                name=f"{dominated} <= {dominating}",
-                norm=norm,
-            )
     return found
 
 

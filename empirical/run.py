@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import torch
 
 from empirical.claims import judge, violations
-from empirical.comparison import compare_linear, compare_masks, compare_relu
+from empirical.comparison import compare_linear, compare_relu
 from empirical.datasets import Dataset, load
 from empirical.ensembles import Ensemble, MLPEnsemble
 from empirical.experiments.chains import Chain, Place, base_networks, blocks, run_chain
 from empirical.experiments.conditions import Bench
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
+from empirical.mask_comparison import compare_masks, predict_masks
 from empirical.measurement import measure, measured_rows
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import Members, Rows, open_run, read_table, write_table
@@ -234,10 +235,9 @@ def _mask_rows(job: _Job, networks: Ensemble, data: Dataset) -> list[Rows]:
     members = Members(
         data.name, "mlp", ["dense"] * count, [0.0] * count, [0.0] * count, list(job.chain.seeds)
     )
-    experiment = job.experiment
-    return compare_masks(
-        members, networks, data, experiment.sparsities, pair=experiment.pair, copies=experiment.masks
-    )
+    experiment, alphas = job.experiment, job.experiment.sparsities
+    rungs = compare_masks(members, networks, data, alphas, pair=experiment.pair, copies=experiment.masks)
+    return rungs + predict_masks(members, networks, data, alphas)
 
 
 def _fingerprint(name: str) -> str:

@@ -26,7 +26,7 @@ def values(out) -> pd.DataFrame:
 def test_no_theorem_is_violated(small_run):
     _, outcome = small_run
     assert outcome.violations.empty
-    assert set(outcome.claims["claim"]) == {"C1", "C2", "C3", "C4", "C5", "C7", "C8"}
+    assert set(outcome.claims["claim"]) == {"C1", "C2", "C3", "C4", "C5", "C7", "C8", "C9"}
     theorems = outcome.claims[outcome.claims["claim"].isin(["C5", "C7", "C8"])]
     assert (theorems["violations"] == 0).all()
     assert (theorems["verdict"] == "supported").all()
@@ -35,7 +35,7 @@ def test_no_theorem_is_violated(small_run):
 def test_every_network_is_measured(small_run, small_experiments):
     out, _ = small_run
     table = values(out)
-    accuracy = table[table["quantity"] == "accuracy"]
+    accuracy = table[(table["quantity"] == "accuracy") & (table["method"] == "clean")]
     networks = accuracy.groupby(["family", "pruning", "sparsity", "seed"], observed=True).size()
     assert len(networks) == sum(len(e.conditions) * len(e.sparsities) * e.seeds for e in small_experiments)
     assert (networks == 1).all()
@@ -64,7 +64,9 @@ def test_aggregates_follow_from_the_examples(small_run):
 def test_dense_condition_is_never_pruned_and_magnitude_is_exact(small_run):
     out, _ = small_run
     table = read_table(out / "results.parquet").to_pandas()
-    rows = table[(table["quantity"] == "accuracy") & (table["family"] == "mlp")]
+    rows = table[
+        (table["quantity"] == "accuracy") & (table["family"] == "mlp") & (table["method"] == "clean")
+    ]
     assert (rows[rows["pruning"] == "dense"]["achieved_sparsity"] == 0).all()
     pruned = rows[rows["pruning"] == "magnitude"]
     # Each of the three layers rounds its count to the nearest weight.

@@ -159,3 +159,20 @@ def test_networks_without_any_robustness_are_inconclusive():
     nothing.loc[nothing["quantity"] != "accuracy", "value"] = 0.0
     judged = judge(nothing)
     assert set(judged["verdict"]) == {"inconclusive"}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.03, "supported"), (1.5, "refuted")])
+def test_predictions_are_held_against_what_they_predict(factor, verdict):
+    parts = []
+    for alpha in SPARSITIES:
+        members = Members("d", "mlp", ["random"] * 6, [alpha] * 6, [alpha] * 6, range(6))
+        truth = (0.2 - 0.1 * alpha) * (1 + 0.01 * np.random.default_rng(1).normal(size=6))
+        parts.append(Rows(members, truth, "mean_radius", "best", "measured", "l2"))
+        parts.append(Rows(members, factor * truth, "mean_radius", "moment propagation", "estimate", "l2"))
+    judged = judge(table(parts, provenance=PROVENANCE).to_pandas())
+    row = judged[judged["claim"] == "C9"].iloc[0]
+    assert row["verdict"] == verdict
+    assert row["low"] <= row["effect"] <= row["high"]
+    assert row["measure"] == "R_2, random"
+    wanted = (factor - 1) * np.mean([0.2 - 0.1 * alpha for alpha in SPARSITIES[1:]]) / 0.2
+    assert row["effect"] == pytest.approx(wanted, rel=0.02)
