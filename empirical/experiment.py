@@ -73,7 +73,8 @@ class Settings:
         fingerprint = hashlib.sha256()
         for array in (data.x_train, data.y_train, data.x_test, data.y_test):
             fingerprint.update(np.ascontiguousarray(array).tobytes())
-        described = asdict(self) | {"data_sha256": fingerprint.hexdigest(), "version": package_version()}
+        described = asdict(self) | {"first": self.first.describe(), "retrain": self.retrain.describe()}
+        described |= {"data_sha256": fingerprint.hexdigest(), "version": package_version()}
         return json.loads(json.dumps(described))
 
     def member_seeds(self) -> list[int]:
