@@ -167,9 +167,18 @@ class ModuleEnsemble:
 
 def evaluate(module: nn.Module, state: Mapping[str, Tensor], x: Float[Tensor, "K n *shape"]) -> Tensor:
     """The outputs (K, n, c) of every member on its own batch; differentiable in the state and in x."""
-    if x.device.type == "cpu":
-        members = [{name: t[k] for name, t in state.items()} for k in range(len(x))]
-        return torch.stack([functional_call(module, m, (part,)) for m, part in zip(members, x, strict=True)])
+    return (_one_by_one if x.device.type == "cpu" else _at_once)(module, state, x)
+
+
+def _one_by_one(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    # The gradient of unbind is one stack; that of an index is a zero tensor as large as all members.
+    # Buffers, which batch-norm changes in place, must be indexed.
+    rows = {n: t.unbind() if t.requires_grad else [t[k] for k in range(len(t))] for n, t in state.items()}
+    members = [{name: row[k] for name, row in rows.items()} for k in range(len(x))]
+    return torch.stack([functional_call(module, m, (part,)) for m, part in zip(members, x, strict=True)])
+
+
+def _at_once(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return vmap(lambda s, part: functional_call(module, s, (part,)), randomness="different")(dict(state), x)
 
 

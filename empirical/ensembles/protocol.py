@@ -13,7 +13,6 @@ from theory.types import InvalidInput
 
 # From logits (K, n, c) to the coefficients of the sum of logits whose gradient is wanted.
 Cotangent = Callable[[Float[Tensor, "K n c"]], Float[Tensor, "K n c"]]
-AnyEnsemble = TypeVar("AnyEnsemble", bound="Ensemble")
 
 
 @runtime_checkable
@@ -85,6 +84,9 @@ class Ensemble(Protocol):
     ) -> tuple[Float[Tensor, "K n c"], Float[Tensor, "K n c d"]]:
         """Logits and their gradients with respect to the input, for every class."""
         ...
+
+
+AnyEnsemble = TypeVar("AnyEnsemble", bound=Ensemble)
 
 
 def concatenate(ensembles: Sequence[AnyEnsemble]) -> AnyEnsemble:

@@ -1,6 +1,7 @@
 """Masks remove exactly what they say."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from empirical.ensembles import MLPEnsemble, initialise
-from empirical.pruning import bernoulli_masks, magnitude_masks
+from empirical.activations import Above, KLargest, share_of_zero_activations, with_activation
+from empirical.datasets import load
+from empirical.ensembles import MLPEnsemble, ModuleEnsemble, initialise, initialise_modules, to_module
+from empirical.ensembles.modules import apply_masks
+from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks, threshold_masks
+from empirical.schedules import one_shot, progressive, rewound, rounds
+from empirical.training import Recipe, train
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
@@ -46,18 +52,6 @@ def test_ties_go_by_index_and_pruned_weights_go_first():
     assert (mask & kept).sum() == 3
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.9, 1.0])
-def test_agrees_with_torch_prune(sparsity):
-    nets = initialise([30, 20, 10], seeds=[0, 1, 2], device=CPU)
-    masks = magnitude_masks(nets, sparsity=sparsity)
-    for k in range(3):
-        for weight, mask in zip(nets.weights, masks, strict=True):
-            module = nn.Linear(weight.shape[2], weight.shape[1])
-            module.weight.data = weight[k].clone()
-            prune.l1_unstructured(module, "weight", amount=sparsity)
-            assert torch.equal(module.get_buffer("weight_mask").bool(), mask[k])
-
-
 def test_bernoulli_masks_are_nested_and_of_the_right_rate():
     nets = initialise([100, 200, 10], seeds=[0, 1], device=CPU)
     low, high = (bernoulli_masks(nets, sparsity=alpha, seeds=[5, 6]) for alpha in (0.3, 0.7))
@@ -88,3 +82,266 @@ def test_bad_sparsity_is_named(sparsity):
 def test_bad_seeds_are_named():
     with pytest.raises(InvalidInput, match="seeds has 2 entries"):
         bernoulli_masks(layer([1.0, 2.0]), sparsity=0.5, seeds=[0, 1])
+
+
+def conv_layers() -> ModuleEnsemble:
+    """Three members of two convolutions and a linear layer."""
+
+    def build() -> nn.Sequential:
+        layers = [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(16, 5)]
+        return nn.Sequential(*layers)
+
+    return initialise_modules(build, shape=(2, 5, 5), seeds=[0, 1, 2], device=CPU)
+
+
+def every_kind() -> list[MLPEnsemble | ModuleEnsemble]:
+    return [initialise([30, 20, 10], seeds=[0, 1, 2], device=CPU), conv_layers()]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.9, 1.0])
+def test_agrees_with_torch_prune(sparsity):
+    for nets in every_kind():
+        masks = magnitude_masks(nets, sparsity=sparsity)
+        for k in range(3):
+            module = to_module(nets, k)
+            layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+            for layer, mask in zip(layers, masks, strict=True):
+                prune.l1_unstructured(layer, "weight", amount=sparsity)
+                assert torch.equal(layer.get_buffer("weight_mask").bool(), mask[k])
+
+
+@pytest.mark.parametrize("chosen", [None, [0, 1], [-1]])
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.9, 1.0])
+def test_global_pruning_agrees_with_torch_prune(sparsity, chosen):
+    for nets in every_kind():
+        masks = global_magnitude_masks(nets, sparsity=sparsity, layers=chosen)
+        for k in range(3):
+            module = to_module(nets, k)
+            layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+            some = [layers[i] for i in (chosen or range(len(layers)))]
+            prune.global_unstructured(
+                [(layer, "weight") for layer in some], prune.L1Unstructured, amount=sparsity
+            )
+            for layer, mask in zip(layers, masks, strict=True):
+                expected = layer.get_buffer("weight_mask").bool() if layer in some else True
+                assert (mask[k] == expected).all()
+
+
+@given(
+    st.lists(st.lists(st.integers(-2, 2).map(float), min_size=4, max_size=4), min_size=2, max_size=2),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+@example([[1.0] * 4, [1.0] * 4], 0.3, 0.6)
+def test_global_pruning_removes_exactly_the_smallest_and_is_nested(values, low, high):
+    """Two 2 x 2 layers; pruned weights go first, equal ones in order."""
+    low, high = sorted((low, high))
+    weights = tuple(torch.tensor(v).view(1, 2, 2) for v in values)
+    nets = MLPEnsemble(weights, (torch.zeros(1, 2),) * 2, tuple(torch.ones(1, 2, 2).bool() for _ in range(2)))
+    first = global_magnitude_masks(nets, sparsity=low)
+    flat = torch.cat([m.flatten() for m in first])
+    size = torch.tensor(values).flatten().abs()
+    removed = round(low * 8)
+    assert (~flat).nonzero().flatten().tolist() == sorted(
+        sorted(range(8), key=lambda i: (size[i], i))[:removed]
+    )
+    second = global_magnitude_masks(nets.masked(first), sparsity=high)
+    for more, less in zip(second, first, strict=True):
+        assert (more <= less).all()
+    assert sum(int((~m).sum()) for m in second) == round(high * 8)
+
+
+@pytest.mark.parametrize("criterion", [magnitude_masks, global_magnitude_masks])
+def test_the_last_layer_can_be_spared(criterion):
+    for nets in every_kind():
+        depth = len(nets.masks)
+        masks = criterion(nets, sparsity=0.5, layers=range(depth - 1))
+        assert masks[-1].all()
+        pruned = [m for m in masks if not m.all()]
+        assert len(pruned) == depth - 1
+        size = sum(m[0].numel() for m in pruned)
+        assert sum(m.sum(tuple(range(1, m.ndim))) for m in pruned).tolist() == [round(size / 2)] * 3
+    kept = bernoulli_masks(nets, sparsity=0.5, seeds=[0, 1, 2], layers=[-1, 0])
+    same = bernoulli_masks(nets, sparsity=0.5, seeds=[0, 1, 2])
+    assert [torch.equal(a, b) for a, b in zip(kept, same, strict=True)] == [True, False, True]
+    assert kept[1].all()
+
+
+def test_a_threshold_removes_what_does_not_exceed_it():
+    nets = layer([0.0, -1.0, 1.5, 0.5])
+    assert threshold_masks(nets)[0].flatten().tolist() == [False, True, True, True]
+    assert threshold_masks(nets, threshold=1.0)[0].flatten().tolist() == [False, False, True, False]
+    with pytest.raises(InvalidInput, match="threshold is -1"):
+        threshold_masks(nets, threshold=-1.0)
+
+
+def test_rounds_remove_a_third_of_what_is_left():
+    found = rounds(16)
+    assert found[0] == 0
+    assert len(found) == 17
+    assert found[-1] == pytest.approx(0.9985, abs=5e-5)
+    for before, after in zip(found[:-1], found[1:], strict=True):
+        assert (after - before) / (1 - before) == pytest.approx(1 / 3)
+
+
+def drifting(nets, level):
+    """A retraining that moves every weight by a known amount: weights times 1 + level, plus 1."""
+    if isinstance(nets, ModuleEnsemble):
+        state = {name: tensor * (1 + level) + 1 for name, tensor in nets.state.items()}
+        kept = apply_masks(nets.module, state, nets.masks)
+        return ModuleEnsemble(nets.module, kept, nets.masks, nets.shape, nets.outputs)
+    weights = tuple((w * (1 + level) + 1) * m for w, m in zip(nets.weights, nets.masks, strict=True))
+    return MLPEnsemble(weights, tuple(b + 1 for b in nets.biases), nets.masks)
+
+
+@pytest.mark.parametrize("criterion", [magnitude_masks, global_magnitude_masks])
+def test_progressive_pruning_is_nested_and_exact_and_trains_what_is_left(criterion):
+    def by(nets, sparsity):
+        return criterion(nets, sparsity=sparsity)
+
+    for nets in every_kind():
+        sizes = [m[0].numel() for m in nets.masks]
+        levels = list(progressive(nets, rounds(4), prune=by, retrain=drifting))
+        assert len(levels) == 5
+        for level, (sparsity, found) in enumerate(zip(rounds(4), levels, strict=True)):
+            assert found.members == 3
+            exact = sum(round(sparsity * s) for s in sizes) if criterion is magnitude_masks else 0
+            removed = exact or round(sparsity * sum(sizes))
+            assert found.sparsity().tolist() == pytest.approx([removed / sum(sizes)] * 3)
+            before = levels[level - 1] if level else nets
+            for m, old, w, was in zip(found.masks, before.masks, found.weights, before.weights, strict=True):
+                assert (m <= old).all()
+                torch.testing.assert_close(w, (was * (1 + level) + 1) * m)
+
+
+def test_one_shot_prunes_the_start_at_every_sparsity():
+    nets = initialise([30, 20, 10], seeds=[0, 1], device=CPU)
+    by = partial(one_shot, nets, [0.2, 0.7], retrain=drifting)
+    levels = list(by(prune=lambda e, s: magnitude_masks(e, sparsity=s)))
+    for level, (sparsity, found) in enumerate(zip([0.2, 0.7], levels, strict=True)):
+        expected = drifting(nets.masked(magnitude_masks(nets, sparsity=sparsity)), level)
+        assert all(torch.equal(a, b) for a, b in zip(found.weights, expected.weights, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found.masks, expected.masks, strict=True))
+
+
+@pytest.mark.parametrize("schedule", [progressive, one_shot])
+def test_lottery_tickets_start_from_the_early_weights(schedule):
+    """The masks come from the trained weights, the values from the early ones."""
+    for early in every_kind():
+        trained = drifting(early, 0)
+        seen = []
+
+        def retrain(nets, level, seen=seen):
+            seen.append(nets)
+            return drifting(nets, level)
+
+        levels = list(
+            schedule(
+                trained, [0.5, 0.8], prune=lambda e, s: magnitude_masks(e, sparsity=s), retrain=retrain,
+                rewind=early,
+            )
+        )  # fmt: skip
+        for start, found in zip(seen, levels, strict=True):
+            assert start.sparsity().min() > 0.4
+            for w, m, first, last in zip(start.weights, start.masks, early.weights, found.masks, strict=True):
+                assert torch.equal(w, first * m)
+                assert torch.equal(m, last)
+        expected = magnitude_masks(trained, sparsity=0.5)
+        assert all(torch.equal(a, b) for a, b in zip(levels[0].masks, expected, strict=True))
+
+
+def unused(schedule, sparsities: list[float]) -> None:
+    list(schedule(layer([1.0, 2.0]), sparsities, prune=nothing, retrain=nothing))
+
+
+def nothing(nets, level):
+    raise AssertionError("work was begun before the schedule was checked")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rounds(0), "count is 0"),
+        (lambda: rounds(3, share=1.0), "share is 1"),
+        (
+            lambda: list(progressive(layer([1.0, 2.0]), [], prune=nothing, retrain=nothing)),
+            r"sparsities is \[\]",
+        ),
+        (lambda: list(one_shot(layer([1.0, 2.0]), [0.5, 0.4], prune=nothing, retrain=nothing)), "none below"),
+        (
+            lambda: list(one_shot(layer([1.0, 2.0]), [1.5], prune=nothing, retrain=nothing)),
+            "sparsities is 1.5",
+        ),
+        (lambda: rewound(layer([1.0, 2.0]), layer([1.0, 2.0, 3.0, 4.0])), "earlier holds other networks"),
+        (lambda: magnitude_masks(layer([1.0, 2.0]), sparsity=0.5, layers=[1]), r"layers is \[1\]"),
+        (lambda: global_magnitude_masks(layer([1.0, 2.0]), sparsity=0.5, layers=[]), r"layers is \[\]"),
+    ],
+)
+def test_bad_schedules_are_named(make, message):
+    with pytest.raises(InvalidInput, match=message):
+        make()
+
+
+@pytest.mark.parametrize("activation", [KLargest(3), Above(0.7)])
+def test_sparse_activations_are_part_of_the_networks(activation):
+    """Logits and input gradients are those of a network written out with the activation."""
+    nets = initialise([6, 8, 7, 3], seeds=[0, 1], device=CPU).to(dtype=torch.float64, device=CPU)
+    nets = nets.masked(magnitude_masks(nets, sparsity=0.2))
+    sparse = with_activation(nets, activation)
+    x = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits, gradient = sparse.logits_and_gradient(x, lambda g: torch.ones_like(g))
+    for k in range(2):
+        leaf = x.clone().requires_grad_()
+        hidden = leaf
+        for w, b in zip(nets.weights[:-1], nets.biases[:-1], strict=True):
+            hidden = (hidden @ w[k].T + b[k]).relu()
+        if isinstance(activation, KLargest):
+            last = hidden.topk(3, dim=1).values[:, -1:].detach()
+            kept = (hidden >= last).to(x)
+        else:
+            kept = (hidden > 0.7).to(x)
+        scores = (hidden * kept) @ nets.weights[-1][k].T + nets.biases[-1][k]
+        scores.sum().backward()
+        torch.testing.assert_close(logits[k], scores.detach())
+        torch.testing.assert_close(gradient[k], leaf.grad)
+    assert all(torch.equal(a, b) for a, b in zip(sparse.masks, nets.masks, strict=True))
+    zeros = share_of_zero_activations(sparse, x)
+    assert (zeros > share_of_zero_activations(nets, x)).all()
+    if isinstance(activation, KLargest):
+        assert (zeros >= 4 / 7).all()
+
+
+@given(st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=8), st.data())
+def test_the_k_largest_units_stay_and_ties_go_by_index(values, data):
+    k = data.draw(st.integers(1, len(values)))
+    found = KLargest(k)(torch.tensor([values]))[0].tolist()
+    order = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))
+    assert found == [v if i in order[:k] else 0.0 for i, v in enumerate(values)]
+
+
+def test_an_activation_penalty_makes_the_last_hidden_layer_sparser():
+    data = load("digits")
+    x, y = torch.tensor(data.x_train, dtype=torch.float32), torch.tensor(data.y_train)
+    start = initialise([64, 30, 10], seeds=[0, 1], device=CPU)
+    shares = [
+        share_of_zero_activations(
+            train(start, x, y, Recipe(epochs=6, activation_l1=penalty), seeds=[0, 1]), x
+        )
+        for penalty in (0.0, 0.01, 0.05)
+    ]
+    assert (shares[0] + 0.1 < shares[1]).all()
+    assert (shares[1] < shares[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KLargest(0), "k is 0"),
+        (lambda: KLargest(4)(torch.zeros(2, 3)), "k is 4; the layer has 3 units"),
+        (lambda: Above(-1.0), "threshold is -1"),
+        (lambda: with_activation(layer([1.0, 2.0]), nn.Linear(1, 1)), "activation has parameters"),
+    ],
+)
+def test_bad_activations_are_named(make, message):
+    with pytest.raises(InvalidInput, match=message):
+        make()

@@ -1,0 +1,77 @@
+"""Dynamic network surgery: masks that change while the network is trained, so that a cut can be undone.
+
+Guo, Yao and Chen, "Dynamic network surgery for efficient DNNs" (2016). A layer's threshold is
+t = mean(|w|) + rate * std(|w|) over its weights at the start, zeros left out. Weights below 0.9 t are cut,
+those above 1.1 t spliced in again, those between stay as they are. The forward pass uses the masked weights;
+the gradients with respect to these move every weight, a cut one too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from theory.types import InvalidInput
+
+CUT, SPLICE = 0.9, 1.1
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """``rates`` has one entry for all layers, or one per layer; None spares a layer.
+
+    At step t the masks of a member are updated with probability (1 + decay * t)^-power, all layers at once.
+    Raises: InvalidInput for no rates, one that is not finite, or a negative decay or power.
+    """
+
+    rates: tuple[float | None, ...]
+    decay: float = 0.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        known = [rate for rate in self.rates if rate is not None]
+        if not known or not all(math.isfinite(rate) for rate in known):
+            raise InvalidInput(f"rates is {list(self.rates)}; give finite ones: one in all, or one per layer")
+        for name in ("decay", "power"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be finite and not negative")
+
+    def probability(self, step: int) -> float:
+        """Of an update at this step."""
+        return (1 + self.decay * step) ** -self.power
+
+
+def thresholds(weights: Sequence[Float[Tensor, "K *_"]], surgery: Surgery) -> list[Float[Tensor, "K *_"]]:
+    """t of every layer and member, shaped to broadcast with the weights; NaN where a layer is spared.
+
+    Raises: InvalidInput if there are neither one rate nor as many as layers.
+    """
+    rates = surgery.rates * len(weights) if len(surgery.rates) == 1 else surgery.rates
+    if len(rates) != len(weights):
+        raise InvalidInput(f"rates has {len(rates)} entries; the networks have {len(weights)} layers")
+    found = []
+    for weight, rate in zip(weights, rates, strict=True):
+        size = weight.abs().flatten(1)
+        count = (size > 0).sum(1).clamp(min=1)
+        mean = size.sum(1) / count
+        spread = (size.square().sum(1) / count - mean.square()).clamp(min=0).sqrt()
+        limit = (mean + (math.nan if rate is None else rate) * spread).clamp(min=0)
+        found.append(limit.view(-1, *[1] * (weight.ndim - 1)))
+    return found
+
+
+def operate(
+    weights: Sequence[Float[Tensor, "K *_"]],
+    masks: Sequence[Float[Tensor, "K *_"]],
+    limits: Sequence[Float[Tensor, "K *_"]],
+    members: Bool[Tensor, " K"],
+) -> None:
+    """Cut and splice the weights of the members marked; ``masks`` (0 or 1) change in place."""
+    for weight, mask, limit in zip(weights, masks, limits, strict=True):
+        size, updated = weight.abs(), members.view_as(limit)
+        mask.masked_fill_(updated & (size < CUT * limit), 0.0)
+        mask.masked_fill_(updated & (size > SPLICE * limit), 1.0)
