@@ -16,7 +16,14 @@ import torch
 from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble
 from empirical.experiments.checkpoints import load_networks, save_networks
-from empirical.experiments.conditions import UNTRAINED, Bench, dense_networks, next_networks
+from empirical.experiments.conditions import (
+    UNTRAINED,
+    Bench,
+    achieved_sparsity,
+    blank_networks,
+    dense_networks,
+    next_networks,
+)
 from empirical.experiments.specification import Experiment
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit, unit_path
@@ -96,7 +103,7 @@ def run_chain(bench: Bench, chain: Chain, place: Place, measure: Measure) -> Ite
                 family=experiment.network.kind,
                 pruning=[chain.condition] * len(chain.seeds),
                 sparsity=[sparsity] * len(chain.seeds),
-                achieved_sparsity=networks.sparsity().tolist(),
+                achieved_sparsity=achieved_sparsity(bench, chain.condition, networks),
                 seed=list(chain.seeds),
             )
             return measure(experiment, bench.data, members, networks)
@@ -111,7 +118,7 @@ def _level(
     """The chain's networks at one level, from disk if they are there."""
     path = place.checkpoint(chain, level)
     if path.is_file():
-        return load_networks(path, previous)
+        return load_networks(path, blank_networks(bench, chain.condition, level=level))
     networks = next_networks(bench, chain.condition, level=level, dense=dense, previous=previous)
     if chain.condition not in UNTRAINED:
         save_networks(path, networks)

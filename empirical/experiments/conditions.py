@@ -1,4 +1,4 @@
-"""How a network comes to every sparsity of an experiment: one function per condition.
+"""How a network comes to every sparsity of an experiment: one rule per condition.
 
 ====================  ==================================================================================
 condition             what stands at sparsity s
@@ -9,8 +9,12 @@ condition             what stands at sparsity s
 ``one-shot``          the smallest weights of every layer of the dense network removed, not retrained
 ``random``            random masks (the theorem's own assumption) on the dense network, not retrained
 ``random-retrained``  random masks, nested, retrained from one sparsity to the next
-``lottery``           the masks of ``magnitude``; weights rewound to their initial values, trained afresh
+``lottery``           the smallest weights of every layer removed, what is left rewound to its initial values
+                      and trained afresh
 ``small-dense``       a dense network with as many weights, trained as long
+``surgery``           dynamic network surgery whose thresholds remove the share s at its start
+``l1``                s is the factor of an L1 term on the weights; those it makes zero are removed
+``activation``        s is the factor of an L1 term on the inputs of the last layer; no weight is removed
 ====================  ==================================================================================
 
 Every network depends on its seed alone: the seed draws the initial weights, and seeds derived from it the
@@ -19,18 +23,22 @@ order of the examples at every level, equal for all conditions, and the random m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
+from empirical.activations import share_of_zero_activations
 from empirical.datasets import Dataset
-from empirical.ensembles import Ensemble, initialise
+from empirical.ensembles import Ensemble, initialise, initialise_modules
 from empirical.experiments.specification import Experiment
-from empirical.pruning import bernoulli_masks, magnitude_masks
-from empirical.training import Recipe, train
+from empirical.models import VGG_GROUPS, dense_small, lenet5, resnet, vgg_like
+from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks, threshold_masks
+from empirical.recipe import Recipe
+from empirical.surgery import CUT, Surgery
+from empirical.training import train
 from theory.types import InvalidInput
 
 # Conditions whose networks follow from the dense ones without training.
@@ -46,16 +54,21 @@ class Bench:
     seeds: tuple[int, ...]
     device: torch.device
 
-    @property
-    def widths(self) -> list[int]:
-        """Widths of a fully connected network, from inputs to outputs."""
+    def initial(self, hidden: tuple[int, ...] | None = None) -> Ensemble:
+        """Untrained networks, one per seed; ``hidden`` are other widths for an MLP."""
         network = self.experiment.network
+        if network.kind == "lenet-5":
+            one, two, full = network.widths((20, 50, 500))
+            return self._modules(lambda: lenet5(channels=(one, two), hidden=full), (1, 28, 28))
+        if network.kind == "vgg":
+            groups, (full,) = [network.widths(group) for group in VGG_GROUPS], network.widths((512,))
+            return self._modules(lambda: vgg_like(groups=groups, hidden=full), (3, 32, 32))
+        if network.kind == "resnet-32":
+            one, two, three = network.widths((16, 32, 64))
+            return self._modules(lambda: resnet(widths=(one, two, three)), (3, 32, 32))
         outputs = 1 if network.kind == "linear-binary" else self.data.classes
-        return [self.data.x_train.shape[1], *network.hidden, outputs]
-
-    def initial(self) -> Ensemble:
-        """Untrained networks, one per seed."""
-        return initialise(self.widths, seeds=self.seeds, device=self.device)
+        widths = [self.data.x_train.shape[1], *(hidden or network.hidden), outputs]
+        return initialise(widths, seeds=self.seeds, device=self.device)
 
     def train(self, networks: Ensemble, recipe: Recipe, *, level: int) -> Ensemble:
         """The networks after one more training, in the example order of this level."""
@@ -68,6 +81,9 @@ class Bench:
         """Seeds of the random masks: the same at every sparsity, so that masks are nested."""
         return [derived_seed(seed, 2, 0) for seed in self.seeds]
 
+    def _modules(self, build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> Ensemble:
+        return initialise_modules(build, shape=shape, seeds=self.seeds, device=self.device)
+
 
 def derived_seed(seed: int, purpose: int, level: int) -> int:
     """A seed for one purpose, statistically independent of those for others."""
@@ -79,6 +95,17 @@ def dense_networks(bench: Bench) -> Ensemble:
     return bench.train(bench.initial(), bench.experiment.first, level=0)
 
 
+def blank_networks(bench: Bench, condition: str, *, level: int) -> Ensemble:
+    """Networks of the architecture that ``condition`` has at this level, whatever their values."""
+    if condition != "small-dense" or not level:
+        return bench.initial()
+    network, sparsity = bench.experiment.network, bench.experiment.sparsities[level]
+    whole = bench.initial()
+    wanted = round((1 - sparsity) * sum(mask[0].numel() for mask in whole.masks))
+    widths = dense_small(wanted, whole.inputs, whole.classes, hidden=network.hidden)
+    return bench.initial(hidden=widths[1:-1])
+
+
 def next_networks(
     bench: Bench, condition: str, *, level: int, dense: Ensemble, previous: Ensemble
 ) -> Ensemble:
@@ -86,18 +113,64 @@ def next_networks(
 
     ``dense`` are those of :func:`dense_networks`, ``previous`` those of the level before.
     """
-    sparsity, retrain = bench.experiment.sparsities[level], bench.experiment.retrain
-    if condition == "dense":
-        return bench.train(previous, retrain, level=level)
-    if condition == "one-shot":
-        return dense.masked(magnitude_masks(dense, sparsity=sparsity))
-    if condition == "random":
-        return dense.masked(bernoulli_masks(dense, sparsity=sparsity, seeds=bench.mask_seeds()))
-    masks: Sequence[Tensor]
-    if condition == "magnitude":
-        masks = magnitude_masks(previous, sparsity=sparsity)
-    elif condition == "random-retrained":
-        masks = bernoulli_masks(previous, sparsity=sparsity, seeds=bench.mask_seeds())
-    else:
-        raise InvalidInput(f"condition {condition!r} cannot be trained yet")
-    return bench.train(previous.masked(tuple(masks)), retrain, level=level)
+    s, retrain = bench.experiment.sparsities[level], bench.experiment.retrain
+    as_long = replace(retrain, epochs=retrain.epochs * level)  # as all retraining up to this level together
+    match condition:
+        case "dense":
+            return bench.train(previous, retrain, level=level)
+        case "one-shot":
+            return dense.masked(magnitude_masks(dense, sparsity=s))
+        case "random":
+            return dense.masked(bernoulli_masks(dense, sparsity=s, seeds=bench.mask_seeds()))
+        case "magnitude":
+            pruned = previous.masked(magnitude_masks(previous, sparsity=s))
+        case "global":
+            pruned = previous.masked(global_magnitude_masks(previous, sparsity=s))
+        case "random-retrained":
+            pruned = previous.masked(bernoulli_masks(previous, sparsity=s, seeds=bench.mask_seeds()))
+        case "lottery":
+            rewound = bench.initial().masked(magnitude_masks(previous, sparsity=s))
+            return bench.train(rewound, bench.experiment.first, level=level)
+        case "small-dense":
+            small = bench.train(
+                blank_networks(bench, condition, level=level), bench.experiment.first, level=0
+            )
+            return bench.train(small, as_long, level=level)
+        case "surgery":
+            return bench.train(dense, replace(as_long, surgery=_surgery(dense, s)), level=level)
+        case "l1":
+            thinned = bench.train(previous, replace(retrain, l1=s), level=level)
+            return thinned.masked(threshold_masks(thinned))
+        case "activation":
+            return bench.train(previous, replace(retrain, activation_l1=s), level=level)
+        case _:
+            raise InvalidInput(f"condition is {condition!r}; it is not known")
+    return bench.train(pruned, retrain, level=level)
+
+
+def achieved_sparsity(bench: Bench, condition: str, networks: Ensemble) -> list[float]:
+    """What a condition's sparsity came to, per network.
+
+    The share of the dense network's weights that are gone; under ``activation`` the share of the inputs of
+    the last layer that are exactly 0, over the test examples.
+    """
+    if condition == "activation":
+        like = networks.weights[0]
+        x = torch.tensor(bench.data.x_test, dtype=like.dtype, device=like.device)
+        return share_of_zero_activations(networks, x).tolist()
+    whole = sum(mask[0].numel() for mask in bench.initial().masks)
+    kept = torch.stack([mask.flatten(1).sum(1) for mask in networks.masks]).sum(0)
+    return (1 - kept.double() / whole).tolist()
+
+
+def _surgery(dense: Ensemble, sparsity: float) -> Surgery:
+    """Thresholds below which, times CUT, the share ``sparsity`` of every layer lies at the start.
+
+    One rate per layer serves all members: the mean of theirs.
+    """
+    rates = []
+    for weight in dense.weights:
+        size = weight.abs().flatten(1).double()
+        limit = size.kthvalue(max(1, round(sparsity * size.shape[1])), dim=1).values / CUT
+        rates.append(float(((limit - size.mean(1)) / size.std(1, unbiased=False)).mean()))
+    return Surgery(rates=tuple(rates))

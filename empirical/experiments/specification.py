@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from empirical.training import Recipe
+from empirical.recipe import Recipe, Schedule
 from theory.types import InvalidInput, check_sparsity
 
 CATALOG = Path(__file__).with_name("catalog")
 LINEAR_KINDS = ("linear-binary", "linear")
-NETWORK_KINDS = (*LINEAR_KINDS, "mlp", "lenet-5", "vgg", "resnet-32")
+CONVOLUTIONAL_KINDS = ("lenet-5", "vgg", "resnet-32")
+NETWORK_KINDS = (*LINEAR_KINDS, "mlp", *CONVOLUTIONAL_KINDS)
 # How a network comes to a sparsity; empirical/experiments/conditions.py says what each does.
 CONDITIONS = (
     "dense",
@@ -24,19 +25,23 @@ CONDITIONS = (
     "random-retrained",
     "lottery",
     "small-dense",
+    "surgery",
+    "l1",
+    "activation",
 )
 ATTACKS = ("fgs", "deepfool", "pgd", "ddn", "fmn", "cw")
 
 
 @dataclass(frozen=True)
 class Network:
-    """The architecture: ``kind``, and hidden widths for an ``mlp``.
+    """The architecture: ``kind``, hidden widths for an ``mlp``, ``scale`` of a convolutional one's channels.
 
-    Raises: InvalidInput for an unknown kind, or widths that do not belong to it.
+    Raises: InvalidInput for an unknown kind, or widths or a scale that do not belong to it.
     """
 
     kind: str
     hidden: tuple[int, ...] = ()
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in NETWORK_KINDS:
@@ -46,6 +51,15 @@ class Network:
                 f"network.hidden is {list(self.hidden)}; an mlp needs hidden widths >= 1, {self.kind!r} "
                 f"{'has none' if self.kind != 'mlp' else 'too'}"
             )
+        if not 0 < self.scale <= 1 or (self.scale != 1 and self.kind not in CONVOLUTIONAL_KINDS):
+            raise InvalidInput(
+                f"network.scale is {self.scale}; it must lie in (0, 1], and be 1 unless kind is one of "
+                f"{', '.join(CONVOLUTIONAL_KINDS)}"
+            )
+
+    def widths(self, full: Sequence[int]) -> tuple[int, ...]:
+        """Numbers of channels or units after scaling, at least 1 each."""
+        return tuple(max(1, round(self.scale * width)) for width in full)
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,10 @@ class Experiment:
         rising = all(a < b for a, b in zip(self.sparsities[:-1], self.sparsities[1:], strict=True))
         if not self.sparsities or self.sparsities[0] != 0 or not rising:
             raise InvalidInput(f"sparsities is {list(self.sparsities)}; give values that rise from 0")
+        if "small-dense" in self.conditions and self.network.kind != "mlp":
+            raise InvalidInput(
+                f"conditions is {list(self.conditions)}; small-dense is for a network of kind mlp"
+            )
         for name, known in (("conditions", CONDITIONS), ("attacks", ATTACKS)):
             chosen = getattr(self, name)
             unknown = [entry for entry in chosen if entry not in known]
@@ -99,7 +117,7 @@ class Experiment:
 
     def describe(self) -> dict[str, Any]:
         """The experiment as plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"first": self.first.describe(), "retrain": self.retrain.describe()}
 
 
 def catalog() -> dict[str, Path]:
@@ -140,7 +158,12 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-_TABLES = {"network": Network, "first": Recipe, "retrain": Recipe}
+_TABLES = {
+    "network": Network,
+    "first": Recipe,
+    "retrain": Recipe,
+    "schedule": Schedule,
+}
 
 
 def _build(kind: type, content: Mapping[str, Any], *, where: str) -> Any:
@@ -151,7 +174,7 @@ def _build(kind: type, content: Mapping[str, Any], *, where: str) -> Any:
             raise InvalidInput(f"the entry {where}{key} is unknown; the entries are {', '.join(types)}")
     values = {}
     for key, value in content.items():
-        if key in _TABLES and kind is Experiment:
+        if key in _TABLES:
             if not isinstance(value, dict):
                 raise InvalidInput(f"{where}{key} is {value!r}; it must be a table")
             values[key] = _build(_TABLES[key], value, where=f"{where}{key}.")
