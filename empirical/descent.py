@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from torch.nn.functional import softshrink
 
+from empirical.adversarial import attacked
 from empirical.ensembles import Ensemble
 from empirical.gradients import Packed, TrainedMLP, TrainedModule, trained
 from empirical.recipe import Recipe
@@ -39,19 +41,22 @@ class Descent:
     generators: dict[int, Generator]
     epoch: int = 0
 
-    def keep_finite(self) -> None:
-        """Drop the members that hold NaN or infinity."""
+    def finite(self) -> Bool[Tensor, " K"]:
+        """Which members hold neither NaN nor infinity."""
         networks = self.networks
         values = (*networks.weights.parts, *networks.others.parts, *networks.buffers)
-        finite = torch.stack([torch.isfinite(v).reshape(len(v), -1).all(1) for v in values]).all(0)
-        if bool(finite.all()):
+        return torch.stack([torch.isfinite(v).reshape(len(v), -1).all(1) for v in values]).all(0)
+
+    def keep(self, which: Bool[Tensor, " K"]) -> None:
+        """Drop the other members."""
+        if bool(which.all()):
             return
-        self.networks = networks.select(finite)
-        self.masks = self.masks and self.masks.select(finite)
-        self.first = (self.first[0].select(finite), self.first[1].select(finite))
-        self.second = self.second and (self.second[0].select(finite), self.second[1].select(finite))
-        self.limits = [limit[finite] for limit in self.limits]
-        kept = finite.nonzero().flatten().tolist()
+        self.networks = self.networks.select(which)
+        self.masks = self.masks and self.masks.select(which)
+        self.first = (self.first[0].select(which), self.first[1].select(which))
+        self.second = self.second and (self.second[0].select(which), self.second[1].select(which))
+        self.limits = [limit[which] for limit in self.limits]
+        kept = which.nonzero().flatten().tolist()
         self.members, self.seeds = [self.members[k] for k in kept], [self.seeds[k] for k in kept]
 
     def ensemble(self) -> Ensemble:
@@ -100,7 +105,7 @@ def descend(
     per_epoch = len(x) // batch
     x = x.to(state.networks.weights.buffer.dtype)
     while state.epoch < until and state.members:
-        order = _drawn(state, lambda g: torch.randperm(len(x), generator=g)).to(x.device)
+        order = drawn(state, lambda g: torch.randperm(len(x), generator=g)).to(x.device)
         gradients = state.networks.weights.zeros(), state.networks.others.zeros()
         for i in range(per_epoch):
             rows = order[:, i * batch : (i + 1) * batch]
@@ -109,7 +114,7 @@ def descend(
             rate = recipe.learning_rate * factor
             _step(state, x[rows], y[rows], recipe, step=step, rate=rate, gradients=gradients)
         state.epoch += 1
-        state.keep_finite()
+        state.keep(state.finite())
         if after_epoch:
             after_epoch()
 
@@ -129,7 +134,8 @@ def _step(
     used = networks.weights.parts
     if masks and recipe.surgery:
         used = torch._foreach_mul(used, masks.parts)
-    networks.gradients(used, x, y, activation_l1=recipe.activation_l1, out=gradients)
+    x = _altered(state, used, x, y, recipe)
+    networks.gradients(used, x, y, recipe, out=gradients)
     if masks and not recipe.surgery:
         gradients[0].buffer.mul_(masks.buffer)
     _update(state, gradients, recipe, step=step, rate=rate)
@@ -139,9 +145,26 @@ def _step(
         limit = rate * recipe.l1 / (1 - recipe.momentum)
         networks.weights.buffer.copy_(softshrink(networks.weights.buffer, limit))
     if masks and recipe.surgery:
-        coins = _drawn(state, lambda g: torch.rand((), generator=g))
+        coins = drawn(state, lambda g: torch.rand((), generator=g))
         updated = (coins < recipe.surgery.probability(step)).to(masks.buffer.device)
         operate(networks.weights.parts, masks.parts, state.limits, updated)
+
+
+def _altered(
+    state: Descent, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"], recipe: Recipe
+) -> Float[Tensor, "K b d"]:
+    """The batches augmented, then attacked, as the recipe says."""
+    networks = state.networks
+    if recipe.augmentation is not None and isinstance(networks, TrainedModule):
+        changes = drawn(state, partial(recipe.augmentation.draw, x.shape[1])).to(x.device)
+        x = recipe.augmentation.apply(x, changes, shape=networks.start.shape)
+    if recipe.adversary is not None:
+        noise = None
+        if recipe.adversary.random_start:
+            noise = drawn(state, lambda g: torch.rand(x.shape[1:], generator=g, dtype=x.dtype)).to(x.device)
+        slope = partial(networks.input_gradient, used, y=y, recipe=recipe)
+        x = attacked(slope, x, recipe.adversary, noise=noise)
+    return x
 
 
 def _update(
@@ -169,7 +192,7 @@ def _update(
             )  # fmt: skip
 
 
-def _drawn(state: Descent, draw: Callable[[Generator], Tensor]) -> Tensor:
+def drawn(state: Descent, draw: Callable[[Generator], Tensor]) -> Tensor:
     """One draw from every seed's generator, stacked in the order of the members."""
     found = {seed: draw(generator) for seed, generator in state.generators.items()}
     return torch.stack([found[seed] for seed in state.seeds])

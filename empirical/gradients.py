@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from empirical.activations import Recorded
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.ensembles.modules import evaluate, prunable_names
+from empirical.recipe import Recipe
 from theory.types import InvalidInput
 
 # Values in the longest vector register of a CPU (64 bytes) in the smallest precision that is trained.
@@ -74,15 +75,15 @@ class Trained(Protocol):
         used: Sequence[Tensor],
         x: Float[Tensor, "K b d"],
         y: Int[Tensor, "K b"],
+        recipe: Recipe,
         *,
-        activation_l1: float,
         out: tuple[Packed, Packed],
     ) -> None:
         """Gradients of the loss with respect to ``used`` and to ``others``, into ``out``; buffers move on."""
         ...
 
     def input_gradient(
-        self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"]
+        self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"], recipe: Recipe
     ) -> Float[Tensor, "K b d"]:
         """Gradient of the summed cross-entropy with respect to ``x``; ``buffers`` stay as they are."""
         ...
@@ -116,31 +117,38 @@ class TrainedMLP:
         used: Sequence[Tensor],
         x: Float[Tensor, "K b d"],
         y: Int[Tensor, "K b"],
+        recipe: Recipe,
         *,
-        activation_l1: float,
         out: tuple[Packed, Packed],
     ) -> None:
         """As :meth:`Trained.gradients`."""
-        hidden, error = self._errors(used, x, y)
+        used = [_low(w, recipe) for w in used]
+        hidden, error = self._errors(used, _low(x, recipe), y)
         error /= y.shape[1]
         by_weight, by_bias = (packed.parts for packed in out)
         for i in reversed(range(len(used))):
-            torch.bmm(error.mT, hidden[i], out=by_weight[i])
             torch.sum(error, 1, keepdim=True, out=by_bias[i])
+            error = _low(error, recipe)
+            if recipe.bfloat16:
+                by_weight[i].copy_(torch.bmm(error.mT, hidden[i]))
+            else:
+                torch.bmm(error.mT, hidden[i], out=by_weight[i])
             if i:
-                error = torch.bmm(error, used[i])
-                if activation_l1 and i == len(used) - 1:
-                    error += activation_l1 / y.shape[1]
+                error = torch.bmm(error, used[i]).to(out[0].buffer.dtype)
+                if recipe.activation_l1 and i == len(used) - 1:
+                    error += recipe.activation_l1 / y.shape[1]
                 error *= hidden[i] > 0
 
     def input_gradient(
-        self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"]
+        self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"], recipe: Recipe
     ) -> Float[Tensor, "K b d"]:
         """As :meth:`Trained.input_gradient`."""
-        hidden, error = self._errors(used, x, y)
+        used = [_low(w, recipe) for w in used]
+        hidden, error = self._errors(used, _low(x, recipe), y)
+        error = _low(error, recipe)
         for i in reversed(range(1, len(used))):
             error = torch.bmm(error, used[i]).mul_(hidden[i] > 0)
-        return torch.bmm(error, used[0])
+        return torch.bmm(error, used[0]).to(x.dtype)
 
     def select(self, members: Tensor) -> TrainedMLP:
         """As :meth:`Trained.select`."""
@@ -153,10 +161,10 @@ class TrainedMLP:
 
     def _errors(self, used: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[list[Tensor], Tensor]:
         """Inputs of every layer, and the cross-entropy's gradient with respect to the scores."""
-        hidden, biases = [x], self.others.parts
+        hidden, biases = [x], [b.to(x.dtype) for b in self.others.parts]
         for weight, bias in zip(used[:-1], biases[:-1], strict=True):
             hidden.append(torch.baddbmm(bias, hidden[-1], weight.mT).relu_())
-        scores = torch.baddbmm(biases[-1], hidden[-1], used[-1].mT)
+        scores = torch.baddbmm(biases[-1], hidden[-1], used[-1].mT).to(self.weights.buffer.dtype)
         if scores.shape[2] == 1:
             return hidden, scores.sigmoid() - y[..., None]
         error = scores.softmax(2)
@@ -196,26 +204,26 @@ class TrainedModule:
         used: Sequence[Tensor],
         x: Float[Tensor, "K b d"],
         y: Int[Tensor, "K b"],
+        recipe: Recipe,
         *,
-        activation_l1: float,
         out: tuple[Packed, Packed],
     ) -> None:
         """As :meth:`Trained.gradients`."""
         leaves = [t.detach().requires_grad_() for t in (*used, *self.others.parts)]
-        scores, active = self._forward(leaves, self.buffers, x, activations=activation_l1 > 0)
+        scores, active = self._forward(leaves, self.buffers, x, recipe, activations=recipe.activation_l1 > 0)
         loss = _loss(scores, y) / y.shape[1]
-        if activation_l1:
-            loss = loss + activation_l1 * active.abs().sum() / y.shape[1]
+        if recipe.activation_l1:
+            loss = loss + recipe.activation_l1 * active.abs().sum() / y.shape[1]
         found = torch.autograd.grad(loss, leaves)
         torch._foreach_copy_([*out[0].parts, *out[1].parts], list(found))
 
     def input_gradient(
-        self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"]
+        self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"], recipe: Recipe
     ) -> Float[Tensor, "K b d"]:
         """As :meth:`Trained.input_gradient`."""
         leaf = x.detach().requires_grad_()
         buffers = [b.clone() for b in self.buffers]
-        scores, _ = self._forward([*used, *self.others.parts], buffers, leaf, activations=False)
+        scores, _ = self._forward([*used, *self.others.parts], buffers, leaf, recipe, activations=False)
         return torch.autograd.grad(_loss(scores, y), leaf)[0]
 
     def select(self, members: Tensor) -> TrainedModule:
@@ -237,15 +245,23 @@ class TrainedModule:
         return dict(zip(names, [*parameters, *buffers], strict=True))
 
     def _forward(
-        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], x: Tensor, *, activations: bool
+        self,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        x: Tensor,
+        recipe: Recipe,
+        *,
+        activations: bool,
     ) -> tuple[Tensor, Tensor]:
         """Scores (K, b, c), and the inputs of the last layer (K, b, ...) if asked for, else the scores."""
         state = self._state(parameters, buffers)
         images = x.unflatten(2, self.start.shape)
-        if not activations:
-            scores = evaluate(self.module, state, images)
-            return scores, scores
-        both = evaluate(Recorded(self.module), {f"module.{n}": t for n, t in state.items()}, images)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+            if not activations:
+                scores = evaluate(self.module, state, images).to(x.dtype)
+                return scores, scores
+            recorded = Recorded(self.module)
+            both = evaluate(recorded, {f"module.{n}": t for n, t in state.items()}, images).to(x.dtype)
         outputs = self.start.outputs
         return both[..., :outputs], both[..., outputs:]
 
@@ -257,6 +273,11 @@ def trained(ensemble: Ensemble) -> TrainedMLP | TrainedModule:
     if isinstance(ensemble, ModuleEnsemble):
         return TrainedModule.of(ensemble)
     raise InvalidInput(f"ensemble is a {type(ensemble).__name__}; give an MLPEnsemble or a ModuleEnsemble")
+
+
+def _low(values: Tensor, recipe: Recipe) -> Tensor:
+    """The values in the precision of the products."""
+    return values.bfloat16() if recipe.bfloat16 else values
 
 
 def _loss(scores: Tensor, y: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields
 
+from empirical.adversarial import Adversary
+from empirical.augmentation import Augmentation
 from empirical.surgery import Surgery
 from theory.types import InvalidInput
 
@@ -72,7 +74,9 @@ class Recipe:
     ``l1`` is the factor of sum |w| over the prunable weights, by soft thresholding after every step
     (``sgd`` only): the weights it makes zero are exactly 0. ``activation_l1`` is the factor of the sum over
     the inputs of the last layer of their absolute values, averaged over the batch.
-    ``surgery`` lets the masks change while training.
+    ``surgery`` lets the masks change while training, ``augmentation`` alters the images of every batch,
+    then ``adversary`` attacks it. With ``bfloat16``, the products of a step are computed in that precision;
+    parameters, momentum and updates keep theirs.
     Raises: InvalidInput for a value outside its range, or settings that exclude one another.
     """
 
@@ -88,6 +92,9 @@ class Recipe:
     l1: float = 0.0
     activation_l1: float = 0.0
     surgery: Surgery | None = None
+    augmentation: Augmentation | None = None
+    adversary: Adversary | None = None
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 0), ("batch_size", 1)):

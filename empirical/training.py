@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import cast
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from empirical.checkpoints import load_checkpoint, save_checkpoint, training_id
 from empirical.cores import on_cores, shares
 from empirical.descent import Descent, begin, descend
 from empirical.ensembles import AnyEnsemble, Ensemble, ModuleEnsemble, concatenate
@@ -36,6 +38,8 @@ def train(
     *,
     seeds: Sequence[int],
     after_epoch: Callable[[], None] | None = None,
+    checkpoint: Path | None = None,
+    every: int = 1,
 ) -> AnyEnsemble:
     """The ensemble after ``recipe.epochs`` passes; pruned weights stay zero, unless surgery revives them.
 
@@ -45,20 +49,38 @@ def train(
     running statistics included; one that draws random numbers itself (dropout) takes them from torch's global
     generator.
 
-    Raises: InvalidInput for shapes that disagree or labels out of range; TrainingDiverged naming the
-    members whose weights are no longer finite, and holding the others.
+    With ``checkpoint``, the training is stored there after every ``every`` epochs, and goes on from a file
+    that is there, to the same numbers. The file stays, for the caller to delete.
+
+    Raises: InvalidInput for shapes that disagree, labels out of range, augmentation of what is no image, or a
+    checkpoint that is damaged or belongs to another training; TrainingDiverged naming the members whose
+    weights are no longer finite, and holding the others.
     """
-    _check(ensemble, x, y, seeds)
+    _check(ensemble, x, y, recipe, seeds)
+    if every < 1:
+        raise InvalidInput(f"every is {every}; store the training after 1 epoch or more")
     device = ensemble.masks[0].device
     at_most = 1 if isinstance(ensemble, ModuleEnsemble) and device.type == "cpu" else None
     parts = shares(ensemble.members, device=device, at_most=at_most)
     states = [begin(ensemble, recipe, members=part, seeds=seeds) for part in parts]
 
-    def share(state: Descent) -> None:
-        heard = after_epoch if state is states[0] else None
-        descend(state, x, y, recipe, until=recipe.epochs, after_epoch=heard)
+    training = training_id(ensemble, x, y, recipe, seeds) if checkpoint else ""
+    done = 0
+    if checkpoint and checkpoint.is_file():
+        done = load_checkpoint(checkpoint, states, training=training)
+        if after_epoch:
+            for _ in range(done):
+                after_epoch()
+    while done < recipe.epochs:
+        done = min(recipe.epochs, done + every) if checkpoint else recipe.epochs
 
-    on_cores(share, states, device=device)
+        def share(state: Descent, until: int = done) -> None:
+            heard = after_epoch if state is states[0] else None
+            descend(state, x, y, recipe, until=until, after_epoch=heard)
+
+        on_cores(share, states, device=device)
+        if checkpoint:
+            save_checkpoint(checkpoint, states, training=training, epoch=done)
     return cast(AnyEnsemble, _finished(states, seeds, recipe))
 
 
@@ -76,7 +98,9 @@ def _finished(states: Sequence[Descent], seeds: Sequence[int], recipe: Recipe) -
     )
 
 
-def _check(ensemble: Ensemble, x: Tensor, y: Tensor, seeds: Sequence[int]) -> None:
+def _check(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds: Sequence[int]) -> None:
+    if recipe.augmentation and not (isinstance(ensemble, ModuleEnsemble) and len(ensemble.shape) == 3):
+        raise InvalidInput("augmentation needs networks of images, of shape (channels, height, width)")
     if x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"x has {x.shape[1]} features; the networks take {ensemble.inputs}")
     if len(x) == 0 or len(y) != len(x):

@@ -254,7 +254,7 @@ def unfused(nets: MLPEnsemble, x, y, recipe: Recipe, seeds: list[int]) -> None:
             rows = order[:, i * recipe.batch_size : (i + 1) * recipe.batch_size]
             networks = TrainedMLP.of(nets)
             out = networks.weights.zeros(), networks.others.zeros()
-            networks.gradients(networks.weights.parts, x[rows], y[rows], activation_l1=0.0, out=out)
+            networks.gradients(networks.weights.parts, x[rows], y[rows], recipe, out=out)
             slopes = [*out[0].parts, *(b[:, 0] for b in out[1].parts)]
             rate = recipe.learning_rate * (1 - (epoch * per_epoch + i) / (recipe.epochs * per_epoch))
             for j, (value, v, slope) in enumerate(zip(values, velocity, slopes, strict=True)):
