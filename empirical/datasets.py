@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -167,7 +168,8 @@ def load(name: str) -> Dataset:
 
 def _read_npz(name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The arrays of these names. Raises: InvalidInput if one is missing or the file is no .npz file."""
-    path = Path(name)
+    folder = os.environ.get("SPARSE_ROBUSTNESS_DATA")
+    path = Path(folder) / f"{name}.npz" if folder and name in ("mnist",) else Path(name)
     if path.suffix != ".npz":
         raise InvalidInput(f"data is {name!r}; choose 'digits' or the path of an .npz file")
     if not path.is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
@@ -111,3 +113,49 @@ def mean_radius_ceiling(
     if np.unique(y[correct]).size == 1:
         return np.inf
     return float(correct.mean() * universal_ceiling(x[correct], y[correct], p=p))
+
+
+@dataclass(frozen=True)
+class OpponentDistances:
+    """Distances between points of different labels in blocks of a data set, for :func:`ceiling_in_blocks`.
+
+    ``rows`` are the points of every block, ``costs`` their distances, inf between points of one label, in
+    units of 2^exponent.
+    """
+
+    rows: tuple[Int[Array, " k"], ...]
+    costs: tuple[Float[Array, "k k"], ...]
+    exponent: int
+
+
+def opponent_distances(
+    x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, block: int = 500
+) -> OpponentDistances:
+    """Distances inside blocks of at most ``block`` points, an identity: every so many-th point in one block.
+
+    One set of distances serves the ceilings of any number of classifiers. Memory O(m block), time
+    O(m block n). Raises: InvalidInput as ``universal_ceiling``, or unless block >= 2.
+    """
+    if not block >= 2:
+        raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
+    x, y, exponent = _checked(x, y, p=p)
+    blocks = -(-len(y) // block)
+    rows = tuple(np.arange(start, len(y), blocks) for start in range(blocks))
+    return OpponentDistances(rows, tuple(_opponents(x[r], x[r], y[r], y[r], p=p) for r in rows), exponent)
+
+
+def ceiling_in_blocks(distances: OpponentDistances, correct: Bool[Array, " m"]) -> float:
+    """Ceiling at a given correct set by blocks, bound: equal to ``mean_radius_ceiling`` for one block.
+
+    It is never below that: the constraints r_i + r_j <= D_ij are kept within blocks only, and fewer
+    constraints can only raise the largest mean. inf where the correct points of a block have one label.
+    Source: this project.
+    """
+    total = 0.0
+    for rows, costs in zip(distances.rows, distances.costs, strict=True):
+        right = correct[rows]
+        cost = costs[np.ix_(right, right)]
+        if cost.size:
+            cheapest = cost.min(axis=1)
+            total += np.inf if np.isinf(cheapest).any() else _cheapest_cover(cost, cheapest)
+    return float(np.ldexp(total / (2 * len(correct)), distances.exponent))

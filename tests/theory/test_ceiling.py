@@ -7,7 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from theory.ceiling import blockwise_ceiling, mean_radius_ceiling, universal_ceiling
+from theory.ceiling import (
+    blockwise_ceiling,
+    ceiling_in_blocks,
+    mean_radius_ceiling,
+    opponent_distances,
+    universal_ceiling,
+)
 from theory.laws import linear as laws
 from theory.laws.strategies import attack_norms, labelled_points, linear_problems
 from theory.linear import mean_radius
@@ -39,6 +45,18 @@ def test_blocks_bound_the_ceiling_and_one_block_is_it(data, p, block):
     x, y = data
     laws.relaxes(lambda x, y, *, p: blockwise_ceiling(x, y, p=p, block=block), universal_ceiling, x, y, p=p)
     assert blockwise_ceiling(x, y, p=p, block=len(y)) == universal_ceiling(x, y, p=p)
+
+
+@given(labelled_points(), attack_norms(), st.integers(2, 10), st.randoms(use_true_random=False))
+def test_distances_serve_every_correct_set(data, p, block, random):
+    x, y = data
+    whole, parts = (opponent_distances(x, y, p=p, block=size) for size in (len(y), block))
+    assert sorted(i for rows in parts.rows for i in rows.tolist()) == list(range(len(y)))
+    for correct in (np.ones(len(y), dtype=bool), np.array([random.random() < 0.7 for _ in y])):
+        exact = mean_radius_ceiling(x, y, correct, p=p)
+        assert ceiling_in_blocks(whole, correct) == pytest.approx(exact, rel=1e-12)
+        assert ceiling_in_blocks(parts, correct) >= exact * (1 - 1e-12)
+    assert ceiling_in_blocks(whole, np.zeros(len(y), dtype=bool)) == 0
 
 
 def test_block_law_rejects_blocks_that_forget_half_and_nearest_opponents():
