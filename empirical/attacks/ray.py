@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.attacks.active import ActiveSet, check_attack, margins
-from empirical.ensembles import MLPEnsemble
+from empirical.attacks.active import ActiveSet, Batch, attack_correct, check_attack, margins
+from empirical.attacks.search import PRECISIONS, bisect
+from empirical.ensembles import Ensemble, MLPEnsemble
 from theory.types import InvalidInput
 
 # A found point is put this far beyond the boundary, relative to the step and to the size of x, but never
 # past the middle of what is left of its piece: enough for float64 logits to show the changed decision
-# after x + t * direction has been rounded, negligible as a distance.
+# after x + t * direction has been rounded, negligible as a distance. In float32, at least ``PRECISIONS``
+# times its precision.
 OVERSHOOT = 1e-7
 _ROUNDING = 1e-12
 # The least |pre-activation| of a hidden unit: a unit at zero stays on its side until it changes it.
@@ -48,7 +50,9 @@ def first_crossing(
         raise InvalidInput(f"max_step is {max_step}; it must not be negative")
     walk = _Walk.start(ensemble, x, y, direction)
     wrong = margins(walk.values[-1], y) <= 0
-    least = _ROUNDING * x.abs().amax(1) / direction.abs().amax(2)
+    precision = PRECISIONS * torch.finfo(x.dtype).eps
+    overshoot = max(OVERSHOOT, precision)
+    least = max(_ROUNDING, precision) * x.abs().amax(1) / direction.abs().amax(2)
     at = torch.full_like(wrong, torch.inf, dtype=x.dtype).masked_fill_(wrong, 0.0)
     beyond = at.clone()
     done = wrong
@@ -64,7 +68,7 @@ def first_crossing(
             crossed = ~done & (crossing < leaving) & (here <= max_step)
             places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])
             at[places] = here[crossed]
-            further = here[crossed] * (1 + OVERSHOOT) + least[places]
+            further = here[crossed] * (1 + overshoot) + least[places]
             beyond[places] = further.minimum((here + end)[crossed] / 2).clamp_(max=max_step)
             done = done | crossed | (end > max_step) | leaving.isinf()
             walk.advance(leaving, layer, units, ~done)
@@ -86,21 +90,36 @@ def beyond_crossing(
 
 
 def shorten(
-    ensemble: MLPEnsemble,
+    ensemble: Ensemble,
     x: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
     x_adv: Float[Tensor, "K n d"],
     found: Bool[Tensor, "K n"],
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
-    """Pull every found point back to the first boundary on its segment from x, located exactly.
+    """Pull every found point back to the first boundary on its segment from x.
 
-    No point moves away from x; one whose pulled-back version cannot be told from the boundary stays.
-    Raises: InvalidInput if shapes, values or labels are bad.
+    Located exactly for an MLPEnsemble; for other networks by bisection, which ends at some boundary of the
+    segment. No point moves away from x, so none leaves a box that holds both ends; one whose pulled-back
+    version cannot be told from the boundary stays. Raises: InvalidInput if shapes, values or labels are bad.
     """
+    check_attack(ensemble, x, y)
     direction = torch.where(found[..., None], x_adv - x, 0.0)
-    shorter, hit = beyond_crossing(ensemble, x, y, direction, max_step=1.0)
+    if isinstance(ensemble, MLPEnsemble):
+        shorter, hit = beyond_crossing(ensemble, x, y, direction, max_step=1.0)
+    else:
+
+        def segment(batch: Batch) -> tuple[Tensor, Tensor]:
+            none, whole = torch.zeros_like(batch.lead), torch.ones_like(batch.lead)
+            return bisect(batch, batch.of(direction), _along, none, whole)
+
+        shorter, hit = attack_correct(ensemble, x, y, segment)
+    shorter = shorter.clamp(torch.minimum(x, x_adv), torch.maximum(x, x_adv))
     better = hit & found & (margins(ensemble.logits(shorter), y) < 0)
     return torch.where(better[..., None], shorter, x_adv), found
+
+
+def _along(batch: Batch, way: Tensor, step: Tensor) -> Tensor:
+    return batch.start + step[..., None] * way
 
 
 @dataclass
