@@ -44,7 +44,7 @@ class Packed:
         length = -(-sum(sizes) // _REGISTER) * _REGISTER
         buffer = torch.zeros(length, dtype=like.dtype, device=like.device)
         pieces = buffer[: sum(sizes)].split(sizes)
-        parts = tuple(piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True))
+        parts = tuple(_laid_out(piece, t.shape) for piece, t in zip(pieces, tensors, strict=True))
         for part, tensor in zip(parts, tensors, strict=True):
             part.copy_(tensor)
         return Packed(buffer, parts)
@@ -273,6 +273,14 @@ def trained(ensemble: Ensemble) -> TrainedMLP | TrainedModule:
     if isinstance(ensemble, ModuleEnsemble):
         return TrainedModule.of(ensemble)
     raise InvalidInput(f"ensemble is a {type(ensemble).__name__}; give an MLPEnsemble or a ModuleEnsemble")
+
+
+def _laid_out(piece: Tensor, shape: torch.Size) -> Tensor:
+    """A vector as a tensor of this shape; on a CPU, the channels of a filter lie together."""
+    if len(shape) != 5 or piece.device.type != "cpu":
+        return piece.view(shape)
+    members, filters, channels, height, width = shape
+    return piece.view(members, filters, height, width, channels).permute(0, 1, 4, 2, 3)
 
 
 def _low(values: Tensor, recipe: Recipe) -> Tensor:
