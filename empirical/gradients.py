@@ -137,7 +137,7 @@ class TrainedMLP:
                 error = torch.bmm(error, used[i]).to(out[0].buffer.dtype)
                 if recipe.activation_l1 and i == len(used) - 1:
                     error += recipe.activation_l1 / y.shape[1]
-                error *= hidden[i] > 0
+                error = torch.ops.aten.threshold_backward(error, hidden[i], 0)  # 0 where the unit is
 
     def input_gradient(
         self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"], recipe: Recipe
