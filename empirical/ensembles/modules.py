@@ -175,7 +175,9 @@ def _one_by_one(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Te
     # Buffers, which batch-norm changes in place, must be indexed.
     rows = {n: t.unbind() if t.requires_grad else [t[k] for k in range(len(t))] for n, t in state.items()}
     members = [{name: row[k] for name, row in rows.items()} for k in range(len(x))]
-    return torch.stack([functional_call(module, m, (part,)) for m, part in zip(members, x, strict=True)])
+    # A CPU's convolutions are faster on images whose channels lie together.
+    parts = [part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x]
+    return torch.stack([functional_call(module, m, (part,)) for m, part in zip(members, parts, strict=True)])
 
 
 def _at_once(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
