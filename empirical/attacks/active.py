@@ -22,9 +22,7 @@ def margins(logits: Float[Tensor, "K n c"], y: Int[Tensor, "*K n"]) -> Float[Ten
     return logits.gather(2, true)[..., 0] - others.amax(2)
 
 
-def check_attack(
-    ensemble: Ensemble, x: Tensor, y: Tensor, *, box: tuple[float, float] | None = None
-) -> None:
+def check_attack(ensemble: Ensemble, x: Tensor, y: Tensor, *, box: tuple[float, float] | None = None) -> None:
     """Raises: InvalidInput if shapes or types disagree, a value is not finite or outside the box, a label is
     out of range, or the box is empty.
     """

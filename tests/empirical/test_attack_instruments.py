@@ -58,7 +58,9 @@ SLACK = {
 }
 CASES = [pytest.param(attack, p, id=f"{name}-{p}") for (name, p), attack in MINIMAL.items()]
 CLOSE = [
-    pytest.param(attack, p, *SLACK[name], id=f"{name}-{p}") for (name, p), attack in MINIMAL.items() if name in SLACK
+    pytest.param(attack, p, *SLACK[name], id=f"{name}-{p}")
+    for (name, p), attack in MINIMAL.items()
+    if name in SLACK
 ]
 
 
@@ -106,7 +108,9 @@ def test_close_to_exact_on_linear_models(attack, p, slack, _):
 @pytest.mark.parametrize(("attack", "p", "_", "slack"), CLOSE)
 def test_close_to_exact_on_linear_models_in_the_box(attack, p, _, slack):
     clf, x, y = linear_problem()
-    exact = np.array([radius_in_box(clf.weight, clf.bias, a, b, p=p, box=BOX) for a, b in zip(x, y, strict=True)])
+    exact = np.array(
+        [radius_in_box(clf.weight, clf.bias, a, b, p=p, box=BOX) for a, b in zip(x, y, strict=True)]
+    )
     assert (exact >= radius(clf, x, y, p=p) * (1 - 1e-12)).all()
 
     def boxed(nets, x, y):
@@ -231,7 +235,9 @@ def test_modules_give_what_the_mlp_ensemble_gives(attack, p):
 @pytest.mark.parametrize(("attack", "p"), CASES)
 def test_convolutions_are_attacked(attack, p):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)).double()
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ).double()
     nets = from_modules([net], shape=(1, 6, 6))
     x = torch.rand(10, 36, dtype=torch.float64)
     y = nets.logits(x)[0].argmax(1)
@@ -299,7 +305,9 @@ def test_strongest_is_the_closest_and_effort_pays(trained_digits):
     nets, x, y = trained_digits
     x, y = x[:30], y[:30]
     for p in (2.0, INF):
-        radii = [verified_radius(nets, x, y, *strongest(nets, x, y, p=p, effort=e, box=BOX), p=p) for e in (1, 2)]
+        radii = [
+            verified_radius(nets, x, y, *strongest(nets, x, y, p=p, effort=e, box=BOX), p=p) for e in (1, 2)
+        ]
         assert (radii[1] <= radii[0] * (1 + 1e-9)).all()
         single = shorten(nets, x, y, *fmn(nets, x, y, p=p, box=BOX))
         assert (radii[1] <= verified_radius(nets, x, y, *single, p=p) * (1 + 1e-9)).all()
