@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theory.graph.bounds import (
-    Ball,
-    Interval,
-    Lines,
-    NodeBounds,
-    linear_row_norms,
-    lower_bounds,
-    node_bounds,
-)
+from theory.graph.affine import AffinePart, affine_part
+from theory.graph.backward import Falling, NodeBounds, lower_bounds
+from theory.graph.bounds import node_bounds
 from theory.graph.constants import lipschitz_constants
 from theory.graph.lipschitz import (
     checked_ball,
@@ -28,6 +22,7 @@ from theory.graph.lipschitz import (
     rounded_up,
 )
 from theory.graph.network import Graph
+from theory.graph.relaxation import Ball, Interval, Lines
 from theory.types import InvalidInput
 
 LARGEST_RADIUS = 1e30
@@ -58,8 +53,9 @@ def margin_bounds(
     """
     _check_steps(steps)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
-    found = _margins(graph, ball, labels, node_bounds(graph, ball), steps=steps)
-    return found.scatter(1, labels[:, None], math.inf)
+    part = affine_part(graph, q=ball.q)
+    found = _margins(graph, ball, labels, node_bounds(graph, ball, part=part), part, steps=steps)
+    return found.at(ball.radius).scatter(1, labels[:, None], math.inf)
 
 
 def _check_steps(steps: int) -> None:
@@ -67,11 +63,13 @@ def _check_steps(steps: int) -> None:
         raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
 
 
-def _margins(graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, *, steps: int = 0) -> Tensor:
+def _margins(
+    graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, part: AffinePart, *, steps: int = 0
+) -> Falling:
     """Lower bounds of e_y - e_k times the scores, (m, c); 0 or a little less at k = y."""
     rows = label_differences(graph, labels)
-    last, sizes = len(graph.nodes) - 1, bounds.sizes
-    best = lower_bounds(graph, last, rows, bounds.lines, sizes, ball)
+    last = len(graph.nodes) - 1
+    best = lower_bounds(graph, last, rows, bounds, ball, part)
     if not steps or not bounds.lines:
         return best
     slopes = {}
@@ -83,9 +81,14 @@ def _margins(graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, *, st
     for _ in range(steps):
         optimiser.zero_grad()
         lines = {i: _with_slope(line, slopes[i]) for i, line in bounds.lines.items()}
-        found = lower_bounds(graph, last, rows, lines, sizes, ball)
-        best = torch.fmax(best, found.detach())
-        (-found.nan_to_num(0.0, 0.0, 0.0)).sum().backward()
+        found = lower_bounds(graph, last, rows, replace(bounds, lines=lines), ball, part)
+        values = found.at(ball.radius)
+        better = values.detach() > best.at(ball.radius)
+        best = Falling(
+            torch.where(better, found.start.detach(), best.start),
+            torch.where(better, found.slope.detach(), best.slope),
+        )
+        (-values.nan_to_num(0.0, 0.0, 0.0)).sum().backward()
         optimiser.step()
         schedule.step()
         with torch.no_grad():
@@ -134,7 +137,7 @@ def certified_radius(
     ball, labels = checked_ball(graph, x, y, p=p, radius=still)
     ball = ball.within(still)
     constants = lipschitz_constants(graph, p=p)
-    row_norms = linear_row_norms(graph, q=ball.q)
+    part = affine_part(graph, q=ball.q)
     limit = min(domain_radius, LARGEST_RADIUS)
     parts = [
         _search(
@@ -142,7 +145,7 @@ def certified_radius(
             ball.take(rows),
             labels[rows],
             constants,
-            row_norms,
+            part,
             limit=limit,
             precision=precision,
             steps=steps,
@@ -160,7 +163,7 @@ def _search(
     ball: Ball,
     labels: Tensor,
     constants: Tensor,
-    row_norms: dict[int, Tensor],
+    part: AffinePart,
     *,
     limit: float,
     precision: float,
@@ -172,8 +175,8 @@ def _search(
 
     def margins(rows: Tensor, radius: Tensor, known: NodeBounds | None) -> tuple[Tensor, NodeBounds]:
         here = ball.take(rows).within(radius)
-        bounds = node_bounds(graph, here, row_norms=row_norms, known=known)
-        return _margins(graph, here, labels[rows], bounds, steps=steps), bounds
+        bounds = node_bounds(graph, here, part=part, known=known)
+        return _margins(graph, here, labels[rows], bounds, part, steps=steps).at(radius), bounds
 
     everyone = torch.arange(len(labels), device=graph.device)
     centre, bounds = margins(everyone, ball.radius, None)
@@ -282,7 +285,7 @@ def _smallest_failed(
     """Intervals over each example's smallest ball that was too large: they hold in all smaller balls."""
     if known is None:
         empty = [b.lower.new_full((examples, *b.lower.shape[1:]), math.inf) for b in found.intervals]
-        known = NodeBounds(tuple(Interval(-side, side.clone()) for side in empty), {})
+        known = NodeBounds(tuple(Interval(-side, side.clone()) for side in empty), {}, {})
     for old, new in zip(known.intervals, found.intervals, strict=True):
         old.lower[rows], old.upper[rows] = new.lower[failed], new.upper[failed]
     return known
