@@ -62,7 +62,7 @@ def norms(sizes: Tensor, *, q: float) -> Tensor:
 
 
 def lengths(rows: Tensor, *, q: float) -> Tensor:
-    """l_q norm over all axes but the first two, an identity to rounding; scaled only where squares demand it."""
+    """l_q norm over all axes but the first two, an identity to rounding; scaled where squares demand it."""
     flat, limits = rows.flatten(2), torch.finfo(rows.dtype)
     if q == 1:
         return flat.abs().sum(2)
@@ -83,7 +83,7 @@ def affine_part(graph: Graph, *, q: float) -> AffinePart:
             sizes[i] = sums[i]  # the l_1 norm, which is none smaller
             if i in feeding:
                 found[i] = torch.ones_like(sums[i])
-    empty = {i: torch.zeros(1, 1, *graph.nodes[i].shape, dtype=graph.dtype, device=graph.device) for i in sizes}
+    empty = {i: torch.zeros_like(size)[None, None] for i, size in sizes.items()}
     floor = _pull(graph, empty, absolute=True)
     lost = 0.0 if floor is None else 2 * _terms(graph) * eps_of(graph) * float(norms(floor, q=q)[0, 0])
     return AffinePart(q, found, sizes, lost, _factor(graph) if q == 2 else None)
@@ -129,7 +129,8 @@ def reaches(graph: Graph, part: AffinePart, arriving: dict[int, Tensor]) -> Tens
     eps = eps_of(graph)
     examples, count = max(len(c) for c in arriving.values()), next(iter(arriving.values())).shape[1]
     factor = part.factor if part.factor is not None and set(arriving) == {part.factor.node} else None
-    columns = len(factor.root) if factor else max(prod(node.shape) for node in graph.nodes[: max(arriving) + 1])
+    before = graph.nodes[: max(arriving) + 1]
+    columns = len(factor.root) if factor else max(prod(node.shape) for node in before)
     group = max(1, GROUP_ENTRIES // (columns * count))
     found = []
     for start in range(0, examples, group):

@@ -29,10 +29,7 @@ class NodeBounds:
     def take(self, rows: Tensor) -> NodeBounds:
         """The bounds of some examples."""
         intervals = tuple(Interval(b.lower[rows], b.upper[rows]) for b in self.intervals)
-        lines = {
-            i: Lines(*(None if t is None else t[rows] for t in (a.below, a.low, a.above, a.high)))
-            for i, a in self.lines.items()
-        }
+        lines = {i: line.take(rows) for i, line in self.lines.items()}
         return NodeBounds(intervals, lines, {i: (v[rows], e[rows]) for i, (v, e) in self.centres.items()})
 
 
