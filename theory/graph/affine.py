@@ -38,14 +38,15 @@ class Factor:
 class AffinePart:
     """What the affine part of a graph does to an l_p ball of any centre and radius, p dual to ``q``.
 
-    ``norms``: ||row||_q, a bound, of every node that feeds an activation; ``sizes``: the same of products of
-    absolute weights, of every affine node that something else uses; ``lost``: what underflow takes from the
-    norm of a row. ``still`` for balls that are known to be points: no row is followed to the input.
+    ``norms``: ||row||_q, a bound, of every node that feeds an activation; ``errors``: what rounding adds to
+    the norm of a row, for each unit of a coefficient of an affine node that something else uses; ``lost``:
+    what underflow adds to it. ``still`` for balls that are known to be points: no row is followed to the
+    input.
     """
 
     q: float
     norms: dict[int, Tensor]
-    sizes: dict[int, Tensor]
+    errors: dict[int, Tensor]
     lost: float = 0.0
     factor: Factor | None = None
     still: bool = False
@@ -85,8 +86,13 @@ def affine_part(graph: Graph, *, q: float) -> AffinePart:
                 found[i] = torch.ones_like(sums[i])
     empty = {i: torch.zeros_like(size)[None, None] for i, size in sizes.items()}
     floor = _pull(graph, empty, absolute=True)
-    lost = 0.0 if floor is None else 2 * _terms(graph) * eps_of(graph) * float(norms(floor, q=q)[0, 0])
-    return AffinePart(q, found, sizes, lost, _factor(graph) if q == 2 else None)
+    rounding = _terms(graph) * eps_of(graph)
+    lost = 0.0 if floor is None else 2 * rounding * float(norms(floor, q=q)[0, 0])
+    factor = _factor(graph) if q == 2 else None
+    errors = {i: rounding * size for i, size in sizes.items()}
+    if factor:
+        errors[factor.node] = errors[factor.node] + factor.gap
+    return AffinePart(q, found, errors, lost, factor)
 
 
 def points_only(graph: Graph) -> AffinePart:
@@ -120,11 +126,12 @@ def affine_values(graph: Graph, x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
     return {i: (v, t * (eps * s + tiny) * (1 + 4 * t * eps)) for i, (v, s, t) in found.items()}
 
 
-def reaches(graph: Graph, part: AffinePart, arriving: dict[int, Tensor]) -> Tensor:
+def reaches(graph: Graph, part: AffinePart, arriving: dict[int, Tensor], error: Tensor) -> Tensor:
     """||sum_i rows_i . Jacobian of node i||_q, a bound: how far a functional of affine nodes moves in a unit
     ball.
 
-    ``arriving`` holds (1 or m, r, *shape) by node; the result is (1 or m, r).
+    ``arriving`` holds (1 or m, r, *shape) by node, ``error`` is the sum of |rows_i| . errors_i, (1 or m, r),
+    and so is the result.
     """
     eps = eps_of(graph)
     examples, count = max(len(c) for c in arriving.values()), next(iter(arriving.values())).shape[1]
@@ -140,12 +147,7 @@ def reaches(graph: Graph, part: AffinePart, arriving: dict[int, Tensor]) -> Tens
         else:
             found.append(lengths(_pulled(graph, here), q=part.q))
     length = torch.cat(found) if len(found) > 1 else found[0]
-    error = torch.full((), part.lost, dtype=graph.dtype, device=graph.device)
-    for i, coefficients in arriving.items():
-        weight = _terms(graph) * eps * part.sizes[i]
-        weight = weight + factor.gap if factor else weight
-        error = error + coefficients.abs().flatten(2) @ weight.flatten()
-    return (length + error) * (1 + 2 * eps * (max(columns, prod(graph.nodes[0].shape)) + EXTRA))
+    return (length + error + part.lost) * (1 + 2 * eps * (max(columns, prod(graph.nodes[0].shape)) + EXTRA))
 
 
 def _entries(graph: Graph) -> list[int]:

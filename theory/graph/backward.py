@@ -75,7 +75,7 @@ def lower_bounds(
     """
     eps, tiny, sizes = eps_of(graph), tiny_of(graph), found.sizes
     total = torch.zeros(rows.shape[:2], dtype=rows.dtype, device=rows.device) if offset is None else offset
-    slack = eps * total.abs()
+    slack, spread = eps * total.abs(), torch.zeros_like(total)
     arriving, affine = {node: rows}, {}
     most = EXTRA
     for i in range(node, -1, -1):
@@ -87,10 +87,13 @@ def lower_bounds(
         if graph.linear[i]:
             affine[i] = coefficients
             value, error = found.centres[i]
-            (plain,) = _dots(coefficients, [value])
             weight = error + count * (eps * value.abs() + tiny)
-            (absolute,) = _dots(coefficients.abs(), [weight])
-            total = total + plain
+            errors = torch.zeros_like(value[:1]) if part.still else part.errors[i][None]
+            (plain,), (absolute, moved) = (
+                _dots(coefficients, [value]),
+                _dots(coefficients.abs(), [weight, errors]),
+            )
+            total, spread = total + plain, spread + moved
             slack = slack + absolute + count * tiny + 2 * eps * total.abs()
             continue
         size = step_size(graph, here, [sizes[j] for j in here.inputs])
@@ -133,7 +136,7 @@ def lower_bounds(
         slack = slack + 2 * eps * total.abs()
         for j, more in passed:
             arriving[j] = arriving[j] + more if j in arriving else more
-    slope = torch.zeros_like(total) if part.still else reaches(graph, part, affine)
+    slope = torch.zeros_like(total) if part.still else reaches(graph, part, affine, spread)
     start = total - slack * (1 + 64 * most * eps) - 4 * eps * total.abs()
     examples = len(ball.radius)
     return Falling(start.expand(examples, -1), slope.expand(examples, -1))

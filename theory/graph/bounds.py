@@ -28,7 +28,9 @@ from theory.graph.relaxation import (
     sound,
 )
 
-ROW_ENTRIES = 2**21  # entries of the largest tensor of coefficients: 16 MiB in float64
+ROW_ENTRIES = (
+    2**19
+)  # entries of the largest tensor of coefficients on a CPU, 4 MiB in float64: they stay in the cache
 
 Tighten = Callable[[Graph, int, Interval, NodeBounds, Ball, AffinePart], Interval]
 
@@ -96,15 +98,16 @@ def open_signs(
     if most == 0:
         return interval
     lower, upper = interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone()
-    largest = max(prod(n.shape) for i, n in enumerate(graph.nodes[: node + 1]) if i)
-    group = max(1, ROW_ENTRIES // (2 * largest * most))
+    entries = ROW_ENTRIES * (1 if graph.device.type == "cpu" else ON_GPU)
+    row = 2 * max(prod(n.shape) for i, n in enumerate(graph.nodes[: node + 1]) if i)  # twice: for both sides
+    group = max(1, entries // (row * most))
     for examples in counts.argsort(descending=True).split(group):  # alike ones share a number of rows
         here = before if len(examples) == len(counts) else before.take(examples)
         balls = ball if len(examples) == len(counts) else ball.take(examples)
         if here is before:
             examples = torch.arange(len(counts), device=counts.device)
         places = open_[examples].to(torch.uint8).topk(int(counts[examples].max()), dim=1).indices
-        for columns in places.split(max(1, ROW_ENTRIES // (2 * largest)), dim=1):
+        for columns in places.split(max(1, entries // row), dim=1):
             at = examples[:, None], columns
             below, above = _entries(graph, node, columns, here, balls, part)
             lower[at] = torch.fmax(lower[at], below)

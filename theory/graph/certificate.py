@@ -31,7 +31,7 @@ LARGEST_GROWTH = 4.0  # of the radius squared, from one trial with local constan
 TYPICAL_SHARE = 0.5
 TYPICAL_POWER = 2.2
 NEWTON_STEPS = 8  # of the root of a smooth function of one number
-CHUNK = 50  # examples bounded at once
+CHUNK = 100  # examples bounded at once
 LOCAL_TRIALS = 6  # most radii tried with local Lipschitz constants
 LOCAL_PROMISE = 0.97  # of the radius that fails is what the nearest class's constant must give to try at all
 

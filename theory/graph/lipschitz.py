@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theory.graph.affine import AffinePart, norms, points_only
+from theory.graph.affine import ROW_ENTRIES, AffinePart, norms, points_only
 from theory.graph.backward import NodeBounds, lower_bounds
-from theory.graph.bounds import ROW_ENTRIES, Tighten, node_bounds
+from theory.graph.bounds import Tighten, node_bounds
 from theory.graph.constants import lipschitz_constants
 from theory.graph.network import Activation, Combine, Graph, Source, adjoint
 from theory.graph.relaxation import EXTRA, Ball, Interval, eps_of, step_size, terms_of, tiny_of
