@@ -229,11 +229,11 @@ def test_no_radius_exceeds_the_largest_ball_that_was_bounded(monkeypatch):
     graph = from_relu_network(
         ReLUNetwork(tuple(weights), tuple(0.3 * rng.normal(size=len(w)) for w in weights))
     )
-    x = torch.tensor(rng.normal(size=(30, 6)))
+    x = torch.tensor(rng.normal(size=(10, 6)))
     y = graph.scores(x).argmax(1)
     start = lipschitz_constants(graph, p=2.0)
     scores = graph.scores(x)
-    for trials in (0, 1, 6):
+    for trials in (1, 6):
         monkeypatch.setattr(certificate, "LOCAL_TRIALS", trials)
         for i in range(len(x)):
             balls.clear()

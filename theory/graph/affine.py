@@ -90,7 +90,7 @@ def affine_part(graph: Graph, *, q: float) -> AffinePart:
     lost = 0.0 if floor is None else 2 * rounding * float(norms(floor, q=q)[0, 0])
     factor = _factor(graph) if q == 2 else None
     errors = {i: rounding * size for i, size in sizes.items()}
-    if factor:
+    if factor and factor.node in errors:
         errors[factor.node] = errors[factor.node] + factor.gap
     return AffinePart(q, found, errors, lost, factor)
 
