@@ -15,6 +15,6 @@ attack         knowledge  finds    distance        source
 
 from empirical.attacks.deepfool import deepfool
 from empirical.attacks.fgsm import fgs, minimal_fgs
-from empirical.attacks.ray import first_crossing, shorten
+from empirical.attacks.ray import crossings, first_crossing, shorten
 
-__all__ = ["deepfool", "fgs", "first_crossing", "minimal_fgs", "shorten"]
+__all__ = ["crossings", "deepfool", "fgs", "first_crossing", "minimal_fgs", "shorten"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from empirical.attacks.active import check_attack
 from empirical.attacks.ray import beyond_crossing
-from empirical.ensembles import Ensemble, MLPEnsemble
+from empirical.ensembles import Ensemble
 from theory.types import InvalidInput
 
 
@@ -49,7 +49,7 @@ def fgs(
 
 
 def minimal_fgs(
-    ensemble: MLPEnsemble, x: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, max_step: float = torch.inf
+    ensemble: Ensemble, x: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, max_step: float = torch.inf
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """The smallest fast-gradient-sign step that changes the decision, located exactly.
 

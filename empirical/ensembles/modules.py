@@ -22,7 +22,7 @@ from theory.types import InvalidInput
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Examples that a CPU takes through a network with convolutions at once: more leave the cache.
-_CHUNK = 50
+CHUNK = 50
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class ModuleEnsemble:
         """``x`` as (K, n, d), in parts along the examples."""
         if x.ndim == 2:
             x = x.expand(self.members, *x.shape)
-        return x.split(_CHUNK, dim=1) if x.device.type == "cpu" else [x]
+        return x.split(CHUNK, dim=1) if x.device.type == "cpu" else [x]
 
     def _scores(self, x: Tensor) -> Tensor:
         """Logits (K, n, c) of a batch per member."""
