@@ -39,6 +39,7 @@ def norm2d() -> nn.Module:
 
 
 NORM = norm2d()
+KERNEL = torch.linspace(-1.0, 1.1, 36).reshape(2, 2, 3, 3)
 
 
 def residual(z: torch.Tensor) -> torch.Tensor:
@@ -60,6 +61,7 @@ PIECEWISE_LINEAR: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "two layers of pooling": lambda z: F.max_pool2d(F.relu(F.max_pool2d(z, 2) * -2), 2),
     "average pooling": lambda z: F.adaptive_avg_pool2d(F.avg_pool2d(F.relu(z), 2), 2),
     "batch-norm": lambda z: F.relu(NORM.to(z.dtype)(z)),
+    "convolution": lambda z: F.conv2d(F.relu(z), KERNEL.to(z.dtype), stride=2, padding=1, groups=2),
     "residual": residual,
     "leaky ReLU": lambda z: F.leaky_relu(z, -0.5) + F.leaky_relu_(z * 1.0, 0.3),
     "clamps": lambda z: F.relu6(8 * z) + F.hardtanh(z) + z.clamp(min=0.1) - z.clamp(max=0.2),
