@@ -32,12 +32,13 @@ from empirical.attacks.deepfool import deepfool
 from empirical.attacks.fgsm import fgs, minimal_fgs, minimal_rfgs, rfgs
 from empirical.attacks.fmn import fmn
 from empirical.attacks.pgd import minimal_pgd, pgd
-from empirical.attacks.ray import first_crossing, shorten
+from empirical.attacks.ray import crossings, first_crossing, shorten
 from empirical.attacks.strongest import closest, strongest
 
 __all__ = [
     "carlini_wagner",
     "closest",
+    "crossings",
     "ddn",
     "deepfool",
     "fgs",

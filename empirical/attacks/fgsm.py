@@ -11,7 +11,7 @@ from empirical.attacks.geometry import clip
 from empirical.attacks.losses import cross_entropy_direction
 from empirical.attacks.ray import beyond_crossing
 from empirical.attacks.search import smallest_step
-from empirical.ensembles import Ensemble, MLPEnsemble
+from empirical.ensembles import Ensemble
 from theory.types import InvalidInput
 
 
@@ -74,16 +74,15 @@ def minimal_fgs(
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """The smallest fast-gradient-sign step that changes the decision.
 
-    Located exactly for an MLPEnsemble without a box: the logits are piecewise linear along the ray, so the
-    first crossing is computed piece by piece (:func:`empirical.attacks.ray.first_crossing`); success need
-    not be monotone in the step, so a grid or a bisection can miss it. With a box, whose walls bend the ray,
-    or for other networks it is an upper bound by scan and bisection
+    Without a box it is located exactly where :func:`empirical.attacks.ray.crossings` says so: the logits are
+    piecewise linear along the ray; success need not be monotone in the step, so a grid or a bisection can
+    miss the first one. With a box, whose walls bend the ray, it is an upper bound by scan and bisection
     (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.
     Raises: InvalidInput if max_step is negative or NaN, or shapes, values, labels or box are bad.
     """
     check_attack(ensemble, x, y, box=box)
     _check_max_step(max_step)
-    if isinstance(ensemble, MLPEnsemble) and box is None:
+    if box is None:
         return beyond_crossing(ensemble, x, y, loss_gradient_sign(ensemble, x, y), max_step=max_step)
 
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
