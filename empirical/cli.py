@@ -64,3 +64,18 @@ def claims(table: Path, *, markdown: bool) -> None:
     else:
         console().print(claims_table(judged))
     sys.exit(OK if violations(content).empty else VIOLATED)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+def condense(folder: Path, out: Path) -> None:
+    """Write the rows about whole networks of the run in FOLDER to OUT, small enough to be committed.
+
+    Settings, commands, seconds and versions become metadata of the file; examples' rows are left out.
+    """
+    with one_line_errors():
+        from empirical.results import condense as write
+
+        rows = write(folder, out)
+    click.echo(f"{rows:,} rows in {out}")

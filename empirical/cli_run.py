@@ -155,7 +155,7 @@ def _execute(
     """Run the experiments, report, and exit."""
     started = time.perf_counter()
     with one_line_errors():
-        from empirical.provenance import choose_device, cores
+        from empirical.provenance import choose_device, cores, log_command
         from empirical.report import claims_table, write_report
         from empirical.run import default_folder, run_experiments, total_steps
 
@@ -166,6 +166,7 @@ def _execute(
             outcome = run_experiments(
                 experiments, folder, device=chosen, workers=processes, backend=backend, advance=advance
             )
+        log_command(folder, seconds=time.perf_counter() - started, workers=processes, device=chosen)
         report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
     shown = console()
     shown.print(claims_table(outcome.claims))

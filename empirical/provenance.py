@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from theory.types import InvalidInput
@@ -19,6 +23,23 @@ def package_version() -> str:
         return version("sparse-robustness")
     except PackageNotFoundError:
         return "uninstalled"
+
+
+def log_command(folder: Path, *, seconds: float, workers: int, device: torch.device) -> None:
+    """Append the command that is running, how long it took and with which versions to runs.jsonl."""
+    entry = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "seconds": round(seconds, 1),
+        "workers": workers,
+        "device": device_name(device),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": commit(),
+    }
+    with (folder / "runs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
 
 
 def choose_device(name: str) -> torch.device:

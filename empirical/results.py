@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
@@ -22,6 +23,7 @@ from theory.types import InvalidInput
 
 SCHEMA_VERSION = "1"
 SCHEMA_KEY = b"sparse_robustness.schema"
+RUN_KEY = b"sparse_robustness.run"
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
@@ -149,6 +151,26 @@ def read_table(path: Path, *, schema: pa.Schema = SCHEMA) -> pa.Table:
     if not content.num_rows:
         raise InvalidInput(f"results file {path} has no rows; delete it and run again")
     return content
+
+
+def condense(folder: Path, path: Path) -> int:
+    """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
+
+    Its settings and the commands that made it become metadata of the file, under ``RUN_KEY``.
+    Raises: InvalidInput if the folder holds no finished run, or ``path`` exists.
+    """
+    final, note = folder / "results.parquet", folder / "settings.json"
+    if not (final.is_file() and note.is_file()):
+        raise InvalidInput(f"folder is {folder}, which holds no finished run; run the experiment to its end")
+    if path.exists():
+        raise InvalidInput(f"out is {path}, which exists; choose another name")
+    rows = read_table(final)
+    networks = rows.filter(pc.field("example").is_null())
+    log = folder / "runs.jsonl"
+    runs = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    told = json.dumps({"settings": json.loads(note.read_text()), "runs": runs})
+    write_table(path, networks.replace_schema_metadata({**SCHEMA.metadata, RUN_KEY: told.encode()}))
+    return networks.num_rows
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,16 +1,19 @@
 """The main job end to end: what it leaves, how it resumes, and what it says when a theorem fails."""
 
+import json
 import os
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 
+from empirical.claims import judge
 from empirical.cli import main
 from empirical.provenance import choose_device
-from empirical.results import read_table
+from empirical.results import RUN_KEY, read_table
 from empirical.run import run_experiments, total_steps
 from theory import relu
 from theory.types import InvalidInput
@@ -194,6 +197,22 @@ def test_unwritable_folder(tmp_path):
     result = CliRunner().invoke(main, ["verify", "--out", str(tmp_path / "locked" / "run")])
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
+
+
+def test_a_condensed_table_judges_alike_and_says_how_it_was_made(small_run, tmp_path):
+    out, outcome = small_run
+    target = tmp_path / "small.parquet"
+    result = CliRunner().invoke(main, ["condense", str(out), str(target)])
+    assert result.exit_code == 0, result.output
+    content = read_table(target)
+    assert content["example"].null_count == content.num_rows
+    pd.testing.assert_frame_equal(judge(content.to_pandas()), outcome.claims)
+    told = json.loads(pq.read_schema(target).metadata[RUN_KEY])
+    assert told["settings"] == outcome.settings
+    again = CliRunner().invoke(main, ["condense", str(out), str(target)])
+    assert again.exit_code == 2
+    assert "which exists" in again.stderr
+    assert "no finished run" in CliRunner().invoke(main, ["condense", str(tmp_path), str(target)]).stderr
 
 
 def test_bad_devices_are_named():
