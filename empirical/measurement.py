@@ -15,7 +15,7 @@ from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
-from empirical.ensembles import MLPEnsemble
+from empirical.ensembles import Ensemble, MLPEnsemble
 from empirical.results import NORMS, Members, Rows
 
 # Networks measured together, and bytes of their Jacobians: enough to fill a GPU, few enough to stay in a
@@ -172,7 +172,7 @@ def _measure(nets: MLPEnsemble, x: Tensor, y: Tensor, *, eps: float, box: tuple[
 
 
 def verified_radius(
-    nets: MLPEnsemble,
+    nets: Ensemble,
     x: Float[Tensor, "n d"],
     y: Tensor,
     x_adv: Float[Tensor, "K n d"],

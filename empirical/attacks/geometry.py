@@ -29,9 +29,7 @@ def unit_step(gradient: Float[Tensor, "*b d"], *, p: float) -> Float[Tensor, "*b
     return gradient / torch.where(size > 0, size, 1.0)[..., None]
 
 
-def project(
-    delta: Float[Tensor, "*b d"], radius: Float[Tensor, "*b"], *, p: float
-) -> Float[Tensor, "*b d"]:
+def project(delta: Float[Tensor, "*b d"], radius: Float[Tensor, "*b"], *, p: float) -> Float[Tensor, "*b d"]:
     """The nearest point of the l_p ball; a point inside stays where it is."""
     if p == torch.inf:
         return delta.clamp(-radius[..., None], radius[..., None])
