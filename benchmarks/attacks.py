@@ -56,7 +56,6 @@ FIELDS: tuple[str, ...] = (
     "machine",
 )
 FULL = Setup(sparsities=(0.0,), examples=500, repeats=1)
-SMOKE = QUICK
 BOX = (0.0, 1.0)
 STEPS, FEWER, SEARCHES = 100, 50, 9
 SLOWEST = 50  # images for peers that take minutes
@@ -161,7 +160,8 @@ def products(setup: Setup) -> Row:
     """The rate of matrix products, and how busy the machine is."""
     rate = product_rate(dtype=torch.float32, device=CPU, size=setup.product, clock=process_time)
     note = f"GFLOP/s, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    return dict.fromkeys(FIELDS, "") | {"task": "matrix product", "mean": f"{rate / 1e9:.1f}", "note": note}
+    blank: Row = dict.fromkeys(FIELDS, "")
+    return blank | {"task": "matrix product", "mean": f"{rate / 1e9:.1f}", "note": note}
 
 
 def tabulate(data: Dataset, setup: Setup) -> list[Row]:
@@ -184,7 +184,7 @@ def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
     torch.set_num_threads(1)
     try:
         with threadpool_limits(limits=1):
-            table = tabulate(load(mnist or "digits"), SMOKE if quick else FULL)
+            table = tabulate(load(mnist or "digits"), QUICK if quick else FULL)
     finally:
         torch.set_num_threads(threads)
     show(table, FIELDS)
