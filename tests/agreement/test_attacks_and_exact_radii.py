@@ -58,11 +58,14 @@ def test_attacks_stay_above_the_exact_radius_and_come_close(pruned, p):
     attacks = {
         "deepfool": deepfool(nets, x, y, p=p),
         "fmn": fmn(nets, x, y, p=p),
-        "minimal_pgd": minimal_pgd(nets, x, y, p=p),
+        "minimal_pgd": minimal_pgd(nets, x, y, p=p, steps=20, halvings=6),
         "strongest": strongest(nets, x, y, p=p, effort=3),
     }
     if p == 2:
-        attacks |= {"ddn": ddn(nets, x, y), "carlini_wagner": carlini_wagner(nets, x, y)}
+        attacks |= {
+            "ddn": ddn(nets, x, y),
+            "carlini_wagner": carlini_wagner(nets, x, y, steps=50, searches=5),
+        }
     else:
         attacks["minimal_fgs"] = minimal_fgs(nets, x, y)
     for name, (x_adv, found) in attacks.items():
