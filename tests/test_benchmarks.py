@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from benchmarks import attacks
 from benchmarks.cases import QUICK, Case
 from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
 from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
@@ -40,9 +41,27 @@ def test_the_quick_run_fills_its_table(tmp_path):
     assert all(float(line["seconds"]) > 0 for line in done if line["method"].startswith("theory"))
 
 
+def test_the_quick_run_of_attacks_fills_its_table(tmp_path):
+    out = tmp_path / "attacks.csv"
+    result = CliRunner().invoke(attacks.main, ["--quick", "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == attacks.FIELDS
+    ours = [
+        line for line in table if line["method"].startswith(("deepfool", "fmn", "ddn", "carlini", "strong"))
+    ]
+    assert len(ours) == 11
+    assert all(float(line["success"]) == 1 and float(line["mean"]) > 0 for line in ours)
+    for norm in ("l2", "linf"):
+        means = {line["method"]: float(line["mean"]) for line in ours if line["norm"] == norm}
+        assert min(means.values()) == pytest.approx(means["strongest, effort 3"], rel=1e-3)
+
+
 def test_quick_and_mnist_exclude_each_other():
-    for arguments in ([], ["--quick", "--mnist", "mnist.npz"]):
-        assert CliRunner().invoke(main, arguments).exit_code == 2
+    for command in (main, attacks.main):
+        for arguments in ([], ["--quick", "--mnist", "mnist.npz"]):
+            assert CliRunner().invoke(command, arguments).exit_code == 2
 
 
 def test_training_is_timed_on_networks_that_learn_alike(tmp_path):

@@ -130,7 +130,7 @@ class Batch:
     def boundary(
         self, *, p: float, box: tuple[float, float] | None
     ) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m d"]]:
-        """The linearised l_p distance from start to the boundary, 0 where no gradient leads there; the gradient."""
+        """The linearised l_p distance to the boundary, 0 where no gradient leads there, and the gradient."""
         _, gradient = self.nets.logits_and_gradient(self.start, self.loss)
         gradient = feasible(gradient, self.start, box)
         size = norm(gradient, p=2.0 if p == 2 else 1.0)

@@ -1,4 +1,4 @@
-"""Decoupled direction and norm: walk along the boundary, the radius shrunk on success and grown on failure."""
+"""Decoupled direction and norm: gradient steps at a radius that success shrinks and failure grows."""
 
 from __future__ import annotations
 

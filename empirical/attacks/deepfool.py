@@ -77,7 +77,7 @@ def _step(
     true, inputs = y[..., None], jacobian.shape[3]
     gap = logits.gather(2, true) - logits
     pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, inputs))
-    pull = feasible(pull, here[:, :, None].expand_as(pull), box)
+    pull = feasible(pull, here[:, :, None], box)
     size = pull.abs().sum(3) if q == 1 else pull.norm(dim=3)
     distance = torch.where(size > 0, gap.abs() / size, torch.inf).scatter(2, true, torch.inf)
     nearest = distance.argmin(2, keepdim=True)

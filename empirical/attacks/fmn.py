@@ -10,6 +10,7 @@ from torch import Tensor
 
 from empirical.attacks.active import Batch, Closest, attack_correct, check_attack, check_count, margins
 from empirical.attacks.geometry import clip, feasible, norm, project
+from empirical.attacks.losses import target_direction
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
 
@@ -25,29 +26,50 @@ def fmn(
     p: float,
     steps: int = 100,
     gamma: float = 0.05,
+    target: Int[Tensor, " n"] | None = None,
     box: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """FMN (Pintor et al. 2021): the closest point in l_p, p in {2, inf}, found in ``steps`` gradient steps.
 
-    Until the first success the radius is the linearised distance from the current point's own; then it
-    shrinks below the closest success, or grows after a failure, by a gamma that decays with the steps. The
-    first step is the l_2 length of the linearised way to the boundary (1 in the paper, where the data's
-    scale is known). Raises: InvalidInput for another p, steps < 1, gamma outside (0, 1), or bad shapes,
-    values, labels or box.
+    Until the first success the radius is the current point's own and the linearised distance from there, and
+    a little more so that it crosses the boundary. Then it shrinks below the closest success, or grows after
+    a failure, by a gamma that decays with the steps. The first step is the l_2 length of the linearised way
+    to the boundary (1 in the paper, where the data's scale is known). With ``target`` the way leads towards
+    those classes, though any other class counts.
+    Raises: InvalidInput for another p, steps < 1, gamma outside (0, 1), or bad shapes, values, labels,
+    targets or box.
     """
     check_attack(ensemble, x, y, box=box)
     check_p(p)
     check_count("steps", steps)
     if not 0 < gamma < 1:
         raise InvalidInput(f"gamma is {gamma}; the relative change of the radius lies in (0, 1)")
+    if target is not None:
+        check_attack(ensemble, x, target)
+        if (target == y).any():
+            raise InvalidInput(
+                f"target[{int((target == y).nonzero()[0])}] is the label; aim at another class"
+            )
 
-    return attack_correct(ensemble, x, y, lambda batch: _walk(batch, p=p, steps=steps, gamma=gamma, box=box))
+    return attack_correct(
+        ensemble, x, y, lambda batch: _walk(batch, target, p=p, steps=steps, gamma=gamma, box=box)
+    )
 
 
 def _walk(
-    batch: Batch, *, p: float, steps: int, gamma: float, box: tuple[float, float] | None
+    batch: Batch,
+    target: Tensor | None,
+    *,
+    p: float,
+    steps: int,
+    gamma: float,
+    box: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor]:
     best, points, loss = Closest.none(batch.start), batch.start, batch.loss
+    true = aimed = batch.y[..., None]
+    if target is not None:
+        aimed = target[batch.rows][..., None]
+        loss = target_direction(batch.y, aimed[..., 0])
     delta = torch.zeros_like(points)
     first = length = radius = torch.zeros_like(batch.lead)
     for i in range(steps):
@@ -55,6 +77,8 @@ def _walk(
         gradient = feasible(gradient, points, box)
         lead = margins(logits, batch.y)
         success = lead < 0
+        if target is not None:
+            lead = (logits.gather(2, true) - logits.gather(2, aimed))[..., 0]
         best.offer(points, length, success)
         decay = (1 + math.cos(math.pi * i / steps)) / 2
         change = gamma * (_LAST_GAMMA + (1 - _LAST_GAMMA) * decay)
@@ -62,7 +86,7 @@ def _walk(
         dual = size if p == 2 else norm(gradient, p=1)
         linearised = torch.where(dual > 0, lead.abs() / dual, 0.0)
         adapted = torch.where(success, radius.minimum(best.distance) * (1 - change), radius * (1 + change))
-        radius = torch.where(best.found, adapted, length + linearised)
+        radius = torch.where(best.found, adapted, (length + linearised) * (1 + change))
         if i == 0:
             first = linearised if p == 2 else linearised * math.sqrt(batch.start.shape[2])
         step = first * (_LAST_STEP + (1 - _LAST_STEP) * decay)

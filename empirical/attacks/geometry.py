@@ -9,6 +9,8 @@ from torch import Tensor
 # A norm outside these ends is computed again after division by the largest entry: squares of float32
 # gradients underflow or overflow long before the gradients do.
 _SMALL, _LARGE = 1e-15, 1e15
+# Times the room to a wall: no gradient is larger, unless there is no room.
+_BEYOND = 1e30
 
 
 def norm(values: Float[Tensor, "*b d"], *, p: float) -> Float[Tensor, "*b"]:
@@ -43,10 +45,10 @@ def clip(points: Tensor, box: tuple[float, float] | None) -> Tensor:
 
 
 def feasible(
-    gradient: Float[Tensor, "*b d"], points: Float[Tensor, "*b d"], box: tuple[float, float] | None
+    gradient: Float[Tensor, "*b d"], points: Float[Tensor, "*#b d"], box: tuple[float, float] | None
 ) -> Float[Tensor, "*b d"]:
     """The part of a gradient that can be followed: 0 where it points out of the box from its surface."""
     if box is None:
         return gradient
     low, high = box
-    return gradient * torch.where(gradient < 0, points > low, points < high)
+    return gradient.clamp(min=(low - points) * _BEYOND, max=(high - points) * _BEYOND)

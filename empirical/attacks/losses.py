@@ -1,6 +1,6 @@
 """Losses that attacks climb, as cotangents: what they ask of the logits' gradients.
 
-Both are differences of logits, so that a saturated softmax cannot take the gradient away.
+All are differences of logits, so that a saturated softmax cannot take the gradient away.
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ def cross_entropy_direction(y: Int[Tensor, "*K n"]) -> Cotangent:
     def cotangent(logits: Tensor) -> Tensor:
         true = y.expand(logits.shape[:2])[..., None]
         return logits.scatter(2, true, -torch.inf).softmax(2).scatter_(2, true, -1.0)
+
+    return cotangent
+
+
+def target_direction(y: Int[Tensor, "*K n"], target: Int[Tensor, "*K n"]) -> Cotangent:
+    """The gradient of the lead g_target - g_y of one class."""
+
+    def cotangent(logits: Tensor) -> Tensor:
+        shape = logits.shape[:2]
+        aim = torch.zeros_like(logits).scatter_(2, target.expand(shape)[..., None], 1.0)
+        return aim.scatter_(2, y.expand(shape)[..., None], -1.0)
 
     return cotangent
 

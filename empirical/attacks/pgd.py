@@ -19,9 +19,11 @@ from empirical.attacks.geometry import clip, feasible, norm, project, unit_step
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
 
-# Length of a step: this many radii are walked in all, so that a corner of the ball is reached from any start.
+# This many radii are walked in all, so that a corner of the ball is reached from any start.
 _PATH = 2.5
-# How often the linearised distance is doubled in search of a radius that succeeds.
+# The first radius, in linearised distances: at 1, rounding would decide the success on a linear model.
+_FIRST = 1.01
+# How often the first radius is doubled in search of one that succeeds.
 _DOUBLINGS = 12
 
 
@@ -70,10 +72,11 @@ def minimal_pgd(
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """The closest point found by PGD in balls whose radius is searched by bisection.
 
-    The radius starts at the linearised distance and doubles, up to 2^12 times that, until PGD succeeds; then
-    ``halvings`` bisections follow, each between the largest radius that failed and the distance of the
-    closest point. Success need not be monotone in the radius, so this is an upper bound even of what PGD can
-    do. Raises: InvalidInput for another p, steps, restarts or halvings < 1, or bad shapes, values, labels or
+    The radius starts just above the linearised distance and doubles, up to 2^12 times that, until PGD
+    succeeds; then ``halvings`` bisections follow, each between the largest radius that failed and the
+    distance of the closest point. Success need not be monotone in the radius, so this is an upper bound even
+    of what PGD can do.
+    Raises: InvalidInput for another p, steps, restarts or halvings < 1, or bad shapes, values, labels or
     box.
     """
     check_attack(ensemble, x, y, box=box)
@@ -115,6 +118,7 @@ def _bisect(
     box: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor]:
     radius, _ = batch.boundary(p=p, box=box)
+    radius = radius * _FIRST
     best, low, left = Closest.none(batch.start), torch.zeros_like(radius), torch.full_like(radius, halvings)
     largest = radius * 2**_DOUBLINGS
     if box is not None:

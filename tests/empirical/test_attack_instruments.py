@@ -1,4 +1,4 @@
-"""Every attack keeps the contract of a measuring instrument, and comes close to the truth where it is known."""
+"""Every attack keeps the contract of a measuring instrument, and comes close to the known truth."""
 
 import math
 
@@ -34,28 +34,32 @@ INF, BOX = math.inf, (0.0, 1.0)
 MINIMAL = {
     ("deepfool", 2.0): lambda n, x, y, box=None: deepfool(n, x, y, p=2, box=box),
     ("deepfool", INF): lambda n, x, y, box=None: deepfool(n, x, y, p=INF, box=box),
-    ("ddn", 2.0): lambda n, x, y, box=None: ddn(n, x, y, steps=200, box=box),
-    ("fmn", 2.0): lambda n, x, y, box=None: fmn(n, x, y, p=2, steps=200, box=box),
-    ("fmn", INF): lambda n, x, y, box=None: fmn(n, x, y, p=INF, steps=200, box=box),
-    ("carlini_wagner", 2.0): lambda n, x, y, box=None: carlini_wagner(n, x, y, steps=200, box=box),
-    ("minimal_pgd", 2.0): lambda n, x, y, box=None: minimal_pgd(n, x, y, p=2, box=box),
-    ("minimal_pgd", INF): lambda n, x, y, box=None: minimal_pgd(n, x, y, p=INF, box=box),
+    ("ddn", 2.0): lambda n, x, y, box=None: ddn(n, x, y, steps=60, box=box),
+    ("fmn", 2.0): lambda n, x, y, box=None: fmn(n, x, y, p=2, steps=60, box=box),
+    ("fmn", INF): lambda n, x, y, box=None: fmn(n, x, y, p=INF, steps=60, box=box),
+    ("carlini_wagner", 2.0): lambda n, x, y, box=None: carlini_wagner(n, x, y, steps=40, searches=5, box=box),
+    ("minimal_pgd", 2.0): lambda n, x, y, box=None: minimal_pgd(n, x, y, p=2, steps=15, halvings=6, box=box),
+    ("minimal_pgd", INF): lambda n, x, y, box=None: minimal_pgd(
+        n, x, y, p=INF, steps=15, halvings=6, box=box
+    ),
     ("minimal_fgs", INF): lambda n, x, y, box=None: minimal_fgs(n, x, y, box=box),
     ("minimal_rfgs", INF): lambda n, x, y, box=None: minimal_rfgs(n, x, y, box=box),
-    ("strongest", 2.0): lambda n, x, y, box=None: strongest(n, x, y, p=2, box=box),
-    ("strongest", INF): lambda n, x, y, box=None: strongest(n, x, y, p=INF, box=box),
+    ("strongest", 2.0): lambda n, x, y, box=None: strongest(n, x, y, p=2, effort=1, box=box),
+    ("strongest", INF): lambda n, x, y, box=None: strongest(n, x, y, p=INF, effort=1, box=box),
 }
-# How far beyond the exact radius an attack's mean may lie on linear models, without and with a box. FGS and
-# R+FGSM follow a gradient that mixes classes, so they have none; DeepFool's overshoot is 0.02, and in a box its
-# way is no straight one.
+# How far beyond the exact radius an attack's mean may lie on binary linear models, without and with a box:
+# the attack's resolution at these few steps. R+FGSM starts off at random and has none.
 SLACK = {
-    "deepfool": (0.0201, 0.25),
-    "ddn": (0.02, 0.03),
-    "fmn": (0.01, 0.02),
-    "carlini_wagner": (0.02, 0.03),
-    "minimal_pgd": (0.02, 0.03),
-    "strongest": (1e-3, 0.01),
+    "deepfool": (0.0201, 0.0201),
+    "ddn": (0.005, 0.02),
+    "fmn": (0.005, 0.005),
+    "carlini_wagner": (0.03, 0.03),
+    "minimal_pgd": (0.02, 0.02),
+    "minimal_fgs": (1e-6, 1e-4),
+    "strongest": (1e-6, 0.001),
 }
+# With several classes an attack may end at another class than the nearest.
+SEVERAL = 0.06
 CASES = [pytest.param(attack, p, id=f"{name}-{p}") for (name, p), attack in MINIMAL.items()]
 CLOSE = [
     pytest.param(attack, p, *SLACK[name], id=f"{name}-{p}")
@@ -65,7 +69,7 @@ CLOSE = [
 
 
 def linear_problem(seed=0, features=12, examples=40, classes=4):
-    """Non-uniform weights, so that l_2 and l_inf optima differ, and examples in the unit box, many at walls."""
+    """Non-uniform weights, so that l_2 and l_inf optima differ; examples in the unit box, many at walls."""
     rng = np.random.default_rng(seed)
     clf = LinearClassifier(
         rng.normal(size=(classes, features)) * np.geomspace(0.1, 3, features), rng.normal(size=classes)
@@ -99,24 +103,23 @@ def law_close_to_the_truth(attack, p, exact, nets, x, y, slack):
     assert measured[known].mean() <= (1 + slack) * exact[known].mean()
 
 
-@pytest.mark.parametrize(("attack", "p", "slack", "_"), CLOSE)
-def test_close_to_exact_on_linear_models(attack, p, slack, _):
-    clf, x, y = linear_problem()
-    law_close_to_the_truth(attack, p, radius(clf, x, y, p=p), ensemble_of(clf), x, y, slack)
-
-
-@pytest.mark.parametrize(("attack", "p", "_", "slack"), CLOSE)
-def test_close_to_exact_on_linear_models_in_the_box(attack, p, _, slack):
-    clf, x, y = linear_problem()
-    exact = np.array(
+@pytest.mark.parametrize(("attack", "p", "free", "boxed"), CLOSE)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_close_to_exact_on_linear_models(attack, p, free, boxed, classes):
+    clf, x, y = linear_problem(classes=classes)
+    nets, more = ensemble_of(clf), SEVERAL if classes > 2 else 0.0
+    exact = radius(clf, x, y, p=p)
+    law_close_to_the_truth(attack, p, exact, nets, x, y, free + more)
+    in_box = np.array(
         [radius_in_box(clf.weight, clf.bias, a, b, p=p, box=BOX) for a, b in zip(x, y, strict=True)]
     )
-    assert (exact >= radius(clf, x, y, p=p) * (1 - 1e-12)).all()
+    assert (in_box >= exact * (1 - 1e-12)).all()
+    assert in_box.mean() > 1.01 * exact.mean()
 
-    def boxed(nets, x, y):
+    def in_the_box(nets, x, y):
         return attack(nets, x, y, box=BOX)
 
-    law_close_to_the_truth(boxed, p, exact, ensemble_of(clf), x, y, slack)
+    law_close_to_the_truth(in_the_box, p, in_box, nets, x, y, boxed + more)
 
 
 @pytest.mark.parametrize("p", [2.0, INF])
@@ -168,15 +171,15 @@ def test_the_oracle_in_the_box_agrees_with_a_solver(p):
 
 @pytest.mark.parametrize(("attack", "p"), CASES)
 def test_a_member_gets_what_it_gets_alone(attack, p):
-    nets, x, y = random_ensemble()
+    nets, x, y = random_ensemble(members=2)
     x_adv, found = attack(nets, x, y)
     again, _ = attack(nets, x, y)
     assert torch.equal(x_adv, again)
     assert found.any(1).all()
-    for k in range(nets.members):
-        alone, hit = attack(nets.select([k]), x, y)
-        assert torch.equal(hit[0], found[k])
-        torch.testing.assert_close(alone[0], x_adv[k], rtol=1e-6, atol=1e-8)
+    alone, hit = attack(nets.select([1]), x, y)
+    assert torch.equal(hit[0], found[1])
+    # A success on the boundary may be decided by rounding, and the way after it differ a little.
+    torch.testing.assert_close(norm(alone[0] - x, p=p), norm(x_adv[1] - x, p=p), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(("attack", "p"), CASES)
@@ -194,20 +197,19 @@ def test_box_clean_rows_and_misclassified_examples(attack, p):
 
 
 @pytest.mark.parametrize(("attack", "p"), CASES)
-@pytest.mark.parametrize("scale", [1e3, 1e-6])
-def test_the_scale_of_the_logits_does_not_matter(attack, p, scale):
+def test_the_scale_of_the_logits_does_not_matter(attack, p):
     """In float32, where a softmax of logits of order 10^4 is one-hot and its gradient 0."""
     clf, x, y = linear_problem(examples=25)
     y = torch.tensor(y)
     radii = []
-    for factor in (1.0, scale):
+    for factor in (1.0, 1e3, 1e-6):
         nets = ensemble_of(LinearClassifier(factor * clf.weight, factor * clf.bias))
         here = nets.to(dtype=torch.float32, device=torch.device("cpu"))
         x_adv, found = attack(here, torch.tensor(x, dtype=torch.float32), y)
         assert found.all()
         radii.append((x_adv[0] - torch.tensor(x)).norm(p, dim=1).mean().item())
     if "fgs" not in str(attack.__code__.co_names):  # the sign of a mixture of classes depends on the scale
-        assert radii[1] == pytest.approx(radii[0], rel=0.01)
+        assert radii[1:] == pytest.approx([radii[0]] * 2, rel=0.01)
 
 
 @pytest.mark.parametrize(("attack", "p"), CASES)
@@ -223,6 +225,7 @@ def test_a_dead_network_is_not_found(attack, p, box):
 @pytest.mark.parametrize(("attack", "p"), CASES)
 def test_modules_give_what_the_mlp_ensemble_gives(attack, p):
     nets, x, y = random_ensemble(members=2)
+    x, y = x[:10], y[:10]
     modules = from_modules([to_module(nets, k) for k in range(2)], shape=(8,))
     ours, theirs = (
         verified_radius(nets, x, y, *attack(some, x, y, box=BOX), p=p) for some in (nets, modules)
@@ -242,14 +245,14 @@ def test_convolutions_are_attacked(attack, p):
     x = torch.rand(10, 36, dtype=torch.float64)
     y = nets.logits(x)[0].argmax(1)
     x_adv, found = attack(nets, x, y, box=BOX)
-    assert found.double().mean() > 0.5
+    assert found.double().mean() >= (0.3 if "fgs" in str(attack.__code__.co_names) else 1.0)
     assert torch.equal(verified_radius(nets, x, y, x_adv, found, p=p).isfinite(), found)
 
 
 @pytest.mark.parametrize("p", [2.0, INF])
 def test_pgd_decides_as_the_exact_radius_does(p):
     """Found where the radius is below the budget by 2 %, not found where it is above; the ball is kept."""
-    clf, x, y = linear_problem(examples=60)
+    clf, x, y = linear_problem(examples=60, classes=2)
     nets, tx, ty = ensemble_of(clf), torch.tensor(x), torch.tensor(y)
     exact = torch.tensor(radius(clf, x, y, p=p))
     eps = float(exact.median()) * 1.001
@@ -284,7 +287,7 @@ def test_rfgs_takes_a_random_and_a_gradient_step():
     moved = rfgs(nets, x, y, eps=0.1, share=0.25) - x
     assert sorted(moved.abs().flatten().tolist())[0] >= 0.05 - 1e-12
     assert float(moved.abs().max()) <= 0.1 + 1e-12
-    assert torch.equal(rfgs(nets, x, y, eps=0.1, share=0.0), x + 0.1 * torch.tensor([-1.0, 1.0]).double())
+    assert rfgs(nets, x, y, eps=0.1, share=0.0)[0, 0].tolist() == pytest.approx([0.85, 0.15])
     assert rfgs(nets, x, y, eps=1.0, box=BOX)[0, 0].tolist() == [0.0, 1.0]
     seeds = [rfgs(nets, x.expand(30, 2), y.expand(30), eps=0.1, seed=s) for s in (0, 0, 1)]
     assert torch.equal(seeds[0], seeds[1])
@@ -297,7 +300,7 @@ def test_the_scan_finds_what_the_exact_walk_finds(trained_digits):
     x, y = x[:60], y[:60]
     exact = verified_radius(nets, x, y, *minimal_fgs(nets, x, y), p=INF)
     scanned = verified_radius(nets, x, y, *minimal_fgs(nets, x, y, box=(-1e6, 1e6)), p=INF)
-    assert (scanned >= exact * (1 - 1e-12)).all()
+    assert (scanned >= exact * (1 - 1e-6)).all()
     torch.testing.assert_close(scanned.mean(1), exact.mean(1), rtol=1e-3, atol=0)
 
 

@@ -1,0 +1,196 @@
+"""Attacks beside other packages', on one thread, on the same images of the same network, all in one run.
+
+``python -m benchmarks.attacks --mnist FILE.npz --out benchmarks/results/attacks.csv``, with the packages of
+:mod:`benchmarks.attack_peers` on PYTHONPATH (``not installed`` stands where one is missing), or ``--quick``
+for a smoke test on scikit-learn's digits. LeNet-300-100, float32, the first correctly classified test
+images, box [0, 1]. A row of the table is one method on one task:
+
+- ``success``: share of the images whose class has changed when the network is run again in float64.
+- ``mean``: mean distance where it has. It is not comparable where success differs.
+- ``seconds``: processor time, one thread, all images; ``times_ours`` that over this project's, first row
+  of the task.
+- **matrix product**: ``mean`` is in GFLOP/s; the machine is shared if it differs between start and end.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from time import process_time
+
+import click
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from benchmarks.attack_peers import (
+    Attack,
+    carlini_wagner_peers,
+    deepfool_peers,
+    gradient_step_peers,
+    smallest_step_peers,
+)
+from benchmarks.cases import CPU, QUICK, Case, Setup, cases
+from benchmarks.floor import product_rate
+from benchmarks.tables import Row, save, show
+from benchmarks.turns import Timed, in_turns
+from empirical.attacks import carlini_wagner, ddn, deepfool, fgs, fmn, minimal_fgs, strongest
+from empirical.attacks.active import margins
+from empirical.datasets import Dataset, load
+from empirical.ensembles import MLPEnsemble, to_module
+
+FIELDS: tuple[str, ...] = (
+    "task",
+    "norm",
+    "method",
+    "examples",
+    "seconds",
+    "times_ours",
+    "success",
+    "mean",
+    "note",
+    "machine",
+)
+FULL = Setup(sparsities=(0.0,), examples=500, repeats=1)
+BOX = (0.0, 1.0)
+STEPS, FEWER, SEARCHES = 100, 50, 9
+SLOWEST = 50  # images for peers that take minutes
+ABSENT = "not installed"
+Ours = Callable[[MLPEnsemble, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def bisected(steps: int = 20) -> Ours:
+    """The smallest gradient-sign step by bisection, as users of packages without a search do it."""
+
+    def attack(nets: MLPEnsemble, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        sign = fgs(nets, x, y, eps=1.0) - x
+        low, high = torch.zeros(1, len(x)), torch.ones(1, len(x))
+        for _ in range(steps):
+            middle = (low + high) / 2
+            hit = margins(nets.logits((x + middle[..., None] * sign).clamp(*BOX)), y) < 0
+            low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+        points = (x + high[..., None] * sign).clamp(*BOX)
+        return points, margins(nets.logits(points), y) < 0
+
+    return attack
+
+
+def tasks() -> list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | None]]]:
+    """Name, norm, this project's methods, and the peers', of every task."""
+    found: list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | None]]] = []
+    peers = deepfool_peers()
+    for p in (2.0, math.inf):
+        ours: dict[str, Ours] = {"deepfool": partial(deepfool, p=p, box=BOX)}
+        found.append(("DeepFool", p, ours, {name: a for (name, q), a in peers.items() if q == p}))
+    steppers = gradient_step_peers(STEPS)
+    for p in (2.0, math.inf):
+        ours = {
+            f"fmn, {STEPS} steps": partial(fmn, p=p, steps=STEPS, box=BOX),
+            f"fmn, {FEWER} steps": partial(fmn, p=p, steps=FEWER, box=BOX),
+        }
+        if p == 2:
+            ours[f"ddn, {STEPS} steps"] = partial(ddn, steps=STEPS, box=BOX)
+            ours[f"ddn, {FEWER} steps"] = partial(ddn, steps=FEWER, box=BOX)
+        theirs = {f"{name}, {STEPS} steps": a for (name, q), a in steppers.items() if q == p}
+        found.append(("minimal", p, ours, theirs))
+    ours = {f"carlini_wagner, {SEARCHES} x {STEPS}": partial(carlini_wagner, box=BOX)}
+    found.append(("C&W", 2.0, ours, carlini_wagner_peers(SEARCHES, STEPS)))
+    ours = {"minimal_fgs": partial(minimal_fgs, box=BOX), "bisection of 20 steps": bisected()}
+    found.append(("smallest FGS step", math.inf, ours, smallest_step_peers()))
+    for p in (2.0, math.inf):
+        ours = {"strongest, effort 3": partial(strongest, p=p, effort=3, box=BOX)}
+        found.append(("strongest", p, ours, {}))
+    return found
+
+
+def measured(case: Case, setup: Setup, table: list[Row]) -> None:
+    """Add the rows of every task, all methods of a task in turns."""
+    nets = case.ensemble.to(dtype=torch.float32, device=CPU)
+    module = to_module(nets, 0).requires_grad_(requires_grad=False)
+    x, y = case.x.float(), case.y
+    for task, p, ours, peers in tasks():
+        works: dict[str, Callable[[], Tensor] | None] = {}
+        counts = dict.fromkeys((*ours, *peers), len(x))
+        for name, attack in ours.items():
+            works[name] = partial(_points, attack, nets, x, y)
+        for name, peer in peers.items():
+            few = SLOWEST if name == "torchattacks" and task == "DeepFool" else len(x)
+            counts[name] = min(few, len(x))
+            works[name] = partial(peer, module, x[:few], y[:few]) if peer else None
+        timed = in_turns(works, repeats=setup.repeats if task != "strongest" else 0)
+        first = timed[next(iter(ours))].seconds / len(x)
+        for name in works:
+            line: Row = {
+                "task": task,
+                "norm": "l2" if p == 2 else "linf",
+                "method": name,
+                "examples": counts[name],
+            }
+            if name in timed:
+                line |= _quality(case, timed[name], x[: counts[name]], y[: counts[name]], p=p)
+                line["times_ours"] = f"{timed[name].seconds / counts[name] / first:.3g}"
+            else:
+                line["note"] = ABSENT
+            table.append(dict.fromkeys(FIELDS, "") | line)
+
+
+def _points(attack: Ours, nets: MLPEnsemble, x: Tensor, y: Tensor) -> Tensor:
+    return attack(nets, x, y)[0][0]
+
+
+def _quality(case: Case, timed: Timed, x: Tensor, y: Tensor, *, p: float) -> Row:
+    points = timed.value.double()
+    if not (points.min() >= BOX[0] and points.max() <= BOX[1]):
+        raise AssertionError("an attack left the box")
+    hit = margins(case.ensemble.logits(points), y)[0] < 0
+    distance = torch.linalg.vector_norm(points - x.double(), ord=p, dim=1)[hit]
+    return {
+        "seconds": f"{timed.seconds:.3g}",
+        "success": f"{hit.double().mean():.3f}",
+        "mean": f"{distance.mean():.4g}",
+        "note": "one run" if timed.runs == 1 else "",
+    }
+
+
+def products(setup: Setup) -> Row:
+    """The rate of matrix products, and how busy the machine is."""
+    rate = product_rate(dtype=torch.float32, device=CPU, size=setup.product, clock=process_time)
+    note = f"GFLOP/s, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    blank: Row = dict.fromkeys(FIELDS, "")
+    return blank | {"task": "matrix product", "mean": f"{rate / 1e9:.1f}", "note": note}
+
+
+def tabulate(data: Dataset, setup: Setup) -> list[Row]:
+    """The whole table, on the dense network."""
+    table = [products(setup)]
+    measured(cases(data, setup)[0], setup, table)
+    machine = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
+    return [line | {"machine": machine} for line in (*table, products(setup))]
+
+
+@click.command()
+@click.option("--mnist", help="MNIST: an .npz file with x_train, y_train, x_test and y_test.")
+@click.option("--quick", is_flag=True, help="A smoke test on scikit-learn's digits instead.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
+def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
+    """Attacks beside those of adv-lib, foolbox, torchattacks and ART, on one thread."""
+    if (mnist is None) != quick:
+        raise click.UsageError("give either --mnist FILE.npz or --quick")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            table = tabulate(load(mnist or "digits"), QUICK if quick else FULL)
+    finally:
+        torch.set_num_threads(threads)
+    show(table, FIELDS)
+    if out:
+        save(table, FIELDS, out)
+
+
+if __name__ == "__main__":
+    main()
