@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from empirical.attacks import (
     shorten,
 )
 from empirical.attacks.active import margins
+from empirical.compaction import compact, products
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
-from empirical.ensembles import Ensemble, MLPEnsemble
+from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.results import NORMS, Members, Rows
 from theory.types import InvalidInput
 
@@ -34,6 +36,10 @@ from theory.types import InvalidInput
 # CPU's cache and memory.
 _MEMBERS = {"cpu": 5, "cuda": 256}
 _BYTES = {"cpu": 2**26, "cuda": 2**32}
+# A network is measured without its dead units where that leaves at most this share of the products.
+_SMALL = 0.5
+# Attacks whose random starts move inputs that no network looks at.
+_MOVES_DEAD_INPUTS = frozenset({"rfgs"})
 # Masked copies of one network evaluated together; the draws do not depend on it.
 _MASKED_COPIES = 25
 
@@ -68,28 +74,72 @@ def measure(
     Methods: ``fgs`` (smallest step, l_inf), ``deepfool`` (as published, overshoot 0.02) and
     ``deepfool+line`` (pulled back to the first boundary on its ray), in l_2 and l_inf; ``best``, the
     smallest of the same norm.
+
+    On a CPU a network that loses most of its products with its dead inputs and units is measured without them
+    (:mod:`empirical.compaction`): dead inputs have no gradient, so attacks without random starts do not move them.
     """
     device = ensemble.masks[0].device
     exact = ensemble.to(dtype=torch.float64, device=device)
     x = torch.tensor(data.x_test, device=device)
     y = torch.tensor(data.y_test, device=device)
-    parts = shares(exact.members, device=device, at_most=_MEMBERS[device.type])
+    parts = _parts(exact, device, attacks)
 
-    def measure_part(part: range) -> Measurement:
+    def measure_part(part: _Part) -> Measurement:
+        nets, some_x = part.nets, x if part.inputs is None else x[:, part.inputs]
         examples = max(
-            1, _BYTES[device.type] // (x.element_size() * len(part) * exact.classes * exact.inputs)
+            1, _BYTES[device.type] // (x.element_size() * nets.members * nets.classes * nets.inputs)
         )
-        batches = zip(x.split(examples), y.split(examples), strict=True)
-        nets = exact.select(part)
+        batches = zip(some_x.split(examples), y.split(examples), strict=True)
         return _joined(
-            [
-                _measure(nets, some_x, some_y, eps=eps, attacks=attacks, limits=data.box, box=box)
-                for some_x, some_y in batches
-            ],
+            [_measure(nets, *batch, eps=eps, attacks=attacks, limits=data.box, box=box) for batch in batches],
             axis=1,
         )
 
-    return _joined(on_cores(measure_part, parts, device=device), axis=0)
+    measured = _joined(on_cores(measure_part, parts, device=device), axis=0)
+    order = np.argsort(np.concatenate([part.members for part in parts]))
+    return _map(measured, lambda values: values[order])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Networks measured together, and the inputs they take: all if None."""
+
+    members: list[int]
+    nets: Ensemble
+    inputs: Tensor | None = None
+
+
+def _parts(nets: Ensemble, device: torch.device, attacks: Sequence[str]) -> list[_Part]:
+    """On a CPU every network that compaction makes much smaller alone; the others in parts of some."""
+    alone: list[_Part] = []
+    if device.type == "cpu" and isinstance(nets, MLPEnsemble) and not _MOVES_DEAD_INPUTS & set(attacks):
+        for k in range(nets.members):
+            small = compact(nets.select([k]))
+            if products(small.network) <= _SMALL * products(nets):
+                alone.append(_Part([k], small.network, small.inputs))
+    done = {k for part in alone for k in part.members}
+    others = [k for k in range(nets.members) if k not in done]
+    groups = [
+        [others[i] for i in part]
+        for part in shares(len(others), device=device, at_most=_MEMBERS[device.type])
+    ]
+    return [*alone, *(_Part(group, _own(nets.select(group))) for group in groups)]
+
+
+def _own(nets: Ensemble) -> Ensemble:
+    """The networks with a module of their own: one that several threads call would mix up their weights."""
+    return replace(nets, module=copy.deepcopy(nets.module)) if isinstance(nets, ModuleEnsemble) else nets
+
+
+def _map(measured: Measurement, change: Callable[[Array], Array]) -> Measurement:
+    """The measurement with every array changed."""
+    return Measurement(
+        correct=change(measured.correct),
+        radius={key: change(values) for key, values in measured.radius.items()},
+        fgs_correct={key: change(values) for key, values in measured.fgs_correct.items()},
+        margin={key: change(values) for key, values in measured.margin.items()},
+        gradient_norm={key: change(values) for key, values in measured.gradient_norm.items()},
+    )
 
 
 def _joined(parts: list[Measurement], *, axis: int) -> Measurement:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attacks
+from benchmarks import attacks, compaction
 from benchmarks.cases import QUICK, Case
 from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
 from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
@@ -56,6 +56,16 @@ def test_the_quick_run_of_attacks_fills_its_table(tmp_path):
     for norm in ("l2", "linf"):
         means = {line["method"]: float(line["mean"]) for line in ours if line["norm"] == norm}
         assert min(means.values()) == pytest.approx(means["strongest, effort 3"], rel=1e-3)
+
+
+def test_the_quick_run_of_compaction_fills_its_table(tmp_path):
+    out = tmp_path / "compaction.csv"
+    result = CliRunner().invoke(compaction.main, ["--quick", "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert {line["task"] for line in table} == {"measure", "first layer", "CLEVER", "crossing"}
+    assert all(float(line["seconds"]) > 0 for line in table)
 
 
 def test_quick_and_mnist_exclude_each_other():

@@ -134,12 +134,17 @@ class MLPEnsemble:
         if not active:
             jacobian = self.weights[0][:, None].expand(members, n, -1, -1)
         else:
-            rows = self.weights[-1][:, None] * active[-1][:, :, None]
-            for weight, gate in zip(self.weights[-2:0:-1], reversed(active[:-1]), strict=True):
-                rows = torch.bmm(rows.flatten(1, 2), weight).view(members, n, -1, weight.shape[2])
-                rows = rows * gate[:, :, None]
-            first = self.weights[0]
-            jacobian = torch.bmm(rows.flatten(1, 2), first).view(members, n, -1, first.shape[2])
+            # Units that are off at every example are left out: near one example that is half of them.
+            on = [gate.amax((0, 1)).nonzero()[:, 0] for gate in active]
+            gates = [gate[..., some][:, :, None] for gate, some in zip(active, on, strict=True)]
+            jacobian = self.weights[-1][:, None, :, on[-1]] * gates[-1]
+            for i in reversed(range(len(active))):
+                weight = self.weights[i][:, on[i]]
+                weight = weight[..., on[i - 1]] if i else weight
+                jacobian = torch.bmm(jacobian.flatten(1, 2), weight).unflatten(
+                    1, (n, self.weights[-1].shape[1])
+                )
+                jacobian = jacobian.mul_(gates[i - 1]) if i else jacobian
         if self.is_binary:
             jacobian = torch.cat([torch.zeros_like(jacobian), jacobian], dim=2)
         return logits, jacobian
