@@ -62,7 +62,9 @@ def test_reaches_are_never_below_the_exact_norm_of_cancelling_rows(dtype, q):
     found, short = reach(graph, 1, rows, q=q)[0], 0
     for row, bound in zip(rows[0].tolist(), found, strict=True):
         fractions = [Fraction(entry) for entry in row]
-        exact = exact_norm([sum(map(Fraction.__mul__, fractions, column)) for column in columns], q=q)
+        exact = exact_norm(
+            [sum(map(Fraction.__mul__, fractions, column), Fraction()) for column in columns], q=q
+        )
         assert bound >= exact
         short += bound <= exact * (1 + 1e-6)
     if dtype == torch.float64:
