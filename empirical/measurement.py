@@ -76,7 +76,7 @@ def measure(
     smallest of the same norm.
 
     On a CPU a network that loses most of its products with its dead inputs and units is measured without them
-    (:mod:`empirical.compaction`): dead inputs have no gradient, so attacks without random starts do not move them.
+    (:mod:`empirical.compaction`): dead inputs have no gradient, so attacks that start at x do not move them.
     """
     device = ensemble.masks[0].device
     exact = ensemble.to(dtype=torch.float64, device=device)

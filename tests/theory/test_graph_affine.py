@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from theory.graph import affine
 from theory.graph.affine import affine_part, affine_values, reaches
-from theory.graph.network import Graph, from_relu_network
+from theory.graph.network import Dense, Graph, from_relu_network
 from theory.laws.strategies import attack_norms, graphs, tensors
 from theory.norms import dual
 from theory.types import ReLUNetwork
@@ -35,6 +35,12 @@ def reach(graph: Graph, node: int, rows: torch.Tensor, *, q: float) -> np.ndarra
     return reaches(graph, part, {node: rows}, error).double().numpy()
 
 
+def first_weight(graph: Graph) -> torch.Tensor:
+    operation = graph.nodes[1].operation
+    assert isinstance(operation, Dense)
+    return operation.weight
+
+
 def nearly_dependent(dtype: torch.dtype) -> tuple[Graph, torch.Tensor]:
     """A wide first layer whose rows differ by a millionth, and coefficients of their differences."""
     rng = np.random.default_rng(0)
@@ -51,12 +57,14 @@ def nearly_dependent(dtype: torch.dtype) -> tuple[Graph, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_reaches_are_never_below_the_exact_norm_of_cancelling_rows(dtype, q):
     graph, rows = nearly_dependent(dtype)
-    weight = [[Fraction(float(w)) for w in line] for line in graph.nodes[1].operation.weight]
+    weight = [[Fraction(float(w)) for w in line] for line in first_weight(graph)]
     columns = list(zip(*weight, strict=True))
     found, short = reach(graph, 1, rows, q=q)[0], 0
     for row, bound in zip(rows[0].tolist(), found, strict=True):
         fractions = [Fraction(entry) for entry in row]
-        exact = exact_norm([sum(map(Fraction.__mul__, fractions, column)) for column in columns], q=q)
+        exact = exact_norm(
+            [sum(map(Fraction.__mul__, fractions, column), Fraction()) for column in columns], q=q
+        )
         assert bound >= exact
         short += bound <= exact * (1 + 1e-6)
     if dtype == torch.float64:
@@ -66,7 +74,7 @@ def test_reaches_are_never_below_the_exact_norm_of_cancelling_rows(dtype, q):
 def test_the_factor_needs_its_gap_and_its_stretch(monkeypatch):
     """Without them the norms of cancelling rows are understated in float32."""
     graph, rows = nearly_dependent(torch.float32)
-    exact = (rows.double() @ graph.nodes[1].operation.weight.double()).norm(dim=2).numpy()
+    exact = (rows.double() @ first_weight(graph).double()).norm(dim=2).numpy()
     part = affine_part(graph, q=2.0)
     assert part.factor is not None
     assert (reach(graph, 1, rows, q=2.0) >= exact).all()

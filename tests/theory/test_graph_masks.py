@@ -82,7 +82,7 @@ def test_the_rungs_bound_gradients_without_masks(case, data):
     for rung, p in ((expected_path_norm, np.inf), (frobenius_bound, 2.0)):
 
         def constants(graph, x, y, *, p, radius, rung=rung):
-            return torch.tensor([[0.0, rung(graph, none, PAIR)]] * 2).double()
+            return torch.tensor([[0.0, rung(graph, none, PAIR)]] * 2, dtype=torch.float64)
 
         laws.law_bounds_difference_quotients(constants, graph, x, y, radius, p=p)
     dense = float(path_norm(graph, p=np.inf)[PAIR])

@@ -73,7 +73,7 @@ def lengths(rows: Tensor, *, q: float) -> Tensor:
 
 
 def affine_part(graph: Graph, *, q: float) -> AffinePart:
-    """The affine part of a graph; it depends on neither the balls nor their radii."""
+    """The affine part of a graph, a bound that depends on neither the balls nor their radii."""
     found, sizes = {}, {}
     feeding = {graph.nodes[i].inputs[0] for i in graph.activations}
     sums = _absolute_sums(graph)
@@ -96,7 +96,7 @@ def affine_part(graph: Graph, *, q: float) -> AffinePart:
 
 
 def points_only(graph: Graph) -> AffinePart:
-    """The affine part of a graph whose balls all have radius 0."""
+    """The affine part of a graph whose balls all have radius 0, an identity."""
     zero = torch.zeros((), dtype=graph.dtype, device=graph.device)
     feeding = {graph.nodes[i].inputs[0] for i in graph.activations}
     return AffinePart(1.0, {i: zero for i in feeding if graph.linear[i]}, {}, still=True)

@@ -28,9 +28,8 @@ from theory.graph.relaxation import (
     sound,
 )
 
-ROW_ENTRIES = (
-    2**19
-)  # entries of the largest tensor of coefficients on a CPU, 4 MiB in float64: they stay in the cache
+ROW_ENTRIES = 2**19  # entries of the largest tensor of coefficients on a CPU, 4 MiB in float64: cached
+ON_GPU = 64  # times as many elsewhere
 
 Tighten = Callable[[Graph, int, Interval, NodeBounds, Ball, AffinePart], Interval]
 

@@ -14,6 +14,7 @@ from theory.laws.relu import (
     exact_scores,
     law_margins_below_exact,
     law_no_attack_inside,
+    rounded_preactivations,
 )
 from theory.norms import dual, norm
 from theory.relu.certificate import certified_radius
@@ -39,17 +40,27 @@ def encloses_preactivations(
     """Rational pre-activations at points of the ball lie between the bounds."""
     found = bounds(net, x, p=p, radius=radius)
     for e, (point, size) in enumerate(zip(x, radius, strict=True)):
-        for inside in points_of(net, point, size, p)[::3]:
-            hidden = [Fraction(v) for v in inside]
-            for (lower, upper), weight, bias in zip(found, net.weights, net.biases, strict=False):
-                before = [
-                    Fraction(b) + sum(Fraction(w) * h for w, h in zip(row, hidden, strict=True))
-                    for row, b in zip(weight, bias, strict=True)
-                ]
-                for unit, value in enumerate(before):
-                    assert lower[e, unit] == -math.inf or Fraction(lower[e, unit]) <= value
-                    assert upper[e, unit] == math.inf or value <= Fraction(upper[e, unit])
-                hidden = [max(v, Fraction(0)) for v in before]
+        inside = points_of(net, point, size, p)[::3]
+        settled = np.ones(len(inside), dtype=bool)
+        for (lower, upper), (value, error) in zip(found, rounded_preactivations(net, inside), strict=False):
+            settled &= ((value - error > lower[e]) & (value + error < upper[e])).all(axis=1)
+        for corner in inside[~settled]:  # float64 and its rounding cannot tell
+            _encloses_exactly([(lower[e], upper[e]) for lower, upper in found], net, corner)
+
+
+def _encloses_exactly(
+    sides: list[tuple[np.ndarray, np.ndarray]], net: ReLUNetwork, point: np.ndarray
+) -> None:
+    hidden = [Fraction(v) for v in point]
+    for (lower, upper), weight, bias in zip(sides, net.weights, net.biases, strict=False):
+        before = [
+            Fraction(b) + sum(Fraction(w) * h for w, h in zip(row, hidden, strict=True))
+            for row, b in zip(weight, bias, strict=True)
+        ]
+        for unit, value in enumerate(before):
+            assert lower[unit] == -math.inf or Fraction(lower[unit]) <= value
+            assert upper[unit] == math.inf or value <= Fraction(upper[unit])
+        hidden = [max(v, Fraction(0)) for v in before]
 
 
 def bounds_margins(

@@ -148,7 +148,9 @@ def ball_points(graph: Graph, x: Tensor, y: Tensor, radius: Tensor, *, p: float,
 
     random = torch.randn(6, *x.shape, generator=generator, dtype=x.dtype)
     points = [x[None], towards(random.sign() if p == math.inf else random)]
-    points.append(x + torch.tensor([0.5, 0.9]).to(x).reshape(2, *(1,) * x.dim()) * (points[1][:2] - x))
+    points.append(
+        x + torch.tensor([0.5, 0.9], dtype=x.dtype).reshape(2, *(1,) * x.dim()) * (points[1][:2] - x)
+    )
     axes = torch.eye(n, dtype=x.dtype)[: min(n, 6)].reshape(-1, 1, 1, *shape)
     points.append(
         towards(

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings, target
 from hypothesis.errors import Unsatisfiable, UnsatisfiedAssumption
 
@@ -264,6 +265,7 @@ _laws: tuple[Law, ...] = ()  # of this worker
 
 def _start(load: Callable[[], tuple[Law, ...]]) -> None:
     global _laws
+    torch.set_num_threads(1)  # one process per core already
     warnings.simplefilter("ignore")  # an overflow that matters breaks its law
     # Hypothesis keeps a cache of source constants; not in the user's folder.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))

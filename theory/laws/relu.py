@@ -117,6 +117,24 @@ def exact_scores(net: ReLUNetwork, x: np.ndarray) -> list[Fraction]:
     return hidden
 
 
+def rounded_preactivations(net: ReLUNetwork, x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pre-activations of every layer, the scores last, and bounds of their rounding errors: (m, h) each.
+
+    An entry sums n products: it is off by n + 2 roundings of the sizes, and what its inputs are off by.
+    """
+    eps, tiny = np.finfo(np.float64).eps, np.finfo(np.float64).tiny
+    hidden, off, found = x, np.zeros_like(x), []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for weight, bias in zip(net.weights, net.biases, strict=True):
+            size, terms = np.abs(weight), weight.shape[1] + 4
+            value = hidden @ weight.T + bias
+            reach = np.abs(hidden) @ size.T + np.abs(bias)
+            error = (off @ size.T + terms * (eps * reach + tiny)) * (1 + 2 * terms * eps)
+            found.append((value, error))
+            hidden, off = np.maximum(value, 0.0), error
+    return found
+
+
 # ---- Lipschitz constants
 
 
@@ -213,17 +231,26 @@ def law_no_attack_inside(
 
 
 def law_margins_below_exact(margins: np.ndarray, net: ReLUNetwork, x: np.ndarray, y: np.ndarray) -> float:
-    """Margins are at most their rational values."""
-    closest = math.inf
-    for point, label, row in zip(x, y, margins, strict=True):
-        exact = exact_scores(net, point)
-        for k, value in enumerate(row):
-            if k == label:
-                assert value == math.inf
-            elif math.isfinite(value):
-                truth = exact[label] - exact[k]
-                assert Fraction(value) <= truth
-                closest = min(closest, float(truth / Fraction(value)) if value > 0 else math.inf)
+    """Margins are at most their rational values.
+
+    Where float64 and its rounding do not settle it, rational arithmetic does.
+    """
+    scores, error = rounded_preactivations(net, x)[-1]
+    each = np.arange(len(x))
+    assert (margins[each, y] == math.inf).all()
+    with np.errstate(over="ignore", invalid="ignore"):
+        truth = scores[each, y, None] - scores
+        slack = (error[each, y, None] + error + np.abs(truth) * 1e-15) * (1 + 1e-15)
+        counts = np.isfinite(margins)
+        settled = margins <= truth - slack
+        ratio = truth / np.where(margins > 0, margins, 1.0)
+    closest = float(ratio[counts & settled & (margins > 0)].min(initial=math.inf))
+    for e in np.flatnonzero((counts & ~settled).any(axis=1)):
+        exact = exact_scores(net, x[e])
+        for k in np.flatnonzero(counts[e]):
+            value, true_margin = margins[e, k], exact[y[e]] - exact[k]
+            assert Fraction(value) <= true_margin
+            closest = min(closest, float(true_margin / Fraction(value)) if value > 0 else math.inf)
     return closest
 
 

@@ -68,11 +68,12 @@ def local_certified_radius(
     Raises: InvalidInput as :func:`certified_radius`.
     Reference: the paper, section 3.2; Weng et al. 2018, section 3.4 (Fast-Lip).
     """
-    start = certified_radius(net, x, y, p=p, domain_radius=domain_radius)
+    everywhere = lipschitz_constants(net, p=p)
+    start = certified_radius(net, x, y, p=p, lipschitz=everywhere, domain_radius=domain_radius)
     margins = margin_lower_bounds(net, x, y)
 
     def certify(rows: Int[Array, " k"], radius: Float[Array, " k"]) -> Float[Array, " k"]:
-        constants = local_lipschitz(net, x[rows], y[rows], p=p, radius=radius)
+        constants = local_lipschitz(net, x[rows], y[rows], p=p, radius=radius, constants=everywhere)
         return np.minimum(radius_from_margins(margins[rows], constants), radius)
 
     return _largest_certified(net, start, certify, domain_radius=domain_radius, iterations=iterations)

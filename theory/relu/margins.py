@@ -103,20 +103,23 @@ def local_lipschitz(
     *,
     p: float,
     radius: Float[Array, " m"],
+    constants: Float[Array, "c c"] | None = None,
 ) -> Float[Array, "m c"]:
     """Lipschitz constants of g_y - g_k in l_p on the ball, a bound by the interval Jacobian (Fast-Lip).
 
     Units that keep one sign on the whole ball, by :func:`preactivation_bounds`, are fixed; the others may be
-    on or off. Never above the global constant of :func:`theory.relu.lipschitz.lipschitz_constants`.
+    on or off. Never above the global ``constants`` (default:
+    :func:`theory.relu.lipschitz.lipschitz_constants`).
 
     Raises: InvalidInput as :func:`margin_bounds`.
     Reference: Weng et al. 2018, Towards Fast Computation of Certified Robustness, section 3.4.
     """
     labels = check_labels("y", y, n=len(x), classes=net.classes)
     bounds = preactivation_bounds(net, x, p=p, radius=radius)
-    constants = gradient_bounds(net, _label_rows(net, labels), bounds, q=dual(p))
-    constants[np.arange(len(labels)), labels] = 0.0
-    return np.minimum(constants, lipschitz_constants(net, p=p)[labels])
+    found = gradient_bounds(net, _label_rows(net, labels), bounds, q=dual(p))
+    found[np.arange(len(labels)), labels] = 0.0
+    everywhere = lipschitz_constants(net, p=p) if constants is None else constants
+    return np.minimum(found, everywhere[labels])
 
 
 def gradient_bounds(
