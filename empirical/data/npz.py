@@ -6,9 +6,9 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _members(file: IO[bytes], keys: Sequence[str], size: int) -> dict[str, np.ndarray]:
+def _members(file: BufferedReader, keys: Sequence[str], size: int) -> dict[str, np.ndarray]:
     """Those of the arrays that are there."""
     if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
         raise ValueError("it holds a single array")
@@ -87,7 +87,7 @@ def _header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _check_sum(path: Path, file: IO[bytes]) -> None:
+def _check_sum(path: Path, file: BufferedReader) -> None:
     """Raises: InvalidInput if ``SHA256SUMS`` beside ``path`` has another checksum for the open file."""
     wanted = _sums(path.with_name(SUMS)).get(path.name)
     if wanted is None:
