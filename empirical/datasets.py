@@ -123,6 +123,18 @@ class Examples:
         """Shape of one example."""
         return self.x.shape[1:]
 
+    def fitted(self, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The shape in which a network takes these examples; their own if it does not say.
+
+        Raises: InvalidInput if both are images, with their axes in another order.
+        """
+        if wanted and len(wanted) == len(self.shape) == 3 and wanted != self.shape:
+            raise InvalidInput(
+                f"network takes examples of shape {wanted}; those of {self.name} have shape {self.shape}; "
+                "store the images as it takes them"
+            )
+        return wanted or self.shape
+
     def first(self, count: int) -> Examples:
         """The first ``count`` examples, or all if there are fewer. Raises: InvalidInput if count < 1."""
         if count < 1:
@@ -169,7 +181,7 @@ def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -
     """The data set in these files, which have not changed since if the stamp is equal."""
     arrays = found.read(("train", "test"))
     y_train, y_test = (_joined(arrays[f"y_{part}"]) for part in ("train", "test"))
-    classes = _classes(y_train)
+    classes = NAMED[name].classes if name in NAMED else _classes(y_train)
     x_train, shape = _part(name, "train", arrays.pop("x_train"))
     x_test, _ = _part(name, "test", arrays.pop("x_test"))
     return Dataset(found.name, x_train, y_train, x_test, y_test, classes, shape=shape)

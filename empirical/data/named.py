@@ -27,6 +27,7 @@ class Named:
     shape: tuple[int, ...]
     train: int
     test: int
+    classes: int = 10
 
 
 NAMED = {
@@ -98,8 +99,8 @@ def _download(name: str, path: Path) -> None:
                 parser="liac-arff",
                 n_retries=1,
             )
-        arrays = _split(known, np.asarray(x), np.asarray(y))
-        write_atomically(path, lambda temporary: _save(temporary, arrays))
+        images, labels = _checked(known, np.asarray(x), np.asarray(y))
+        write_atomically(path, lambda temporary: _save(temporary, images, labels, train=known.train))
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"data {name!r} is not in {path.parent} and cannot be had from OpenML ({error}); put {path.name} "
@@ -107,24 +108,24 @@ def _download(name: str, path: Path) -> None:
         ) from error
 
 
-def _split(known: Named, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    """The standard split of OpenML's table. Raises: ValueError if it is not the table we know."""
+def _checked(known: Named, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of OpenML's table. Raises: ValueError if it is not the table we know."""
     with np.errstate(invalid="ignore"):  # what is no pixel differs below
         pixels, labels = x.astype(np.uint8), y.astype(np.int64)
     if x.shape != (known.train + known.test, prod(known.shape)) or not np.array_equal(pixels, x):
         raise ValueError(f"OpenML's table of shape {x.shape} is not that of {known.openml}")
-    if labels.shape != (len(x),) or not np.isin(labels, np.arange(10)).all():
+    if labels.shape != (len(x),) or not np.isin(labels, np.arange(known.classes)).all():
         raise ValueError(f"OpenML's labels are not those of {known.openml}")
-    images = pixels.reshape(-1, *known.shape)
-    train, test = slice(known.train), slice(known.train, None)
-    return {
-        "x_train": images[train],
-        "y_train": labels[train],
-        "x_test": images[test],
-        "y_test": labels[test],
-    }
+    return pixels.reshape(-1, *known.shape), labels
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save(path: Path, images: np.ndarray, labels: np.ndarray, *, train: int) -> None:
+    """The standard split: the first ``train`` examples, and the rest."""
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(
+            file,
+            x_train=images[:train],
+            y_train=labels[:train],
+            x_test=images[train:],
+            y_test=labels[train:],
+        )

@@ -62,9 +62,7 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
     info = archive.getinfo(name)
     if info.file_size > max(_SMALL, _LARGEST_RATIO * min(info.compress_size, size)):
         raise ValueError(f"{name} claims {info.file_size:,} bytes of {info.compress_size:,} compressed")
-    with archive.open(info) as member:
-        shape, dtype = _header(member)
-        begin = member.tell()
+    shape, dtype, begin = _header(archive, info)
     if dtype.hasobject:
         raise ValueError(f"{name} holds pickled objects, which could run code")
     if dtype.itemsize == 0 or any(side < 0 for side in shape):
@@ -75,16 +73,17 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _header(member: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that an array declares."""
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(member)
-    else:
-        raise ValueError(f"it is of format {version}")
-    return shape, dtype
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type that an array declares, and where its entries begin."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+        else:
+            raise ValueError(f"it is of format {version}")
+        return shape, dtype, member.tell()
 
 
 def _check_sum(path: Path, file: BufferedReader) -> None:
