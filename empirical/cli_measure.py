@@ -35,7 +35,7 @@ _NORMS = {"linf": "l_inf", "l2": "l_2"}
 @click.option(
     "--attacks",
     metavar="A,B,...",
-    help="Any of fgs, deepfool, pgd, ddn, fmn, cw.  [default: fgs,deepfool,ddn,fmn]",
+    help="Any of fgs, rfgs, deepfool, pgd, ddn, fmn, cw.  [default: fgs,deepfool,ddn,fmn]",
 )
 @click.option("--eps", default=0.1, show_default=True, help="Size at which robust accuracy is counted.")
 @click.option("--box", nargs=2, type=float, metavar="LO HI", help="Keep attacks in this box.")

@@ -44,7 +44,7 @@ class Packed:
         length = -(-sum(sizes) // _REGISTER) * _REGISTER
         buffer = torch.zeros(length, dtype=like.dtype, device=like.device)
         pieces = buffer[: sum(sizes)].split(sizes)
-        parts = tuple(piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True))
+        parts = tuple(_laid_out(piece, t.shape) for piece, t in zip(pieces, tensors, strict=True))
         for part, tensor in zip(parts, tensors, strict=True):
             part.copy_(tensor)
         return Packed(buffer, parts)
@@ -137,7 +137,7 @@ class TrainedMLP:
                 error = torch.bmm(error, used[i]).to(out[0].buffer.dtype)
                 if recipe.activation_l1 and i == len(used) - 1:
                     error += recipe.activation_l1 / y.shape[1]
-                error *= hidden[i] > 0
+                error = torch.ops.aten.threshold_backward(error, hidden[i], 0)  # 0 where the unit is
 
     def input_gradient(
         self, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"], recipe: Recipe
@@ -273,6 +273,14 @@ def trained(ensemble: Ensemble) -> TrainedMLP | TrainedModule:
     if isinstance(ensemble, ModuleEnsemble):
         return TrainedModule.of(ensemble)
     raise InvalidInput(f"ensemble is a {type(ensemble).__name__}; give an MLPEnsemble or a ModuleEnsemble")
+
+
+def _laid_out(piece: Tensor, shape: torch.Size) -> Tensor:
+    """A vector as a tensor of this shape; on a CPU, the channels of a filter lie together."""
+    if len(shape) != 5 or piece.device.type != "cpu":
+        return piece.view(shape)
+    members, filters, channels, height, width = shape
+    return piece.view(members, filters, height, width, channels).permute(0, 1, 4, 2, 3)
 
 
 def _low(values: Tensor, recipe: Recipe) -> Tensor:

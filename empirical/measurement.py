@@ -12,7 +12,17 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 from torch import Tensor
 
-from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
+from empirical.attacks import (
+    carlini_wagner,
+    ddn,
+    deepfool,
+    fgs,
+    fmn,
+    minimal_fgs,
+    minimal_pgd,
+    minimal_rfgs,
+    shorten,
+)
 from empirical.attacks.active import margins
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
@@ -201,12 +211,24 @@ def _attacked(
 ) -> Iterator[tuple[float, str, Tensor, Tensor]]:
     """What an attack finds, as (p, method, x_adv, found); DeepFool also pulled back along its ray."""
     if name == "fgs":
-        yield math.inf, name, *minimal_fgs(nets, x, y)
+        yield math.inf, name, *minimal_fgs(nets, x, y, box=box)
+    elif name == "rfgs":
+        yield math.inf, name, *minimal_rfgs(nets, x, y, box=box)
     elif name == "deepfool":
         for p in NORMS:
-            x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised)
+            x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised, box=box)
             yield p, name, x_adv, found
             yield p, f"{name}+line", *shorten(nets, x, y, x_adv, found)
+    elif name == "pgd":
+        for p in NORMS:
+            yield p, name, *minimal_pgd(nets, x, y, p=p, box=box)
+    elif name == "ddn":
+        yield 2.0, name, *ddn(nets, x, y, box=box)
+    elif name == "fmn":
+        for p in NORMS:
+            yield p, name, *fmn(nets, x, y, p=p, box=box)
+    elif name == "cw":
+        yield 2.0, name, *carlini_wagner(nets, x, y, box=box)
     else:
         raise InvalidInput(f"attack {name!r} is unknown")
 

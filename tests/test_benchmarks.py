@@ -12,7 +12,11 @@ from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
 from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
 from benchmarks.peers import RADII as SEARCHED
 from benchmarks.peers import largest_certified, targets
+from benchmarks.training import FIELDS as TRAINING_FIELDS
+from benchmarks.training import main as main_of_training
+from benchmarks.training import setups, step_flops
 from benchmarks.turns import in_turns
+from empirical.datasets import load
 from empirical.ensembles import initialise
 
 CPU = torch.device("cpu")
@@ -39,6 +43,26 @@ def test_the_quick_run_fills_its_table(tmp_path):
 def test_quick_and_mnist_exclude_each_other():
     for arguments in ([], ["--quick", "--mnist", "mnist.npz"]):
         assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_training_is_timed_on_networks_that_learn_alike(tmp_path):
+    """Both prune the same share, and neither is fast by learning nothing."""
+    out = tmp_path / "training.csv"
+    result = CliRunner().invoke(main_of_training, ["--quick", "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == TRAINING_FIELDS
+    assert len(table) == 3
+    assert {line["sparsity"] for line in table} == {"0.3337"}
+    assert all(float(line["accuracy"]) > 0.15 for line in table)
+    assert CliRunner().invoke(main_of_training, []).exit_code == 2
+
+
+def test_operations_of_a_training_step_are_those_of_its_products():
+    """Three products per layer, but for the first one's input gradient."""
+    (setup,) = setups(load("digits"), quick=True)
+    assert step_flops(setup) == 2 * (3 * (64 * 12 + 12 * 8 + 8 * 10) - 64 * 12)
 
 
 def test_the_search_finds_known_radii_from_below():

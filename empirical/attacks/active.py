@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.ensembles import Ensemble
+from empirical.attacks.geometry import feasible, norm
+from empirical.attacks.losses import lead_direction
+from empirical.ensembles import Cotangent, Ensemble
 from theory.types import InvalidInput
 
 
@@ -19,8 +22,10 @@ def margins(logits: Float[Tensor, "K n c"], y: Int[Tensor, "*K n"]) -> Float[Ten
     return logits.gather(2, true)[..., 0] - others.amax(2)
 
 
-def check_attack(ensemble: Ensemble, x: Tensor, y: Tensor) -> None:
-    """Raises: InvalidInput if shapes disagree, a value is not finite, or a label is out of range."""
+def check_attack(ensemble: Ensemble, x: Tensor, y: Tensor, *, box: tuple[float, float] | None = None) -> None:
+    """Raises: InvalidInput if shapes or types disagree, a value is not finite or outside the box, a label is
+    out of range, or the box is empty.
+    """
     if x.ndim != 2 or x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"x has shape {tuple(x.shape)}; the networks take (n, {ensemble.inputs})")
     if y.shape != x.shape[:1]:
@@ -31,6 +36,21 @@ def check_attack(ensemble: Ensemble, x: Tensor, y: Tensor) -> None:
         )
     if len(y) and not (0 <= int(y.min()) and int(y.max()) < ensemble.classes):
         raise InvalidInput(f"y spans [{int(y.min())}, {int(y.max())}]; labels lie in [0, {ensemble.classes})")
+    if x.dtype != ensemble.weights[0].dtype:
+        raise InvalidInput(f"x is {x.dtype}, the networks {ensemble.weights[0].dtype}; convert one of them")
+    if box is None:
+        return
+    low, high = box
+    if not -torch.inf < low < high < torch.inf:
+        raise InvalidInput(f"box is {box}; give (low, high), finite, low < high")
+    if x.numel() and not low <= float(x.min()) <= float(x.max()) <= high:
+        raise InvalidInput(f"x spans [{float(x.min())}, {float(x.max())}]; it must lie in the box {box}")
+
+
+def check_count(name: str, value: int, *, least: int = 1) -> None:
+    """Raises: InvalidInput if ``value`` is below ``least``."""
+    if value < least:
+        raise InvalidInput(f"{name} is {value}; give at least {least}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +79,111 @@ class ActiveSet:
         """The packed (K', m, ...) part of (K, n, ...) values."""
         return values[self.members[:, None], self.rows]
 
+    def part(self, inner: ActiveSet) -> ActiveSet:
+        """The entries that ``inner``, which indexes this set's packed values, still holds."""
+        return ActiveSet(
+            self.members[inner.members], inner.take(self.rows), inner.live & inner.take(self.live)
+        )
+
     def put(self, target: Tensor, values: Tensor, where: Bool[Tensor, "k m"]) -> None:
         """Write packed values back into ``target`` where ``where`` holds and the entry is no padding."""
         chosen = where & self.live
         members = self.members[:, None].expand_as(self.rows)[chosen]
         target[members, self.rows[chosen]] = values[chosen]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples under attack, packed: those of member k's network are row k; all classified correctly.
+
+    ``members`` and ``rows`` are their places in the caller's arrays, ``lead`` their margins at ``start``.
+    Padding repeats other examples.
+    """
+
+    nets: Ensemble
+    start: Float[Tensor, "k m d"]
+    y: Int[Tensor, "k m"]
+    lead: Float[Tensor, "k m"]
+    members: Int[Tensor, " k"]
+    rows: Int[Tensor, "k m"]
+
+    def of(self, values: Tensor) -> Tensor:
+        """The caller's (K, n, ...) values for these examples."""
+        return values[self.members[:, None], self.rows]
+
+    def part(self, active: ActiveSet) -> Batch:
+        """The active examples only."""
+        take = active.take
+        nets = self.nets if len(active.members) == len(self.rows) else self.nets.select(active.members)
+        members = self.members[active.members]
+        return Batch(nets, take(self.start), take(self.y), take(self.lead), members, take(self.rows))
+
+    @property
+    def loss(self) -> Cotangent:
+        """What the attacks climb: the smoothed lead of the other classes."""
+        return lead_direction(self.y, self.lead)
+
+    def success(self, points: Float[Tensor, "k m d"]) -> Bool[Tensor, "k m"]:
+        """Where the class has changed, ties excluded."""
+        return margins(self.nets.logits(points), self.y) < 0
+
+    def boundary(
+        self, *, p: float, box: tuple[float, float] | None
+    ) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m d"]]:
+        """The linearised l_p distance from start to the boundary, 0 where no gradient leads there; the gradient."""
+        _, gradient = self.nets.logits_and_gradient(self.start, self.loss)
+        gradient = feasible(gradient, self.start, box)
+        size = norm(gradient, p=2.0 if p == 2 else 1.0)
+        return torch.where(size > 0, self.lead / size, 0.0), gradient
+
+
+def attack_correct(
+    ensemble: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    attack: Callable[[Batch], tuple[Tensor, Tensor]],
+) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
+    """Attack what is classified correctly; the rest is found where it is.
+
+    ``attack`` returns points and where they succeed; elsewhere the clean example stays.
+    """
+    x_adv = x.expand(ensemble.members, *x.shape).clone()
+    lead = margins(ensemble.logits(x), y)
+    found = lead <= 0
+    active = ActiveSet.of(~found)
+    if len(active.members):
+        rows = torch.arange(len(x), device=x.device).expand_as(found)
+        lead = lead.masked_fill(found, 1.0)  # of padding, if anything
+        members = torch.arange(ensemble.members, device=x.device)
+        everything = Batch(ensemble, x.expand_as(x_adv), y.expand_as(found), lead, members, rows)
+        points, success = attack(everything.part(active))
+        active.put(x_adv, points, success)
+        active.put(found, success, success)
+    return x_adv, found
+
+
+@dataclass
+class Closest:
+    """The closest successful point of every example so far; distance inf where there is none."""
+
+    points: Float[Tensor, "k m d"]
+    distance: Float[Tensor, "k m"]
+
+    @staticmethod
+    def none(start: Float[Tensor, "k m d"]) -> Closest:
+        """Nothing found yet."""
+        return Closest(start.clone(), torch.full_like(start[..., 0], torch.inf))
+
+    def offer(
+        self, points: Float[Tensor, "k m d"], distance: Float[Tensor, "k m"], success: Bool[Tensor, "k m"]
+    ) -> Bool[Tensor, "k m"]:
+        """Keep the successful points that are closer; says which were."""
+        closer = success & (distance < self.distance)
+        self.points[closer] = points[closer]
+        self.distance = torch.where(closer, distance, self.distance)
+        return closer
+
+    @property
+    def found(self) -> Bool[Tensor, "k m"]:
+        """Which examples have a successful point."""
+        return self.distance.isfinite()

@@ -6,26 +6,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.attacks.active import check_attack
+from empirical.attacks.active import Batch, attack_correct, check_attack
+from empirical.attacks.geometry import clip
+from empirical.attacks.losses import cross_entropy_direction
 from empirical.attacks.ray import beyond_crossing
-from empirical.ensembles import Ensemble, MLPEnsemble
+from empirical.attacks.search import smallest_step
+from empirical.ensembles import Ensemble
 from theory.types import InvalidInput
 
 
 def loss_gradient_sign(
-    ensemble: Ensemble, x: Float[Tensor, "n d"], y: Int[Tensor, " n"]
+    ensemble: Ensemble, x: Float[Tensor, "*K n d"], y: Int[Tensor, "*K n"]
 ) -> Float[Tensor, "K n d"]:
-    """Sign of the input gradient of the cross-entropy at the true label; 0 where the gradient is 0.
-
-    The gradient is (1 - p_y) * sum_{k != y} softmax_{k != y}(g) * grad(g_k - g_y). The factor in front is
-    left out: it does not change the sign and underflows on saturated logits.
-    """
-
-    def cotangent(logits: Tensor) -> Tensor:
-        true = y.expand(logits.shape[:2])[..., None]
-        return logits.scatter(2, true, -torch.inf).softmax(2).scatter(2, true, -1.0)
-
-    return ensemble.logits_and_gradient(x, cotangent)[1].sign()
+    """Sign of the input gradient of the cross-entropy at the true label; 0 where the gradient is 0."""
+    return ensemble.logits_and_gradient(x, cross_entropy_direction(y))[1].sign()
 
 
 def fgs(
@@ -36,27 +30,128 @@ def fgs(
     eps: float,
     box: tuple[float, float] | None = None,
 ) -> Float[Tensor, "K n d"]:
-    """x + eps * sign(loss gradient), clipped to ``box`` if one is given.
+    """x + eps * sign(loss gradient), clipped to ``box`` if one is given, whether it succeeds or not.
 
     The accuracy on these examples is the paper's r_inf(eps) (with its box, [0, 1]).
-    Raises: InvalidInput if eps is negative or not finite, or shapes, values or labels are bad.
+    Raises: InvalidInput if eps is negative or not finite, or shapes, values, labels or box are bad.
     """
-    check_attack(ensemble, x, y)
-    if not 0 <= eps < torch.inf:
-        raise InvalidInput(f"eps is {eps}; the step must be finite and not negative")
-    moved = x + eps * loss_gradient_sign(ensemble, x, y)
-    return moved if box is None else moved.clamp(*box)
+    check_attack(ensemble, x, y, box=box)
+    _check_eps(eps)
+    return clip(x + eps * loss_gradient_sign(ensemble, x, y), box)
+
+
+def rfgs(
+    ensemble: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    *,
+    eps: float,
+    share: float = 0.5,
+    seed: int = 0,
+    box: tuple[float, float] | None = None,
+) -> Float[Tensor, "K n d"]:
+    """R+FGSM (Tramer et al. 2018): a random sign step of size share * eps, then a gradient sign step.
+
+    The second step has size (1 - share) * eps and follows the gradient at the point after the first one. The
+    random signs are the same for all members. The examples are returned whether they succeed or not.
+    Raises: InvalidInput if eps is negative or not finite, share lies outside [0, 1), or shapes, values,
+    labels or box are bad.
+    """
+    check_attack(ensemble, x, y, box=box)
+    _check_eps(eps)
+    _check_share(share)
+    begin = clip(x + share * eps * _random_signs(x, seed), box)
+    return clip(begin + (1 - share) * eps * loss_gradient_sign(ensemble, begin, y), box)
 
 
 def minimal_fgs(
-    ensemble: MLPEnsemble, x: Float[Tensor, "n d"], y: Int[Tensor, " n"], *, max_step: float = torch.inf
+    ensemble: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    *,
+    max_step: float = torch.inf,
+    box: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
-    """The smallest fast-gradient-sign step that changes the decision, located exactly.
+    """The smallest fast-gradient-sign step that changes the decision.
 
-    The logits are piecewise linear along the ray, so the first crossing is computed piece by piece
-    (:func:`empirical.attacks.ray.first_crossing`); success need not be monotone in the step, so a grid or
-    a bisection can miss it. Misclassified examples are found at step 0.
-    Raises: InvalidInput if shapes, values or labels are bad.
+    Without a box it is located exactly where :func:`empirical.attacks.ray.crossings` says so: the logits are
+    piecewise linear along the ray; success need not be monotone in the step, so a grid or a bisection can
+    miss the first one. With a box, whose walls bend the ray, it is an upper bound by scan and bisection
+    (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.
+    Raises: InvalidInput if max_step is negative or NaN, or shapes, values, labels or box are bad.
     """
-    check_attack(ensemble, x, y)
-    return beyond_crossing(ensemble, x, y, loss_gradient_sign(ensemble, x, y), max_step=max_step)
+    check_attack(ensemble, x, y, box=box)
+    _check_max_step(max_step)
+    if box is None:
+        return beyond_crossing(ensemble, x, y, loss_gradient_sign(ensemble, x, y), max_step=max_step)
+
+    def attack(batch: Batch) -> tuple[Tensor, Tensor]:
+        sign = loss_gradient_sign(batch.nets, batch.start, batch.y)
+        unit, _ = batch.boundary(p=torch.inf, box=box)
+
+        def straight(part: Batch, way: Tensor, step: Tensor) -> Tensor:
+            return clip(part.start + step[..., None] * way, box)
+
+        return smallest_step(batch, sign, straight, unit=unit, largest=_largest(max_step, box))
+
+    return attack_correct(ensemble, x, y, attack)
+
+
+def minimal_rfgs(
+    ensemble: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    *,
+    share: float = 0.5,
+    seed: int = 0,
+    max_step: float = torch.inf,
+    box: tuple[float, float] | None = None,
+) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
+    """The smallest step at which R+FGSM (:func:`rfgs`) changes the decision, by scan and bisection.
+
+    The path bends as the gradient after the random step changes with its size: an upper bound
+    (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.
+    Raises: InvalidInput if share lies outside [0, 1), max_step is negative or NaN, or shapes, values, labels
+    or box are bad.
+    """
+    check_attack(ensemble, x, y, box=box)
+    _check_share(share)
+    _check_max_step(max_step)
+    signs = _random_signs(x, seed)
+
+    def attack(batch: Batch) -> tuple[Tensor, Tensor]:
+        unit, _ = batch.boundary(p=torch.inf, box=box)
+
+        def bent(part: Batch, way: Tensor, step: Tensor) -> Tensor:
+            begin = clip(part.start + share * step[..., None] * way, box)
+            sign = loss_gradient_sign(part.nets, begin, part.y)
+            return clip(begin + (1 - share) * step[..., None] * sign, box)
+
+        return smallest_step(batch, signs[batch.rows], bent, unit=unit, largest=_largest(max_step, box))
+
+    return attack_correct(ensemble, x, y, attack)
+
+
+def _random_signs(x: Tensor, seed: int) -> Tensor:
+    drawn = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed))
+    return (2 * drawn - 1).to(device=x.device, dtype=x.dtype)
+
+
+def _largest(max_step: float, box: tuple[float, float] | None) -> float:
+    """A step as long as the box moves every feature to its wall."""
+    return max_step if box is None else min(max_step, box[1] - box[0])
+
+
+def _check_eps(eps: float) -> None:
+    if not 0 <= eps < torch.inf:
+        raise InvalidInput(f"eps is {eps}; the step must be finite and not negative")
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share < 1:
+        raise InvalidInput(f"share is {share}; the random step's share of the whole lies in [0, 1)")
+
+
+def _check_max_step(max_step: float) -> None:
+    if not max_step >= 0:
+        raise InvalidInput(f"max_step is {max_step}; it must not be negative")

@@ -29,7 +29,7 @@ CONDITIONS = (
     "l1",
     "activation",
 )
-ATTACKS = ("fgs", "deepfool", "pgd", "ddn", "fmn", "cw")
+ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "cw")
 
 
 @dataclass(frozen=True)

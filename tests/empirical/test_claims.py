@@ -93,7 +93,7 @@ def test_false_alarms_are_rare():
     trials = 100  # without the correction 46 % would be alarms
     grid = np.linspace(0.1, 0.99, 12)
     noise = [pd.DataFrame(rng.normal(size=(5, 12)), columns=grid) for _ in range(trials)]
-    alarms = sum(claims._best_gain(gains).p_value < 0.05 for gains in noise)
+    alarms = sum(claims.trends.best_gain(gains).p_value < 0.05 for gains in noise)
     assert alarms / trials < 0.05 + 5 * (0.05 * 0.95 / trials) ** 0.5
 
 
@@ -139,12 +139,12 @@ def test_effect_and_p_value_belong_to_one_sparsity():
     rng = np.random.default_rng(0)
     wild = rng.normal(size=8)
     gains = pd.DataFrame({0.1: 0.001 + 1e-5 * rng.normal(size=8), 0.9: 0.08 + wild - wild.mean()})
-    best = claims._best_gain(gains)
+    best = claims.trends.best_gain(gains)
     assert best.sparsity == 0.1
     assert best.low < best.gain < best.high < 0.002
     assert best.highest > 0.05
     assert not best.counts
-    assert claims._best_gain(gains[[0.1]] + 0.06).counts
+    assert claims.trends.best_gain(gains[[0.1]] + 0.06).counts
 
 
 def test_a_fall_too_small_to_count_is_not_one():
@@ -176,3 +176,15 @@ def test_predictions_are_held_against_what_they_predict(factor, verdict):
     assert row["measure"] == "R_2, random"
     wanted = (factor - 1) * np.mean([0.2 - 0.1 * alpha for alpha in SPARSITIES[1:]]) / 0.2
     assert row["effect"] == pytest.approx(wanted, rel=0.02)
+
+
+def test_activation_sparsity_is_judged_by_its_own_claim():
+    """A rise and a fall under the activation condition support C6 twice, and say nothing of C3 and C4."""
+    frame = made_up(lambda alpha: 0.8 * alpha * (1 - alpha), noise=1e-3)
+    frame = frame[frame["family"] == "mlp"].assign(
+        pruning=frame["pruning"].replace("magnitude", "activation")
+    )
+    judged = judge(frame)
+    assert set(judged["claim"]) == {"C6"}
+    assert set(judged[judged["measure"].str.endswith("rise")]["verdict"]) == {"supported"}
+    assert set(judged[judged["measure"].str.endswith("fall")]["verdict"]) == {"supported"}

@@ -215,6 +215,20 @@ def test_progressive_pruning_is_nested_and_exact_and_trains_what_is_left(criteri
                 torch.testing.assert_close(w, (was * (1 + level) + 1) * m)
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=4).map(sorted), st.integers(0, 9))
+def test_any_rising_sparsities_are_reached_exactly_and_nested(sparsities, seed):
+    nets = initialise([5, 4, 3], seeds=[seed, seed + 1], device=CPU)
+    levels = progressive(
+        nets, sparsities, prune=lambda e, s: magnitude_masks(e, sparsity=s), retrain=drifting
+    )
+    before = nets.masks
+    for sparsity, found in zip(sparsities, levels, strict=True):
+        for mask, old in zip(found.masks, before, strict=True):
+            assert (mask <= old).all()
+            assert (~mask).flatten(1).sum(1).tolist() == [round(sparsity * mask[0].numel())] * 2
+        before = found.masks
+
+
 def test_one_shot_prunes_the_start_at_every_sparsity():
     nets = initialise([30, 20, 10], seeds=[0, 1], device=CPU)
     by = partial(one_shot, nets, [0.2, 0.7], retrain=drifting)

@@ -227,6 +227,18 @@ def test_members_of_module_ensembles_equal_the_same_network_alone_and_repeat(see
         assert torch.equal(tensor[2:], alone.state[name])
 
 
+def test_modules_are_trained_one_per_core_to_the_same_numbers():
+    x, y = problem(d=32)
+    nets, recipe = convs([0, 1, 2]), Recipe(epochs=2, batch_size=16)
+    one = train(nets, x, y, recipe, seeds=[0, 1, 2])
+    torch.set_num_threads(2)
+    try:
+        two = train(nets, x, y, recipe, seeds=[0, 1, 2])
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(tensor, two.state[name]) for name, tensor in one.state.items())
+
+
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("inputs", [5, 6, 16])
 def test_where_a_value_lies_in_memory_does_not_round_it(members, inputs):
@@ -270,7 +282,7 @@ def test_l1_finds_the_minimum_of_the_penalised_loss(momentum):
     x, y = problem(n=60, d=8)
     nets = double(initialise([8, 3], seeds=[0], device=CPU))
     recipe = Recipe(
-        epochs=3000, batch_size=60, learning_rate=0.2 * (1 - momentum), momentum=momentum, weight_decay=0.0,
+        epochs=600, batch_size=60, learning_rate=1.0 * (1 - momentum), momentum=momentum, weight_decay=0.0,
         l1=0.03, schedule=Schedule("constant"),
     )  # fmt: skip
     trained = train(nets, x, y, recipe, seeds=[0])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from theory.graph import certificate
+from theory.graph.bounds import node_bounds
 from theory.graph.certificate import certified_radius, margin_bounds
 from theory.graph.constants import lipschitz_constants
 from theory.graph.network import Graph, from_relu_network
@@ -173,6 +174,26 @@ def test_misclassified_tied_and_constant_inputs():
     assert (certified_radius(equal, x, y, p=2.0) == 0).all()
 
 
+def test_radii_on_a_line_end_before_the_class_changes():
+    """On one input the first change of class is seen on a grid. Radii that no ball was bounded at, such as
+    where lines or local constants of a smaller ball would end, lie beyond it in some of these networks."""
+    rng = np.random.default_rng(7)
+    grid = torch.linspace(-4.0, 4.0, 8001).double()
+    share = []
+    for _ in range(12):
+        weights = [rng.normal(size=s) * (rng.random(s) < 0.7) for s in ((6, 1), (4, 6), (2, 4))]
+        biases = tuple(rng.normal(size=len(w)) for w in weights)
+        graph = from_relu_network(ReLUNetwork(tuple(weights), biases))
+        x = torch.tensor(rng.uniform(-1, 1, size=(20, 1)))
+        y = graph.scores(x).argmax(1)
+        changed = graph.scores(grid[:, None]).argmax(1)[None] != y[:, None]
+        exact = torch.where(changed, (grid - x).abs(), math.inf).amin(1)
+        found = certified_radius(graph, x, y, p=2.0)
+        assert (found <= exact).all()
+        share.append((found / exact)[exact.isfinite() & (found > 0)])
+    assert torch.cat(share).mean() > 0.5
+
+
 def test_local_constants_carry_on_where_crown_stops():
     """On sparse networks the last stage enlarges some radii, and they stay sound."""
     rng = np.random.default_rng(3)
@@ -192,6 +213,33 @@ def test_local_constants_carry_on_where_crown_stops():
         enlarged += int((after > before * (1 + 3 * PRECISION)).sum())
         laws.law_no_attack_inside(after, graph, x, y, p=2.0)
     assert enlarged
+
+
+def test_no_radius_exceeds_the_largest_ball_that_was_bounded(monkeypatch):
+    """Lines and local constants hold inside the ball they were made for and nowhere else."""
+    balls = []
+
+    def recorded(graph, ball, **options):
+        balls.append(float(ball.radius))
+        return node_bounds(graph, ball, **options)
+
+    monkeypatch.setattr(certificate, "node_bounds", recorded)
+    rng = np.random.default_rng(3)
+    weights = [rng.normal(size=s) * (rng.random(s) < 0.3) for s in ((12, 6), (8, 12), (2, 8))]
+    graph = from_relu_network(
+        ReLUNetwork(tuple(weights), tuple(0.3 * rng.normal(size=len(w)) for w in weights))
+    )
+    x = torch.tensor(rng.normal(size=(10, 6)))
+    y = graph.scores(x).argmax(1)
+    start = lipschitz_constants(graph, p=2.0)
+    scores = graph.scores(x)
+    for trials in (1, 6):
+        monkeypatch.setattr(certificate, "LOCAL_TRIALS", trials)
+        for i in range(len(x)):
+            balls.clear()
+            found = certified_radius(graph, x[i : i + 1], y[i : i + 1], p=2.0)
+            globally = (scores[i, y[i]] - scores[i, 1 - y[i]]) / start[0, 1]
+            assert float(found) <= max(*balls, float(globally) * (1 + AGREEMENT))
 
 
 def test_ascent_steps_never_shrink_the_radius_on_an_example_that_gains():

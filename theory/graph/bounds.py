@@ -8,209 +8,31 @@ min(z, 0). Rounding is accounted for as in :mod:`theory.graph.relaxation`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from theory.graph.network import Activation, Combine, Graph, Source, combined
+from theory.graph.affine import AffinePart, affine_part, affine_values
+from theory.graph.backward import NodeBounds, lower_bounds
+from theory.graph.network import Activation, Dense, Graph, Source
 from theory.graph.relaxation import (
-    EXTRA,
     Ball,
     Interval,
     Lines,
-    eps_of,
     gate_interval,
     gate_lines,
     interval_step,
     relu_interval,
     relu_lines,
     sound,
-    step_size,
-    terms_of,
-    tiny_of,
 )
 
-ROW_ENTRIES = 2**25  # entries of the largest tensor of coefficients: 256 MiB in float64
+ROW_ENTRIES = (
+    2**19
+)  # entries of the largest tensor of coefficients on a CPU, 4 MiB in float64: they stay in the cache
 
-
-def norms(sizes: Tensor, *, q: float) -> Tensor:
-    """l_q norm of non-negative entries over all axes but the first two, an identity to rounding."""
-    flat = sizes.flatten(2)
-    if q == 1:
-        return flat.sum(2)
-    largest = flat.amax(2, keepdim=True)
-    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return ((flat / unit).square().sum(2, keepdim=True).sqrt() * unit)[..., 0]
-
-
-def lower_bounds(
-    graph: Graph,
-    node: int,
-    rows: Tensor,
-    lines: dict[int, Lines],
-    sizes: list[Tensor],
-    ball: Ball,
-    *,
-    offset: Tensor | None = None,
-) -> Tensor:
-    """Lower bounds over the ball of rows . value(node) + offset, a bound by backward linear relaxation: (m,
-    r).
-
-    ``rows`` is (1 or m, r, *shape) and may be the same for all examples. Every activation below ``node`` is
-    replaced, backwards, by the line below or above it that the sign of its coefficient asks for. ``sizes``
-    bounds the absolute value of every node: it turns errors of coefficients into errors of the result.
-
-    Reference: Zhang et al. 2018, Theorem 3.2 (CROWN); Xu et al. 2020 for graphs.
-    """
-    eps, tiny = eps_of(graph), tiny_of(graph)
-    total = torch.zeros(rows.shape[:2], dtype=rows.dtype, device=rows.device) if offset is None else offset
-    slack = eps * total.abs()
-    arriving = {node: rows}
-    for i in range(node, 0, -1):
-        if i not in arriving:
-            continue
-        coefficients, here = arriving.pop(i), graph.nodes[i]
-        size = step_size(graph, here, [sizes[j] for j in here.inputs])
-        signed = [] if here.bias is None else [here.bias.expand(here.shape)[None]]
-        intercepts: list[tuple[float, Tensor]] = []
-        match here.operation:
-            case Activation():
-                line = lines[i]
-                intercepts = [(s, t) for s, t in ((1.0, line.low), (-1.0, line.high)) if t is not None]
-                signed += [intercept for _, intercept in intercepts]
-                below = line.below[:, None] if line.below.dim() < coefficients.dim() else line.below
-                passed = [
-                    (here.inputs[0], torch.where(coefficients > 0, below, line.above[:, None]) * coefficients)
-                ]
-                size = size + sizes[i]
-            case Combine(signs):
-                passed = [
-                    (j, coefficients if s == 1 else s * coefficients)
-                    for j, s in zip(here.inputs, signs, strict=True)
-                ]
-            case operation:
-                assert not isinstance(operation, Source)
-                back = operation.transpose(coefficients.flatten(0, 1))
-                passed = [(here.inputs[0], back.unflatten(0, coefficients.shape[:2]))]
-        # The two sums, through the node and with its constants, are rounded apart.
-        terms, count = terms_of(graph, here), coefficients[0, 0].numel() + EXTRA
-        weight = terms * size
-        for value in signed:
-            weight = weight + count * value.abs()
-        below_size = sum((sizes[j].flatten(1).sum(1) for j in here.inputs), start=size.flatten(1).sum(1))
-        # A positive coefficient meets the lower intercept, a negative one the upper: (c +- |c|) / 2 each.
-        absolute = _dots(coefficients.abs(), [weight, torch.ones_like(size[:1]), *(t for _, t in intercepts)])
-        plain = _dots(coefficients, signed) if signed else []
-        if here.bias is not None:
-            total = total + plain.pop(0)
-        for (sign, _), mixed, sized in zip(intercepts, plain, absolute[2:], strict=True):
-            total = total + (mixed + sign * sized) / 2
-        slack = slack + eps * absolute[0]
-        slack = slack + (terms + count) * tiny * (absolute[1] + below_size[:, None] + 1)
-        slack = slack + 2 * eps * total.abs()
-        for j, more in passed:
-            arriving[j] = arriving[j] + more if j in arriving else more
-    coefficients = arriving[0]
-    absolute = coefficients.abs()
-    spread = norms(absolute, q=ball.q) * ball.radius[:, None]
-    reach, total_size = _dots(absolute, [ball.centre.abs(), torch.ones_like(ball.centre[:1])])
-    terms = coefficients[0, 0].numel() + EXTRA
-    slack = slack + terms * (eps * (reach + spread + total.abs()) + tiny * (total_size + 1))
-    bound = _dots(coefficients, [ball.centre])[0] + total - spread - slack * (1 + 64 * terms * eps)
-    return torch.where(bound.isnan(), -torch.inf, bound)
-
-
-def _dots(coefficients: Tensor, values: list[Tensor]) -> list[Tensor]:
-    """Inner products of (1 or m, r, *shape) with several (1 or m, *shape), in one pass: (m, r) each."""
-    left = coefficients.flatten(2)
-    examples = max(len(value) for value in values)
-    right = torch.stack([value.flatten(1).expand(examples, -1) for value in values], dim=2)
-    if len(left) == 1:
-        product = torch.einsum("rn,mnv->mrv", left[0], right)
-    elif examples == 1:
-        product = left @ right[0]
-    else:
-        product = torch.bmm(left, right)
-    return list(product.unbind(2))
-
-
-@dataclass(frozen=True)
-class NodeBounds:
-    """Intervals of every node of a graph over the balls, the lines around its activations, and sizes."""
-
-    intervals: tuple[Interval, ...]
-    lines: dict[int, Lines]
-
-    @property
-    def sizes(self) -> list[Tensor]:
-        """The largest absolute value of every entry of every node."""
-        return [interval.size for interval in self.intervals]
-
-    def take(self, rows: Tensor) -> NodeBounds:
-        """The intervals of some examples, without lines."""
-        return NodeBounds(tuple(Interval(b.lower[rows], b.upper[rows]) for b in self.intervals), {})
-
-
-Tighten = Callable[[Graph, int, Interval, NodeBounds, Ball], Interval]
-
-
-def linear_row_norms(graph: Graph, *, q: float) -> dict[int, Tensor]:
-    """||row||_q of every activation's input that is affine in the input, a bound: (*shape) each, by node.
-
-    They depend on neither the balls nor their radii.
-    """
-    found = {}
-    for i in graph.activations:
-        (before,) = graph.nodes[i].inputs
-        if graph.linear[before] and before not in found:
-            found[before] = _row_norms(graph, before, q=q)
-    return found
-
-
-def _row_norms(graph: Graph, node: int, *, q: float) -> Tensor:
-    shape = graph.nodes[node].shape
-    count, eps = prod(shape), eps_of(graph)
-    largest = max(prod(n.shape) for n in graph.nodes[: node + 1])
-    exact, error = [], []
-    for part in torch.arange(count, device=graph.device).split(max(1, ROW_ENTRIES // largest)):
-        rows = torch.zeros(1, len(part), count, dtype=graph.dtype, device=graph.device)
-        rows[0, torch.arange(len(part), device=graph.device), part] = 1.0
-        rows = rows.unflatten(2, shape)
-        back, size, terms = _pull_linear(graph, node, rows)
-        exact.append(norms(back.abs(), q=q)[0])
-        error.append(terms * eps * norms(size, q=q)[0])
-    found = torch.cat(exact) + torch.cat(error)
-    return (found * (1 + 4 * eps * (prod(graph.nodes[0].shape) + EXTRA))).reshape(shape)
-
-
-def _pull_linear(graph: Graph, node: int, rows: Tensor) -> tuple[Tensor, Tensor, int]:
-    """rows through the affine part of a graph to the input; the same for absolute weights; roundings.
-
-    What underflows on the way is at most the smallest normal number each time, and follows the sizes.
-    """
-    arriving, sizes, terms = {node: rows}, {node: rows.abs()}, EXTRA
-    floor = tiny_of(graph) / eps_of(graph)
-    for i in range(node, 0, -1):
-        if i not in arriving:
-            continue
-        here, value, size = graph.nodes[i], arriving.pop(i), sizes.pop(i)
-        terms += terms_of(graph, here)
-        match here.operation:
-            case Combine(signs):
-                passed = [(j, s * value, size) for j, s in zip(here.inputs, signs, strict=True)]
-            case Source() | Activation():
-                raise AssertionError("not affine")
-            case operation:
-                shape = value.shape[:2]
-                back = operation.transpose(value.flatten(0, 1)).unflatten(0, shape)
-                wide = operation.magnitude().transpose(size.flatten(0, 1)).unflatten(0, shape) + floor
-                passed = [(here.inputs[0], back, wide)]
-        for j, back, wide in passed:
-            arriving[j] = arriving[j] + back if j in arriving else back
-            sizes[j] = sizes[j] + wide if j in sizes else wide
-    return arriving[0], sizes[0], terms
+Tighten = Callable[[Graph, int, Interval, NodeBounds, Ball, AffinePart], Interval]
 
 
 def node_bounds(
@@ -218,7 +40,7 @@ def node_bounds(
     ball: Ball,
     *,
     units: dict[int, Interval] | None = None,
-    row_norms: dict[int, Tensor] | None = None,
+    part: AffinePart | None = None,
     known: NodeBounds | None = None,
     tighten: Tighten | None = None,
 ) -> NodeBounds:
@@ -226,17 +48,17 @@ def node_bounds(
     matters.
 
     ``units`` holds, for a graph of gradients, the intervals of the inputs of the ReLUs whose derivatives it
-    uses. ``row_norms`` are those of :func:`linear_row_norms`. ``known`` are bounds over larger balls with the
-    same centres. The intervals of inputs of activations that are not affine go through ``tighten``, by
-    default :func:`open_signs`.
+    uses. ``part`` is that of :func:`theory.graph.affine.affine_part`. ``known`` are bounds over larger balls
+    with the same centres. The intervals of inputs of activations that are not affine go through ``tighten``,
+    by default :func:`open_signs`.
     """
     tighten = open_signs if tighten is None else tighten
-    row_norms = linear_row_norms(graph, q=ball.q) if row_norms is None else row_norms
-    eps, tiny = eps_of(graph), tiny_of(graph)
+    part = affine_part(graph, q=ball.q) if part is None else part
+    eps = torch.finfo(graph.dtype).eps
     feeding = {graph.nodes[i].inputs[0] for i in graph.activations}
     intervals: list[Interval] = []
     lines: dict[int, Lines] = {}
-    middles = _affine_values(graph, ball.centre, set(row_norms))
+    centres = affine_values(graph, ball.centre)
     for i, node in enumerate(graph.nodes):
         match node.operation:
             case Source():
@@ -250,71 +72,68 @@ def node_bounds(
                 else:
                     assert units is not None
                     interval, lines[i] = gate_interval(z, units[unit]), gate_lines(z, units[unit])
+            case _ if i in part.norms:
+                middle, error = centres[i]
+                reach = ball.radius.reshape(-1, *(1,) * len(node.shape)) * part.norms[i]
+                slack = error + 4 * eps * (reach + middle.abs() + error)
+                interval = sound(Interval(middle - reach - slack, middle + reach + slack))
             case _:
                 interval = interval_step(graph, node, [intervals[j] for j in node.inputs])
                 if known is not None:
                     interval = interval.meet(known.intervals[i])
-                if i in row_norms:
-                    middle, size, terms = middles[i]
-                    reach = ball.radius.reshape(-1, *(1,) * len(node.shape)) * row_norms[i]
-                    slack = terms * (eps * size + tiny) + 4 * eps * (reach + size)
-                    interval = interval.meet(sound(Interval(middle - reach - slack, middle + reach + slack)))
-                elif i in feeding:
-                    interval = tighten(graph, i, interval, NodeBounds(tuple(intervals), lines), ball)
+                if i in feeding:
+                    before = NodeBounds(tuple(intervals), lines, centres)
+                    interval = tighten(graph, i, interval, before, ball, part)
         intervals.append(interval)
-    return NodeBounds(tuple(intervals), lines)
+    return NodeBounds(tuple(intervals), lines, centres)
 
 
-def _affine_values(graph: Graph, x: Tensor, wanted: set[int]) -> dict[int, tuple[Tensor, Tensor, int]]:
-    """Values at ``x``, sizes and roundings of the affine nodes that ``wanted`` needs."""
-    found: dict[int, tuple[Tensor, Tensor, int]] = {}
-    eps, tiny = eps_of(graph), tiny_of(graph)
-    last = max(wanted, default=-1)
-    for i, node in enumerate(graph.nodes[: last + 1]):
-        if not graph.linear[i]:
-            continue
-        if isinstance(node.operation, Source):
-            found[i] = (x, x.abs(), EXTRA)
-            continue
-        parts = [found[j] for j in node.inputs]
-        match node.operation:
-            case Combine(signs):
-                value = combined([v for v, _, _ in parts], signs)
-            case operation:
-                assert not isinstance(operation, Source | Activation)
-                value = operation.apply(parts[0][0])
-        value = value if node.bias is None else value + node.bias
-        size = step_size(graph, node, [s for _, s, _ in parts]) + tiny / eps
-        found[i] = (value, size, max(t for _, _, t in parts) + terms_of(graph, node))
-    return found
-
-
-def open_signs(graph: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball) -> Interval:
+def open_signs(
+    graph: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball, part: AffinePart
+) -> Interval:
     """The interval of a node, a bound, met with linear bounds of the entries whose sign is open."""
-    open_ = (interval.lower < 0) & (interval.upper > 0)
-    flat = open_.flatten(1)
-    most = int(flat.sum(1).max())
+    open_ = ((interval.lower < 0) & (interval.upper > 0)).flatten(1)
+    counts = open_.sum(1)
+    most = int(counts.max())
     if most == 0:
         return interval
     lower, upper = interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone()
-    sizes = before.sizes
-    largest = max(prod(n.shape) for n in graph.nodes[: node + 1])
-    chunk = max(1, ROW_ENTRIES // (2 * largest * len(flat)))
-    order = flat.to(torch.uint8).topk(most, dim=1).indices if most < flat.shape[1] else None
-    places = (
-        torch.arange(flat.shape[1], device=flat.device)[None].expand(len(flat), -1)
-        if order is None
-        else order
-    )
-    for part in places.split(chunk, dim=1):
-        shared = order is None
-        rows = torch.zeros(
-            1 if shared else len(flat), part.shape[1], flat.shape[1], dtype=graph.dtype, device=graph.device
-        )
-        rows.scatter_(2, part[: len(rows), :, None], 1.0)
-        rows = torch.cat([rows, -rows], dim=1).unflatten(2, graph.nodes[node].shape)
-        found = lower_bounds(graph, node, rows, before.lines, sizes, ball)
-        below, minus_above = found.split(part.shape[1], dim=1)
-        lower.scatter_(1, part, torch.fmax(lower.gather(1, part), below))
-        upper.scatter_(1, part, torch.fmin(upper.gather(1, part), -minus_above))
-    return Interval(lower.reshape(open_.shape), upper.reshape(open_.shape))
+    entries = ROW_ENTRIES * (1 if graph.device.type == "cpu" else ON_GPU)
+    row = 2 * max(prod(n.shape) for i, n in enumerate(graph.nodes[: node + 1]) if i)  # twice: for both sides
+    group = max(1, entries // (row * most))
+    for examples in counts.argsort(descending=True).split(group):  # alike ones share a number of rows
+        here = before if len(examples) == len(counts) else before.take(examples)
+        balls = ball if len(examples) == len(counts) else ball.take(examples)
+        if here is before:
+            examples = torch.arange(len(counts), device=counts.device)
+        places = open_[examples].to(torch.uint8).topk(int(counts[examples].max()), dim=1).indices
+        for columns in places.split(max(1, entries // row), dim=1):
+            at = examples[:, None], columns
+            below, above = _entries(graph, node, columns, here, balls, part)
+            lower[at] = torch.fmax(lower[at], below)
+            upper[at] = torch.fmin(upper[at], above)
+    return Interval(lower.reshape(interval.lower.shape), upper.reshape(interval.lower.shape))
+
+
+def _entries(
+    graph: Graph, node: int, places: Tensor, before: NodeBounds, ball: Ball, part: AffinePart
+) -> tuple[Tensor, Tensor]:
+    """Bounds of entries of a node from below and above, (m, r) each, at ``places`` (m, r)."""
+    here, offset, start = graph.nodes[node], None, node
+    n = prod(here.shape)
+    every = places.shape[1] == n
+    columns = torch.arange(n, device=places.device)[None] if every else places
+    if isinstance(here.operation, Dense):  # entries are its weight's rows, applied to what is before
+        rows, (start,) = here.operation.weight[columns], here.inputs
+        if here.bias is not None:
+            bias = here.bias.expand(here.shape)[columns]
+            offset = torch.cat([bias, -bias], dim=1)
+    else:
+        rows = torch.zeros(*columns.shape, n, dtype=graph.dtype, device=graph.device)
+        rows = rows.scatter_(2, columns[..., None], 1.0)
+    rows = torch.cat([rows, -rows], dim=1).unflatten(2, graph.nodes[start].shape)
+    found = lower_bounds(graph, start, rows, before, ball, part, offset=offset).at(ball.radius)
+    below, minus_above = found.split(places.shape[1], dim=1)
+    if every:
+        below, minus_above = below.gather(1, places), minus_above.gather(1, places)
+    return below, -minus_above

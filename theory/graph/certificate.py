@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theory.graph.bounds import (
-    Ball,
-    Interval,
-    Lines,
-    NodeBounds,
-    linear_row_norms,
-    lower_bounds,
-    node_bounds,
-)
+from theory.graph.affine import AffinePart, affine_part
+from theory.graph.backward import Falling, NodeBounds, lower_bounds
+from theory.graph.bounds import node_bounds
 from theory.graph.constants import lipschitz_constants
 from theory.graph.lipschitz import (
     checked_ball,
     gradient_norm_bounds,
-    interval_gradient_norms,
     label_differences,
     moved,
     rounded_up,
 )
 from theory.graph.network import Graph
+from theory.graph.relaxation import Ball, Interval, Lines
 from theory.types import InvalidInput
 
 LARGEST_RADIUS = 1e30
 MOST_TRIALS = 40
 LARGEST_GROWTH = 4.0  # of the radius squared, from one trial with local constants to the next
-TYPICAL_SHARE = 0.45  # of the distance to the linearised boundary that is usually certified: a first guess
-CHUNK = 50  # examples bounded at once
+# First guesses: how much of the distance to the linearised boundary is certified, and how the margin bends.
+TYPICAL_SHARE = 0.5
+TYPICAL_POWER = 2.2
+NEWTON_STEPS = 8  # of the root of a smooth function of one number
+CHUNK = 100  # examples bounded at once
 LOCAL_TRIALS = 6  # most radii tried with local Lipschitz constants
+LOCAL_PROMISE = 0.97  # of the radius that fails is what the nearest class's constant must give to try at all
 
 
 def margin_bounds(
@@ -58,8 +56,9 @@ def margin_bounds(
     """
     _check_steps(steps)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
-    found = _margins(graph, ball, labels, node_bounds(graph, ball), steps=steps)
-    return found.scatter(1, labels[:, None], math.inf)
+    part = affine_part(graph, q=ball.q)
+    found = _margins(graph, ball, labels, node_bounds(graph, ball, part=part), part, steps=steps)
+    return found.at(ball.radius).scatter(1, labels[:, None], math.inf)
 
 
 def _check_steps(steps: int) -> None:
@@ -67,11 +66,13 @@ def _check_steps(steps: int) -> None:
         raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
 
 
-def _margins(graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, *, steps: int = 0) -> Tensor:
+def _margins(
+    graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, part: AffinePart, *, steps: int = 0
+) -> Falling:
     """Lower bounds of e_y - e_k times the scores, (m, c); 0 or a little less at k = y."""
     rows = label_differences(graph, labels)
-    last, sizes = len(graph.nodes) - 1, bounds.sizes
-    best = lower_bounds(graph, last, rows, bounds.lines, sizes, ball)
+    last = len(graph.nodes) - 1
+    best = lower_bounds(graph, last, rows, bounds, ball, part)
     if not steps or not bounds.lines:
         return best
     slopes = {}
@@ -83,9 +84,14 @@ def _margins(graph: Graph, ball: Ball, labels: Tensor, bounds: NodeBounds, *, st
     for _ in range(steps):
         optimiser.zero_grad()
         lines = {i: _with_slope(line, slopes[i]) for i, line in bounds.lines.items()}
-        found = lower_bounds(graph, last, rows, lines, sizes, ball)
-        best = torch.fmax(best, found.detach())
-        (-found.nan_to_num(0.0, 0.0, 0.0)).sum().backward()
+        found = lower_bounds(graph, last, rows, replace(bounds, lines=lines), ball, part)
+        values = found.at(ball.radius)
+        better = values.detach() > best.at(ball.radius)
+        best = Falling(
+            torch.where(better, found.start.detach(), best.start),
+            torch.where(better, found.slope.detach(), best.slope),
+        )
+        (-values.nan_to_num(0.0, 0.0, 0.0)).sum().backward()
         optimiser.step()
         schedule.step()
         with torch.no_grad():
@@ -134,7 +140,7 @@ def certified_radius(
     ball, labels = checked_ball(graph, x, y, p=p, radius=still)
     ball = ball.within(still)
     constants = lipschitz_constants(graph, p=p)
-    row_norms = linear_row_norms(graph, q=ball.q)
+    part = affine_part(graph, q=ball.q)
     limit = min(domain_radius, LARGEST_RADIUS)
     parts = [
         _search(
@@ -142,7 +148,7 @@ def certified_radius(
             ball.take(rows),
             labels[rows],
             constants,
-            row_norms,
+            part,
             limit=limit,
             precision=precision,
             steps=steps,
@@ -160,7 +166,7 @@ def _search(
     ball: Ball,
     labels: Tensor,
     constants: Tensor,
-    row_norms: dict[int, Tensor],
+    part: AffinePart,
     *,
     limit: float,
     precision: float,
@@ -170,45 +176,65 @@ def _search(
     others = torch.ones(len(labels), graph.classes, dtype=torch.bool, device=graph.device)
     others.scatter_(1, labels[:, None], value=False)
 
-    def margins(rows: Tensor, radius: Tensor, known: NodeBounds | None) -> tuple[Tensor, NodeBounds]:
+    def margins(rows: Tensor, radius: Tensor, known: NodeBounds | None) -> tuple[Falling, NodeBounds]:
         here = ball.take(rows).within(radius)
-        bounds = node_bounds(graph, here, row_norms=row_norms, known=known)
-        return _margins(graph, here, labels[rows], bounds, steps=steps), bounds
+        bounds = node_bounds(graph, here, part=part, known=known)
+        return _margins(graph, here, labels[rows], bounds, part, steps=steps), bounds
 
     everyone = torch.arange(len(labels), device=graph.device)
-    centre, bounds = margins(everyone, ball.radius, None)
-    centre = torch.where(others, centre, math.inf)
+    start, bounds = margins(everyone, ball.radius, None)
+    centre = torch.where(others, start.at(ball.radius), math.inf)
     safe = (centre > 0).all(1)
     best = torch.where(safe, _quotient(centre, constants[labels]), 0.0).clamp(max=limit)
-    slopes = interval_gradient_norms(graph, label_differences(graph, labels), bounds, q=ball.q)
-    search = _Search.start(best, TYPICAL_SHARE * _quotient(centre, slopes), limit=limit, precision=precision)
+    linear = _quotient(centre, start.slope)  # at the centre slopes are gradient norms
+    search = _Search.start(best, linear, limit=limit, precision=precision)
     known: NodeBounds | None = None
+    failing = torch.full_like(centre, math.inf)  # relative margins in the smallest ball that was too large
     for _ in range(MOST_TRIALS):
         rows = (safe & ~search.done()).nonzero()[:, 0]
         if not len(rows):
             break
-        found, bounds = margins(rows, search.trial[rows], None if known is None else known.take(rows))
-        relative = torch.where(others[rows], found / centre[rows], math.inf).amin(1)
-        known = _smallest_failed(known, bounds, rows[relative <= 0], relative <= 0, examples=len(labels))
-        search.learn(rows, relative)
-    best, trial = search.low, search.low * (1 + 2 * precision)
-    growing = safe & (best > 0) & (best < limit)
-    for _ in range(LOCAL_TRIALS):
+        trial = search.trial[rows]
+        found, bounds = margins(rows, trial, None if known is None else known.take(rows))
+        relative = torch.where(others[rows], found.at(trial) / centre[rows], math.inf)
+        good = (relative > 0).all(1)
+        # The lines of a ball serve all smaller ones: where it fails, they say how far they reach.
+        reached = torch.where(others[rows], found.roots(), math.inf).amin(1)
+        known = _smallest_failed(known, bounds, rows[~good], ~good, examples=len(labels))
+        failing[rows[~good]] = relative[~good]
+        search.learn(rows, relative.amin(1), torch.where(good, trial, reached.minimum(trial)))
+    best, radius = search.low, search.high.clone()
+    growing = safe & radius.isfinite() & (best > 0)
+    if LOCAL_TRIALS and known is not None and bool(growing.any()):
+        rows = growing.nonzero()[:, 0]
+        worst = failing[rows] == failing[rows].amin(1, keepdim=True)
+        reach = _local_reach(graph, labels[rows], centre[rows], known.take(rows), worst, q=ball.q)
+        growing[rows] = reach > radius[rows] * LOCAL_PROMISE
+    for trials in range(LOCAL_TRIALS):
         rows = growing.nonzero()[:, 0]
         if not len(rows):
             break
-        here = trial[rows].clamp(max=limit)
-        found, bounds = margins(rows, here, None)
-        open_ = others[rows] & ~(found > 0)
+        here = radius[rows]
+        if trials or known is None:
+            found, bounds = margins(rows, here, None)
+            open_ = others[rows] & ~(found.at(here) > 0)
+        else:
+            bounds, open_ = known.take(rows), others[rows] & ~(failing[rows] > 0)
         reach = _local_reach(graph, labels[rows], centre[rows], bounds, open_, q=ball.q)
         best[rows] = best[rows].maximum(here.minimum(reach))
-        trial[rows] = here * (reach / here).clamp(max=LARGEST_GROWTH).sqrt()
+        radius[rows] = (here * (reach / here).clamp(max=LARGEST_GROWTH).sqrt()).clamp(max=limit)
         growing[rows] = (reach > here * (1 + precision)) & (here < limit)
     return best
 
 
 def _local_reach(
-    graph: Graph, labels: Tensor, centre: Tensor, bounds: NodeBounds, wanted: Tensor, *, q: float
+    graph: Graph,
+    labels: Tensor,
+    centre: Tensor,
+    bounds: NodeBounds,
+    wanted: Tensor,
+    *,
+    q: float,
 ) -> Tensor:
     """The smallest centre / local Lipschitz constant over the wanted classes, a bound from below: (m,)."""
     most = int(wanted.sum(1).max())
@@ -216,7 +242,7 @@ def _local_reach(
         return torch.full_like(centre[:, 0], math.inf)
     classes = wanted.to(torch.uint8).topk(most, dim=1).indices
     rows = label_differences(graph, labels).gather(1, classes[..., None].expand(-1, -1, graph.classes))
-    constants = gradient_norm_bounds(graph, rows, bounds, q=q)
+    constants = gradient_norm_bounds(graph, rows, bounds, q=q, quick=True)
     return _quotient(torch.where(wanted, centre, math.inf).gather(1, classes), constants)
 
 
@@ -224,47 +250,54 @@ def _local_reach(
 class _Search:
     """The root of each example's smallest margin as a function of the radius, which falls from 1 at 0.
 
-    The margin is smooth and close to 1 - 0.55 t - 0.45 t^2 in units of its root; the first trial is turned
-    into a guess of the root by that, later ones by the secant through the last two.
+    There its slope is that of the gradient; from then on it is close to 1 - r / linear - w (r / trial)^power,
+    with w and, from the second trial on, the power fitted to the trials.
     """
 
     low: Tensor  # the largest radius certified
     high: Tensor  # the smallest radius that was not
-    root: Tensor  # where the margin is thought to vanish
+    linear: Tensor  # where the margin would vanish if the network were linear
     trial: Tensor
-    last: Tensor  # the trial before, and its value
-    value: Tensor
+    last: Tensor  # the trial before, and its w
+    bend: Tensor
     limit: float
     precision: float
 
     @staticmethod
-    def start(low: Tensor, guess: Tensor, *, limit: float, precision: float) -> _Search:
+    def start(low: Tensor, linear: Tensor, *, limit: float, precision: float) -> _Search:
+        guess = TYPICAL_SHARE * linear
         trial = torch.where(guess > low, guess, 2 * low).clamp(max=limit)
-        infinite, zero = torch.full_like(low, math.inf), torch.zeros_like(low)
-        return _Search(low, infinite, infinite.clone(), trial, zero, zero + 1.0, limit, precision)
+        infinite, none = torch.full_like(low, math.inf), torch.full_like(low, math.nan)
+        return _Search(low, infinite, linear, trial, none, none.clone(), limit, precision)
 
     def done(self) -> Tensor:
         """Whether a radius within the precision of the certified one has failed, or it is at the limit."""
         close = self.low >= self.high * (1 - self.precision)
         return close | (self.low >= self.limit) | (self.trial <= 0)
 
-    def learn(self, rows: Tensor, value: Tensor) -> None:
-        """Take in the smallest relative margin at the trials of some examples, and choose their next ones."""
-        trial, last, before = self.trial[rows], self.last[rows], self.value[rows]
-        good = value > 0
-        low = torch.where(good, trial.maximum(self.low[rows]), self.low[rows])
-        high = torch.where(good, self.high[rows], trial.minimum(self.high[rows]))
-        share = ((0.3025 + 1.8 * (1 - value)).clamp(min=0.0).sqrt() - 0.55) / 0.9
-        root = torch.where(last == 0, trial / share, trial + value * (trial - last) / (before - value))
-        sound = root.isfinite() & (root > low) & (root < high)
-        root = torch.where(
-            sound, root, torch.where(high.isfinite(), low / 2 + high / 2, 2 * low.maximum(trial))
-        )
-        goal = (root * (1 - self.precision / 3)).maximum(low + (root - low) / 2)
-        reached = low >= root * (1 - self.precision)  # the guess holds; what remains is to see more fail
-        goal = torch.where(reached, (low * (1 + self.precision)).maximum(goal), goal)
-        self.low[rows], self.high[rows], self.root[rows] = low, high, root
-        self.last[rows], self.value[rows] = trial, value
+    def learn(self, rows: Tensor, value: Tensor, reached: Tensor) -> None:
+        """Take in the smallest relative margin at the trials of some examples, and the radius that is
+        certified now; choose the next trials, a little beyond the root, since to fail there ends the search.
+        """
+        trial, last = self.trial[rows], self.last[rows]
+        low = reached.maximum(self.low[rows])
+        high = torch.where(value > 0, self.high[rows], trial.minimum(self.high[rows]))
+        slope = trial / self.linear[rows]
+        bend = 1 - slope - value
+        power = torch.log(bend / self.bend[rows]) / torch.log(trial / last)
+        power = torch.where(power.isnan(), TYPICAL_POWER, power.clamp(1.1, 4.0))
+        share = torch.ones_like(trial)
+        for _ in range(NEWTON_STEPS):
+            curve = bend * share**power
+            share = share + share * (1 - slope * share - curve) / (slope * share + power * curve)
+            share = share.clamp(0.01, 10.0)
+        root = trial * share
+        beyond = torch.where(high.isfinite(), low / 2 + high / 2, 2 * low.maximum(trial))
+        root = torch.where((bend > 0) & (root > low) & (root < high), root, beyond)
+        goal = (root * (1 + self.precision / 10)).maximum(low * (1 + self.precision / 2))
+        goal = torch.where(goal < high, goal, low / 2 + high / 2)
+        self.low[rows], self.high[rows] = low, high
+        self.last[rows], self.bend[rows] = trial, bend
         self.trial[rows] = goal.clamp(max=self.limit)
 
 
@@ -282,7 +315,7 @@ def _smallest_failed(
     """Intervals over each example's smallest ball that was too large: they hold in all smaller balls."""
     if known is None:
         empty = [b.lower.new_full((examples, *b.lower.shape[1:]), math.inf) for b in found.intervals]
-        known = NodeBounds(tuple(Interval(-side, side.clone()) for side in empty), {})
+        known = NodeBounds(tuple(Interval(-side, side.clone()) for side in empty), {}, {})
     for old, new in zip(known.intervals, found.intervals, strict=True):
         old.lower[rows], old.upper[rows] = new.lower[failed], new.upper[failed]
     return known

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theory.graph.bounds import EXTRA, eps_of, norms, terms_of, tiny_of
+from theory.graph.affine import norms
 from theory.graph.network import (
     Activation,
     Combine,
@@ -28,6 +28,7 @@ from theory.graph.network import (
     adjoint,
     combined,
 )
+from theory.graph.relaxation import EXTRA, eps_of, terms_of, tiny_of
 from theory.norms import dual
 
 # Largest matrix whose singular value is computed, and largest convolution turned into one; beyond these,

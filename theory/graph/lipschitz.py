@@ -10,29 +10,19 @@ forgets.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theory.graph.bounds import (
-    EXTRA,
-    ROW_ENTRIES,
-    Ball,
-    Interval,
-    NodeBounds,
-    Tighten,
-    eps_of,
-    lower_bounds,
-    node_bounds,
-    norms,
-    step_size,
-    terms_of,
-    tiny_of,
-)
+from theory.graph.affine import ROW_ENTRIES, AffinePart, norms, points_only
+from theory.graph.backward import NodeBounds, lower_bounds
+from theory.graph.bounds import Tighten, node_bounds
 from theory.graph.constants import lipschitz_constants
 from theory.graph.network import Activation, Combine, Graph, Source, adjoint
+from theory.graph.relaxation import EXTRA, Ball, Interval, eps_of, step_size, terms_of, tiny_of
 from theory.norms import dual
 from theory.types import InvalidInput
 
@@ -70,33 +60,32 @@ def local_lipschitz(
 
 
 def gradient_norm_bounds(
-    graph: Graph, cotangents: Float[Tensor, "m k c"], bounds: NodeBounds, *, q: float
+    graph: Graph, cotangents: Float[Tensor, "m k c"], bounds: NodeBounds, *, q: float, quick: bool = False
 ) -> Float[Tensor, "m k"]:
-    """||gradient of cotangent . scores||_q on the region of ``bounds``, a bound for each cotangent."""
+    """||gradient of cotangent . scores||_q on the region of ``bounds``, a bound for each cotangent.
+
+    If ``quick``, the entries of the gradient are bounded by intervals alone before their norm is relaxed: a
+    little looser where few signs are open, and far cheaper for few cotangents.
+    """
     m, k, _ = cotangents.shape
     units = {i: bounds.intervals[graph.nodes[i].inputs[0]] for i in graph.activations}
 
-    def tighten(reverse: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball) -> Interval:
+    def tighten(
+        reverse: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball, _: AffinePart
+    ) -> Interval:
         # Behind one layer of unknown derivatives the interval of a product with a dense matrix is exact.
         return interval.meet(_parallel(reverse, node, before, units, ball, cotangents=k))
 
-    reverse, found, ball = _reverse_intervals(graph, cotangents, bounds, q=q, tighten=tighten)
-    last = len(reverse.nodes) - 1
-    entries = tighten(reverse, last, found.intervals[-1], found, ball)
-    found = NodeBounds((*found.intervals[:-1], entries), found.lines)
+    if quick:
+        reverse, found, ball = _reverse_intervals(
+            graph, cotangents, bounds, q=q, tighten=lambda _, __, interval, *___: interval
+        )
+    else:
+        reverse, found, ball = _reverse_intervals(graph, cotangents, bounds, q=q, tighten=tighten)
+        last = len(reverse.nodes) - 1
+        entries = tighten(reverse, last, found.intervals[-1], found, ball, points_only(reverse))
+        found = replace(found, intervals=(*found.intervals[:-1], entries))
     return _relaxed_norm(reverse, found, ball).reshape(m, k)
-
-
-def interval_gradient_norms(
-    graph: Graph, cotangents: Float[Tensor, "m k c"], bounds: NodeBounds, *, q: float
-) -> Float[Tensor, "m k"]:
-    """||gradient of cotangent . scores||_q, a bound by intervals (Fast-Lip): exact where no sign is open."""
-    m, k, _ = cotangents.shape
-    reverse, found, _ = _reverse_intervals(
-        graph, cotangents, bounds, q=q, tighten=lambda _, __, interval, *___: interval
-    )
-    size = found.intervals[-1].size
-    return (norms(size[None], q=q) * (1 + size[0].numel() * eps_of(reverse))).reshape(m, k)
 
 
 def _reverse_intervals(
@@ -111,9 +100,8 @@ def _reverse_intervals(
     for i in graph.activations:
         z = bounds.intervals[graph.nodes[i].inputs[0]]
         repeated[i] = Interval(z.lower.repeat_interleave(k, 0), z.upper.repeat_interleave(k, 0))
-    fed = {reverse.nodes[i].inputs[0] for i in reverse.activations}
-    affine = {i: still[0] for i in fed if reverse.linear[i]}  # radius 0 needs no row norm
-    return reverse, node_bounds(reverse, ball, units=repeated, row_norms=affine, tighten=tighten), ball
+    found = node_bounds(reverse, ball, units=repeated, part=points_only(reverse), tighten=tighten)
+    return reverse, found, ball
 
 
 def _parallel(
@@ -199,7 +187,8 @@ def _relaxed_norm(reverse: Graph, found: NodeBounds, ball: Ball) -> Tensor:
         apart = size.square().sum(1).sqrt()
         slope, intercept = high + low, 8 * eps * size.square() - low * high
     rows = -slope.reshape(len(slope), 1, *reverse.nodes[-1].shape)
-    functional = -lower_bounds(reverse, len(reverse.nodes) - 1, rows, found.lines, found.sizes, ball)[:, 0]
+    last = len(reverse.nodes) - 1
+    functional = -lower_bounds(reverse, last, rows, found, ball, points_only(reverse)).at(ball.radius)[:, 0]
     joint = functional / unit[:, 0] * (1 + 2 * eps * functional.sign())
     joint = joint + intercept.sum(1) + terms * eps * intercept.abs().sum(1)
     joint = joint.clamp(min=0.0) if ball.q == 1 else joint.clamp(min=0.0).sqrt()

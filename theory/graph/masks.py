@@ -19,9 +19,10 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from theory.graph.bounds import EXTRA, eps_of, norms, terms_of, tiny_of
+from theory.graph.affine import norms
 from theory.graph.constants import operator_norm, patches_of_one_entry
 from theory.graph.network import Activation, Combine, Conv2d, Dense, Graph, Source, combined
+from theory.graph.relaxation import EXTRA, eps_of, terms_of, tiny_of
 from theory.types import InvalidInput, check_sparsity
 
 

@@ -61,6 +61,10 @@ class Dense:
 
     def magnitude(self) -> Dense:
         """See :class:`Linear`."""
+        return self._absolute
+
+    @cached_property
+    def _absolute(self) -> Dense:
         return Dense(self.weight.abs())
 
     @property
@@ -99,6 +103,10 @@ class Conv2d:
 
     def magnitude(self) -> Conv2d:
         """See :class:`Linear`."""
+        return self._absolute
+
+    @cached_property
+    def _absolute(self) -> Conv2d:
         return replace(self, weight=self.weight.abs())
 
     @property
@@ -124,6 +132,10 @@ class Scale:
 
     def magnitude(self) -> Scale:
         """See :class:`Linear`."""
+        return self._absolute
+
+    @cached_property
+    def _absolute(self) -> Scale:
         return Scale(self.factor.abs())
 
     terms = 2
@@ -199,6 +211,10 @@ class Transposed:
 
     def magnitude(self) -> Transposed:
         """See :class:`Linear`."""
+        return self._absolute
+
+    @cached_property
+    def _absolute(self) -> Transposed:
         return Transposed(self.base.magnitude())
 
     @property

@@ -63,6 +63,12 @@ class Lines:
     above: Tensor
     high: Tensor | None
 
+    def take(self, rows: Tensor) -> Lines:
+        """The lines of some examples."""
+        low = None if self.low is None else self.low[rows]
+        high = None if self.high is None else self.high[rows]
+        return Lines(self.below[rows], low, self.above[rows], high)
+
 
 def eps_of(graph: Graph) -> float:
     """Twice the unit roundoff of the graph's numbers, an identity."""

@@ -137,42 +137,55 @@ def values_of_adjoint(reverse: Graph, cotangent: Tensor, values: list[Tensor], g
 def ball_points(graph: Graph, x: Tensor, y: Tensor, radius: Tensor, *, p: float, steps: int = 3) -> Tensor:
     """Points of the closed l_p balls, (k, m, *shape): axes, random directions, descent of every margin."""
     generator = torch.Generator().manual_seed(0)
-    m, shape, n = len(x), x.shape[1:], x[0].numel()
+    m, shape, n, classes = len(x), x.shape[1:], x[0].numel(), graph.classes
     limit = radius.clamp(max=FARTHEST).reshape(-1, *(1,) * len(shape))
 
     def towards(direction: Tensor) -> Tensor:
-        flat = direction.flatten(1)
-        length = flat.norm(dim=1) if p == 2 else flat.abs().amax(1)
-        unit = flat / torch.where(length > 0, length, 1.0)[:, None]
-        return x + limit * unit.reshape(x.shape)
+        flat = direction.flatten(2)
+        length = flat.norm(dim=2) if p == 2 else flat.abs().amax(2)
+        unit = flat / torch.where(length > 0, length, 1.0)[..., None]
+        return x + limit * unit.reshape(direction.shape)
 
-    random = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(6)]
-    points = [x, *(towards(r.sign() if p == math.inf else r) for r in random)]
-    points += [x + 0.5 * (points[1] - x), x + 0.9 * (points[2] - x)]
-    axes = torch.eye(n, dtype=x.dtype)[: min(n, 6)].reshape(-1, 1, *shape)
-    points += [towards(s * axis.expand(m, *shape)) for axis in axes for s in (1, -1)]
-    for k in range(graph.classes):
-        point = x
-        for _ in range(steps):
-            point = point.detach().requires_grad_()
-            scores = graph.scores(point)
-            margin = scores.gather(1, y[:, None])[:, 0] - scores[:, k]
-            (gradient,) = torch.autograd.grad(margin.sum(), point)
-            point = towards(-gradient if p == 2 else -gradient.sign()).detach()
-            points.append(point)
-    return torch.stack(points)
+    random = torch.randn(6, *x.shape, generator=generator, dtype=x.dtype)
+    points = [x[None], towards(random.sign() if p == math.inf else random)]
+    points.append(x + torch.tensor([0.5, 0.9]).to(x).reshape(2, *(1,) * x.dim()) * (points[1][:2] - x))
+    axes = torch.eye(n, dtype=x.dtype)[: min(n, 6)].reshape(-1, 1, 1, *shape)
+    points.append(
+        towards(
+            (axes * torch.tensor([1.0, -1.0]).to(axes).reshape(2, *(1,) * x.dim()))
+            .flatten(0, 1)
+            .expand(-1, m, *shape)
+        )
+    )
+    here = x.expand(classes, *x.shape)
+    for _ in range(steps):  # of all classes at once
+        here = here.detach().requires_grad_()
+        scores = graph.scores(here.flatten(0, 1)).unflatten(0, (classes, m))
+        own = scores.gather(2, y[None, :, None].expand(classes, -1, -1))[..., 0]
+        (gradient,) = torch.autograd.grad((own - scores.diagonal(dim1=0, dim2=2).mT).sum(), here)
+        here = towards(-gradient if p == 2 else -gradient.sign()).detach()
+        points.append(here)
+    return torch.cat(points)
+
+
+def values_at(graph: Graph, points: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Values of all nodes at points (k, m, *shape), (k, m, *) each, and the largest size at each k, (k,)."""
+    values = [v.unflatten(0, points.shape[:2]) for v in graph.values(points.flatten(0, 1))]
+    sizes = torch.stack([v.detach().flatten(1).abs().amax(1) for v in values])
+    return values, sizes.amax(0)
 
 
 def law_contains_values(bounds: Callable, graph: Graph, x: Tensor, radius: Tensor, *, p: float) -> None:
     """lower <= value <= upper for every node at every point of the balls; ``bounds`` gives both per node."""
     sides = bounds(graph, x, radius, p=p)
     y = graph.scores(x).argmax(1)
-    for point in ball_points(graph, x, y, radius, p=p):
-        for value, (lower, upper) in zip(graph.values(point), sides, strict=True):
-            assert lower.shape == upper.shape == value.shape
-            assert not (lower.isnan() | upper.isnan()).any()
-            slack = ROUNDING * value.abs().max()
-            assert ((value >= lower - slack) & (value <= upper + slack)).all()
+    values, _ = values_at(graph, ball_points(graph, x, y, radius, p=p))
+    for value, (lower, upper) in zip(values, sides, strict=True):
+        assert lower.shape == upper.shape == value.shape[1:]
+        assert not (lower.isnan() | upper.isnan()).any()
+        largest = value.flatten(1).abs().amax(1)
+        slack = ROUNDING * largest.reshape(-1, *(1,) * (value.dim() - 1))
+        assert ((value >= lower - slack) & (value <= upper + slack)).all()
 
 
 def law_margins_below_points(
@@ -183,18 +196,14 @@ def law_margins_below_points(
     assert not found.isnan().any()
     assert (found.gather(1, y[:, None]) == math.inf).all()
     others = torch.arange(graph.classes) != y[:, None]
-    ratio = math.inf
-    for point in ball_points(graph, x, y, radius, p=p):
-        scores = graph.scores(point)
-        truth = scores.gather(1, y[:, None]) - scores
-        slack = ROUNDING * graph_size(graph, point)
-        ratio = min(ratio, at_most(found[others], truth[others], slack=slack))
-    return ratio
+    values, sizes = values_at(graph, ball_points(graph, x, y, radius, p=p))
+    truth = _margins(values[-1], y)[:, others]
+    return at_most(found[others].expand_as(truth), truth, slack=ROUNDING * sizes[:, None])
 
 
-def graph_size(graph: Graph, x: Tensor) -> float:
-    """The largest absolute value of a node, to which rounding is relative."""
-    return max(float(value.abs().max()) for value in graph.values(x))
+def _margins(scores: Tensor, y: Tensor) -> Tensor:
+    """g_y - g_k at points (k, m, c)."""
+    return scores.gather(2, y[None, :, None].expand(len(scores), -1, -1)) - scores
 
 
 def law_bounds_difference_quotients(
@@ -205,23 +214,20 @@ def law_bounds_difference_quotients(
     assert not table.isnan().any()
     assert (table.gather(1, y[:, None]) == 0).all()
     points = ball_points(graph, x, y, radius, p=p)
-    size = max(graph_size(graph, point) for point in points)
     start = torch.Generator().manual_seed(1)
     near = points + 1e-3 * (
         points[torch.randperm(len(points), generator=start)] - points
     )  # the ball is convex
-    ratio = math.inf
-    for a, b in itertools.chain(
-        zip(points, near, strict=True),
-        zip(points[1:], points[:-1], strict=True),
-        ((points[0], z) for z in points),
-    ):
-        gap = (a - b).flatten(1)
-        distance = gap.norm(dim=1) if p == 2 else gap.abs().amax(1)
-        first, second = graph.scores(a), graph.scores(b)
-        rise = (first.gather(1, y[:, None]) - first) - (second.gather(1, y[:, None]) - second)
-        ratio = min(ratio, at_most(rise.abs(), table * distance[:, None], slack=ROUNDING * size))
-    return ratio
+    both = torch.cat([points, near])
+    values, sizes = values_at(graph, both)
+    margins, count = _margins(values[-1], y), len(points)
+    every = torch.arange(count)
+    first = torch.cat([every, every[1:], torch.zeros_like(every)])
+    second = torch.cat([every + count, every[:-1], every])
+    gap = (both[first] - both[second]).flatten(2)
+    distance = gap.norm(dim=2) if p == 2 else gap.abs().amax(2)
+    rise = (margins[first] - margins[second]).abs()
+    return at_most(rise, table * distance[..., None], slack=ROUNDING * float(sizes[:count].amax()))
 
 
 def law_bounds_generic_gradients(
@@ -229,33 +235,28 @@ def law_bounds_generic_gradients(
 ) -> float:
     """L is at least ||gradient||_q at every point of the ball where no ReLU is at its kink."""
     table = constants(graph, x, y, p=p, radius=radius)
-    kinks = {graph.nodes[i].inputs[0] for i in graph.activations}
-    ratio = math.inf
-    for point in ball_points(graph, x, y, radius, p=p):
-        point = point.detach().requires_grad_()
-        values = graph.values(point)
-        generic = torch.ones(len(x), dtype=torch.bool)
-        for j in kinks:
-            generic &= (values[j].flatten(1).abs() > 1e-9).all(1)
-        for k in range(graph.classes):
-            margin = values[-1].gather(1, y[:, None])[:, 0] - values[-1][:, k]
-            (gradient,) = torch.autograd.grad(margin.sum(), point, retain_graph=True)
-            flat = gradient.flatten(1)
-            truth = flat.norm(dim=1) if dual(p) == 2 else flat.abs().sum(1)
-            truth = truth[generic]
-            ratio = min(ratio, at_most(truth, table[generic, k], slack=truth * ROUNDING))
-    return ratio
+    points = ball_points(graph, x, y, radius, p=p).detach()
+    points = points.expand(graph.classes, *points.shape).flatten(0, 1).requires_grad_()  # a copy for each k
+    values, _ = values_at(graph, points)
+    generic = torch.ones(points.shape[:2], dtype=torch.bool)
+    for j in {graph.nodes[i].inputs[0] for i in graph.activations}:
+        generic &= (values[j].flatten(2).abs() > 1e-9).all(2)
+    margins = _margins(values[-1], y).unflatten(0, (graph.classes, -1))
+    (gradient,) = torch.autograd.grad(margins.diagonal(dim1=0, dim2=3).sum(), points)
+    flat = gradient.flatten(2)
+    truth = flat.norm(dim=2) if dual(p) == 2 else flat.abs().sum(2)
+    bound = table.mT[:, None].expand(-1, len(points) // graph.classes, -1).flatten(0, 1)
+    truth = truth[generic]
+    return at_most(truth, bound[generic], slack=truth * ROUNDING)
 
 
 def law_no_attack_inside(radius: Tensor, graph: Graph, x: Tensor, y: Tensor, *, p: float) -> None:
     """No point of a certified ball is misclassified, up to the rounding of the evaluation there."""
     assert radius.shape == (len(x),)
     assert (radius >= 0).all()
-    for point in ball_points(graph, x, y, radius.double(), p=p, steps=5):
-        scores = graph.scores(point)
-        margin = scores.gather(1, y[:, None]) - scores
-        slack = ROUNDING * graph_size(graph, point)
-        assert ((margin >= -slack).all(1) | (radius == 0)).all()
+    values, sizes = values_at(graph, ball_points(graph, x, y, radius.double(), p=p, steps=5))
+    slack = ROUNDING * sizes[:, None, None]
+    assert ((_margins(values[-1], y) >= -slack).all(2) | (radius == 0)).all()
 
 
 # ---- Tiny networks, exactly

@@ -46,20 +46,21 @@ HALVED = 5
 # norm looks at the largest rows alone, the bound of a sparse layer at all. Every T gives a bound.
 TUNED = ((1.0, 1.0), (0.5, 1.0), (0.2, 0.75), (0.05, 0.6))
 STEPS, LARGEST_LOG = 200, 3.0
+TOGETHER = 2**12  # entries of the largest matrix whose scalings are worked on at once
 # Below this, squares of mantissas may have underflowed: far above what that can lose.
 TRUSTED = 2.0**-200
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """One scaling of the hidden layers and every coefficient that does not depend on the sparsity."""
+    """A few scalings of the hidden layers, the first axis, and what does not depend on the sparsity."""
 
-    scale: tuple[np.ndarray, ...]  # T at levels 0 (inputs, all ones) to h
-    weights: tuple[np.ndarray, ...]  # T_j^{-1} W_j T_{j-1}
+    scale: tuple[np.ndarray, ...]  # T at levels 0 (inputs, all ones) to h, (t, n)
+    weights: tuple[np.ndarray, ...]  # T_j^{-1} W_j T_{j-1}, (t, out, in)
     noise: tuple[dict[int, Polynomial], ...]
     single: tuple[tuple[Sums, Sums], ...]  # traces of orders 2 and 4 of one layer
     double: tuple[tuple[Sums, Sums], ...]  # of orders 1 and 2 of the layers j + 1 and j
-    means: dict[tuple[int, int], float]  # spectral norm of W_{i-1} ... W_j, levels i > j
+    means: dict[tuple[int, int], np.ndarray]  # spectral norm of W_{i-1} ... W_j, levels i > j, (t, 1)
 
 
 def halfcut_bound(
@@ -103,12 +104,12 @@ def _mean_over_cuts(
     mantissas = tuple(mantissa for mantissa, _ in hidden)
     sizes = tuple(magnitudes(weight)[0] for weight in net.weights[:-1])
     (a, b), _ = scaled(net.weights[-1][list(pair)])
-    layers = [_prepared(mantissas, t) for t in _scalings(mantissas, np.abs(a - b))]
+    layers = _prepared(mantissas, _scalings(mantissas, np.abs(a - b)))
     norms = [_block_norms(scaling, keep[..., :-1].reshape(-1, len(hidden))) for scaling in layers]
     values = []
     rows = zip(*(part.reshape(-1, part.shape[-1]) for part in (keep, first, second)), strict=True)
     for row, (k, mean, square) in enumerate(rows):
-        chosen = [{block: float(norm[row]) for block, norm in table.items()} for table in norms]
+        chosen = [{block: norm[..., row] for block, norm in table.items()} for table in norms]
         moments = _Moments(sizes, mantissas, (a - b) * k[-1], mean, square, k[:-1])
         values.append(_chains(layers, chosen, moments, absolute=absolute) if k.all() else 0.0)
     total = np.reshape(values, keep.shape[:-1])
@@ -129,7 +130,11 @@ class _Moments:
 
 
 def _chains(
-    layers: list[_Layers], norms: list[dict[tuple[int, int], float]], moments: _Moments, *, absolute: bool
+    layers: list[_Layers],
+    norms: list[dict[tuple[int, int], np.ndarray]],
+    moments: _Moments,
+    *,
+    absolute: bool,
 ) -> float:
     """Mean over the cut sets of the smallest bound of each chain."""
     depth = len(moments.keep)
@@ -143,8 +148,8 @@ def _chains(
             entries, level = squares[levels[:used]], levels[used - 1]
             rest = list(itertools.pairwise(levels[used - 1 :]))
             for scaling, norm in zip(layers, norms, strict=True):
-                value = widen * float(np.sqrt((entries * scaling.scale[level] ** 2).sum()))
-                best = min(best, value * math.prod(norm[block] for block in rest))
+                value = widen * np.sqrt((entries * scaling.scale[level] ** 2).sum(axis=1))
+                best = min(best, float(np.min(value * math.prod(norm[block] for block in rest))))
         total += best
     return total / 2 ** min(depth, HALVED)
 
@@ -218,7 +223,7 @@ def _through_block(
     return np.minimum(paths, root.T @ moment @ root), np.minimum(walked, root.T @ first)
 
 
-def _block_norms(scaling: _Layers, keep: Float[Array, "b l"]) -> dict[tuple[int, int], Float[Array, " b"]]:
+def _block_norms(scaling: _Layers, keep: Float[Array, "b l"]) -> dict[tuple[int, int], Float[Array, "t b"]]:
     """sqrt( E||block||_2^2 ) for the block between any two levels, a bound."""
     depth = keep.shape[1]
     means = [keep[:, j] * scaling.means[j + 1, j] for j in range(depth)]
@@ -226,7 +231,7 @@ def _block_norms(scaling: _Layers, keep: Float[Array, "b l"]) -> dict[tuple[int,
     found: dict[tuple[int, int], np.ndarray] = {}
     for j, weight in enumerate(scaling.weights):
         traces = product_norm((weight,), *scaling.single[j], keep[:, j : j + 1])
-        frobenius = np.sqrt(keep[:, j]) * np.linalg.norm(weight)
+        frobenius = np.multiply.outer(np.linalg.norm(weight, axis=(-2, -1)), np.sqrt(keep[:, j]))
         found[j + 1, j] = np.min([either[j], traces, frobenius], axis=0)
     for low, high in itertools.combinations(range(depth + 1), 2):
         if high - low == 1:
@@ -243,19 +248,29 @@ def _block_norms(scaling: _Layers, keep: Float[Array, "b l"]) -> dict[tuple[int,
     return found
 
 
-def _prepared(weights: tuple[Float[Array, "_ _"], ...], scale: tuple[Float[Array, " _"], ...]) -> _Layers:
-    """All coefficients of one scaling."""
+def _prepared(
+    weights: tuple[Float[Array, "_ _"], ...], scale: tuple[Float[Array, "t _"], ...]
+) -> list[_Layers]:
+    """All coefficients of the scalings: of small matrices at once, of large ones one by one."""
+    together = len(scale[0]) if max(weight.size for weight in weights) <= TOGETHER else 1
+    parts = [slice(start, start + together) for start in range(0, len(scale[0]), together)]
+    return [_coefficients(weights, tuple(t[part] for t in scale)) for part in parts]
+
+
+def _coefficients(
+    weights: tuple[Float[Array, "_ _"], ...], scale: tuple[Float[Array, "t _"], ...]
+) -> _Layers:
     depth = len(weights)
-    changed = tuple(w / scale[j + 1][:, None] * scale[j] for j, w in enumerate(weights))
+    changed = tuple(w / scale[j + 1][:, :, None] * scale[j][:, None] for j, w in enumerate(weights))
     means = {}
     for low, high in itertools.combinations(range(depth + 1), 2):
         block = changed[low]
         for weight in changed[low + 1 : high]:
             block = weight @ block
         # A product's entries are off by (inner widths) eps times those of the product of magnitudes.
-        lost = 4 * EPS * sum(w.shape[1] for w in changed[low:high])
-        size = math.prod(float(np.linalg.norm(w)) for w in changed[low:high])
-        means[high, low] = float(spectral_norm(block)) + lost * size
+        lost = 4 * EPS * sum(w.shape[2] for w in changed[low:high])
+        size = math.prod(np.linalg.norm(w, axis=(1, 2)) for w in changed[low:high])
+        means[high, low] = (spectral_norm(block) + lost * size)[:, None]
     return _Layers(
         scale=scale,
         weights=changed,
@@ -271,50 +286,61 @@ def _prepared(weights: tuple[Float[Array, "_ _"], ...], scale: tuple[Float[Array
 
 def _scalings(
     weights: tuple[Float[Array, "_ _"], ...], v: Float[Array, " h"]
-) -> Iterator[tuple[Float[Array, " _"], ...]]:
+) -> tuple[Float[Array, "t _"], ...]:
     """Positive diagonals T_0 = I, ..., T_h worth trying: the identity, and one for each of TUNED."""
-    yield tuple(np.ones(n) for n in (weights[0].shape[1], *(len(w) for w in weights)))
-    for keep, power in TUNED:
-        yield tuple(t**power for t in _tuned(weights, v, keep))
+    ones = [np.ones((1, n)) for n in (weights[0].shape[1], *(len(w) for w in weights))]
+    if not TUNED:
+        return tuple(ones)
+    keep, power = np.transpose(TUNED)
+    tuned = _tuned(weights, v, keep)
+    return tuple(np.concatenate([one, t ** power[:, None]]) for one, t in zip(ones, tuned, strict=True))
 
 
 def _tuned(
-    weights: tuple[Float[Array, "_ _"], ...], v: Float[Array, " h"], keep: float
-) -> tuple[Float[Array, " _"], ...]:
-    """T that lowers ||T v|| prod_j ( E||X||_row + E||X||_col ) by gradient steps on log T.
+    weights: tuple[Float[Array, "_ _"], ...], v: Float[Array, " h"], keep: Float[Array, " t"]
+) -> tuple[Float[Array, "t _"], ...]:
+    """T that lowers ||T v|| prod_j ( E||X||_row + E||X||_col ) by gradient steps on log T, for each keep.
 
     The norms of E X X' and E X' X stand in for the spectral norm; their leading vectors follow by one power
     step for each gradient step. Any T gives a bound, so nothing here needs to converge.
     """
-    logs = [np.zeros(len(w)) for w in weights]
-    left = [np.full(len(w), len(w) ** -0.5) for w in weights]
-    right = [np.full(w.shape[1], w.shape[1] ** -0.5) for w in weights]
-    drop = keep * (1 - keep)
+    count, kept = len(keep), keep[:, None] ** 2
+    logs = [np.zeros((count, len(w))) for w in weights]
+    left = [np.full((count, len(w)), len(w) ** -0.5) for w in weights]
+    right = [np.full((count, w.shape[1]), w.shape[1] ** -0.5) for w in weights]
+    drop = (keep * (1 - keep))[:, None]
     for step in range(STEPS):
         slopes = [np.zeros_like(log) for log in logs]
+        grown = [np.exp(log) for log in logs]
         for j, weight in enumerate(weights):
-            scaled_weight = weight * np.exp(-logs[j])[:, None] * (np.exp(logs[j - 1]) if j else 1.0)
+            scaled_weight = weight / grown[j][:, :, None]
+            scaled_weight = scaled_weight * grown[j - 1][:, None] if j else scaled_weight
             squares = scaled_weight**2
-            by_row = drop * squares.sum(axis=1)
-            by_column = drop * squares.sum(axis=0)
             u, c = left[j], right[j]
-            down, up = scaled_weight.T @ u, scaled_weight @ c
-            row = keep**2 * (scaled_weight @ down) + by_row * u
-            column = keep**2 * (scaled_weight.T @ up) + by_column * c
-            a, b = np.linalg.norm(row), np.linalg.norm(column)
-            if a == 0 or b == 0:
+            down, up = _times(scaled_weight.mT, u), _times(scaled_weight, c)
+            row = kept * _times(scaled_weight, down) + drop * squares.sum(axis=2) * u
+            column = kept * _times(scaled_weight.mT, up) + drop * squares.sum(axis=1) * c
+            a, b = (np.sqrt((side**2).sum(axis=1, keepdims=True)) for side in (row, column))
+            some = (a > 0) & (b > 0)
+            if not some.any():
                 continue
-            left[j], right[j] = row / a, column / b
-            a, b = math.sqrt(a), math.sqrt(b)
-            into_rows = keep**2 * up**2 + drop * (squares @ c**2)
-            into_columns = keep**2 * down**2 + drop * (squares.T @ u**2)
-            slopes[j] -= (a * u**2 + into_rows / b) / (a + b)
+            a, b = np.where(some, a, 1.0), np.where(some, b, 1.0)
+            left[j], right[j] = np.where(some, row / a, u), np.where(some, column / b, c)
+            a, b = np.sqrt(a), np.sqrt(b)
+            into_rows = kept * up**2 + drop * _times(squares, c**2)
+            into_columns = kept * down**2 + drop * _times(squares.mT, u**2)
+            slopes[j] -= some * (a * u**2 + into_rows / b) / (a + b)
             if j:
-                slopes[j - 1] += (b * c**2 + into_columns / a) / (a + b)
-        energy = (v * np.exp(logs[-1])) ** 2
-        slopes[-1] += energy / energy.sum() if energy.any() else 0.0
+                slopes[j - 1] += some * (b * c**2 + into_columns / a) / (a + b)
+        energy = (v * grown[-1]) ** 2
+        whole = energy.sum(axis=1, keepdims=True)
+        slopes[-1] += energy / np.where(whole > 0, whole, 1.0)
         rate = 0.6 / (20 + step)
         for log, slope in zip(logs, slopes, strict=True):
-            log -= rate * len(log) * slope
+            log -= rate * log.shape[1] * slope
             np.clip(log, -LARGEST_LOG, LARGEST_LOG, out=log)
-    return (np.ones(weights[0].shape[1]), *(np.exp(log) for log in logs))
+    return (np.ones((count, weights[0].shape[1])), *(np.exp(log) for log in logs))
+
+
+def _times(matrices: Float[Array, "t r s"], vectors: Float[Array, "t s"]) -> Float[Array, "t r"]:
+    return (matrices @ vectors[:, :, None])[:, :, 0]

@@ -84,10 +84,10 @@ def product(
     return np.where((mantissa > 0) & (value < TINY), np.nextafter(value, math.inf), value)
 
 
-def spectral_norm(mantissa: Float[Array, "r s"]) -> Float[Array, ""]:
+def spectral_norm(mantissa: Float[Array, "*several r s"]) -> Float[Array, "*several"]:
     """Largest singular value of a matrix with entries of order 1, a bound that includes LAPACK's error."""
-    value = np.linalg.norm(mantissa, ord=2)
-    return outward(np.asarray(value), roundings=SVD_ROUNDINGS * sum(mantissa.shape))
+    value = np.linalg.norm(mantissa, ord=2, axis=(-2, -1))
+    return outward(np.asarray(value), roundings=SVD_ROUNDINGS * sum(mantissa.shape[-2:]))
 
 
 def row_sum_norm(mantissa: Float[Array, "r s"]) -> Float[Array, ""]:

@@ -27,11 +27,11 @@ from theory.relu.lipschitz import EPS
 
 # A rooted tree: for each child the number of times the walk uses its edge, and the child's own tree.
 Tree: TypeAlias = tuple
-Polynomial: TypeAlias = dict[tuple[int, ...], float]
+Polynomial: TypeAlias = dict[tuple[int, ...], Array]
 Choice: TypeAlias = tuple[tuple[int, ...], ...]  # one set partition of the steps per layer
 Vertex: TypeAlias = tuple[int, int]
 Name: TypeAlias = tuple
-Sums: TypeAlias = dict[tuple[tuple[int, ...], ...], tuple[float, int]]
+Sums: TypeAlias = dict[tuple[tuple[int, ...], ...], tuple[Array, int]]
 
 # Orders p of the noise bound. Higher ones are tighter, until large entries dominate, and slower.
 ORDERS = (1, 2, 4, 6)
@@ -84,41 +84,43 @@ def walk_shapes(p: int) -> Counter[tuple[Tree, tuple[int, ...]]]:
     return found
 
 
-def noise_sums(weight: Float[Array, "r s"], p: int) -> Polynomial:
+def noise_sums(weight: Float[Array, "*several r s"], p: int) -> Polynomial:
     """Coefficients of a bound of E tr (N N')^p: by the numbers of uses of the edges, sums over the walks.
 
     For each shape: its walks times sum over all labels of its vertices of prod |w_e|^uses, by messages up
-    the discovering tree; an edge outside the tree counts max |w|^uses. Labels that coincide only add.
+    the discovering tree; an edge outside the tree counts max |w|^uses. Labels that coincide only add. Of
+    ``several`` matrices at once, the coefficients are (*several).
     """
     size = np.abs(weight)
     powers = {m: size**m for m in range(2, 2 * p + 1)}
-    largest = float(size.max())
+    turned = {m: power.mT for m, power in powers.items()}
+    largest = size.max(axis=(-2, -1))
     steps, shapes = _messages(p)
     messages: list[np.ndarray] = []
     for side, children in steps:
-        total = np.ones(size.shape[side])
+        total = np.ones((*size.shape[:-2], size.shape[side - 2], 1))
         for uses, child in children:
-            total = total * ((powers[uses] if side == 0 else powers[uses].T) @ messages[child])
+            total = total * ((powers[uses] if side == 0 else turned[uses]) @ messages[child])
         messages.append(total)
+    roots = {root: messages[root].sum(axis=(-2, -1)) for _, root, _, _ in shapes}
     sums: Polynomial = {}
     for key, root, others, count in shapes:
-        value = count * float(messages[root].sum()) * largest**others
-        sums[key] = sums.get(key, 0.0) + value
+        sums[key] = np.asarray(sums.get(key, 0.0) + count * roots[root] * largest**others)
     return sums
 
 
-def noise_norm(sums: dict[int, Polynomial], keep: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+def noise_norm(sums: dict[int, Polynomial], keep: Float[Array, "*batch"]) -> Float[Array, "*several_batch"]:
     """sqrt( E||W * (M - k)||_2^2 ), a bound: the smallest (E tr (N N')^p)^{1/2p} of ``noise_sums`` by p.
 
     Not rounded outward: all terms are positive, so the caller's count of roundings covers it.
     Reference: this project; the walk count is that of Füredi and Komlós 1981, kept for unequal entries.
     """
-    best = np.full(keep.shape, np.inf)
+    best = np.full((), np.inf)
     for p, polynomial in sums.items():
         moments = {m: central_moment(keep, m) for m in range(2, 2 * p + 1)}
-        total = np.zeros(keep.shape)
+        total = np.zeros(())
         for uses, coefficient in polynomial.items():
-            total += coefficient * math.prod(moments[m] for m in uses)
+            total = total + np.multiply.outer(coefficient, math.prod(moments[m] for m in uses))
         best = np.minimum(best, total ** (1.0 / (2 * p)))
     return np.asarray(best)
 
@@ -141,15 +143,16 @@ def _cumulant_polynomial(order: int) -> np.polynomial.Polynomial:
     return k if order == 1 else k * (1 - k) * _cumulant_polynomial(order - 1).deriv()
 
 
-def product_sums(weights: tuple[Float[Array, "_ _"], ...], p: int) -> Sums:
+def product_sums(weights: tuple[Float[Array, "*several _ _"], ...], p: int) -> Sums:
     """Coefficients of E tr (Z Z')^p, an identity: by the block sizes in every layer, sums over partitions.
 
     Z = X_1 ... X_L, X_l = W_l * M_l. The trace sums prod of the 2 p entries that a closed walk takes in every
     layer; their expectation is the sum over set partitions of prod of joint cumulants, which vanish unless
-    all entries of a block are the same one. Each value is (sum, number of partitions).
+    all entries of a block are the same one. Each value is (sum, number of partitions); of ``several``
+    products at once, the sum is (*several).
     """
     # Inner levels are summed out first, then the wider end.
-    tall = weights[0].shape[0] > weights[-1].shape[1]
+    tall = weights[0].shape[-2] > weights[-1].shape[-1]
     ranks = (int(tall), *[2] * (len(weights) - 1), int(not tall))
     steps, wanted = _program(p, ranks)
     made: list[np.ndarray] = []
@@ -158,41 +161,41 @@ def product_sums(weights: tuple[Float[Array, "_ _"], ...], p: int) -> Sums:
             case "power":
                 made.append(weights[first] ** second)
             case "T":
-                made.append(made[first].T)
+                made.append(made[first].mT)
             case "times":
-                made.append(made[first] @ made[second].T)
+                made.append(made[first] @ made[second].mT)
             case "entrywise":
                 made.append(made[first] * made[second])
             case _:  # weighted: the rows of the first by the row sums of the second
-                made.append(made[first] * made[second].sum(axis=1)[:, None])
+                made.append(made[first] * made[second].sum(axis=-1)[..., None])
     sums: Sums = {}
     for blocks, numbers in wanted.items():
-        value = sum(count * float(made[number].sum()) for number, count in numbers.items())
-        sums[blocks] = (value, sum(numbers.values()))
+        value = sum(count * made[number].sum(axis=(-2, -1)) for number, count in numbers.items())
+        sums[blocks] = (np.asarray(value), sum(numbers.values()))
     return sums
 
 
 def product_moment(
-    weights: tuple[Float[Array, "_ _"], ...], sums: Sums, keep: Float[Array, "*batch l"]
-) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+    weights: tuple[Float[Array, "*several _ _"], ...], sums: Sums, keep: Float[Array, "*batch l"]
+) -> tuple[Float[Array, "*several_batch"], Float[Array, "*several_batch"]]:
     """E tr (Z Z')^p from ``product_sums``, an identity, and a bound of what its cancellation may lose.
 
     No sum over walks exceeds (prod_l ||W_l||_F)^{2p}.
     """
-    total, size = np.zeros(keep.shape[:-1]), np.zeros(keep.shape[:-1])
+    total, size = np.zeros(()), np.zeros(keep.shape[:-1])
     order = sum(next(iter(sums))[0])
     factors = {m: cumulant(keep, m) for m in range(1, order + 1)}
     for blocks, (value, number) in sums.items():
         term = math.prod(factors[m][..., j] for j, part in enumerate(blocks) for m in part)
-        total, size = total + value * term, size + number * np.abs(term)
-    frobenius = np.prod([np.linalg.norm(weight) for weight in weights])
-    roundings = 2 * order * sum(sum(weight.shape) + 64 for weight in weights)
-    return np.asarray(total), np.asarray(roundings * EPS * frobenius**order * size)
+        total, size = total + np.multiply.outer(value, term), size + number * np.abs(term)
+    frobenius = np.prod([np.linalg.norm(weight, axis=(-2, -1)) for weight in weights], axis=0)
+    roundings = 2 * order * sum(sum(weight.shape[-2:]) + 64 for weight in weights)
+    return np.asarray(total), np.asarray(roundings * EPS * np.multiply.outer(frobenius**order, size))
 
 
 def product_norm(
-    weights: tuple[Float[Array, "_ _"], ...], low: Sums, high: Sums, keep: Float[Array, "*batch l"]
-) -> Float[Array, "*batch"]:
+    weights: tuple[Float[Array, "*several _ _"], ...], low: Sums, high: Sums, keep: Float[Array, "*batch l"]
+) -> Float[Array, "*several_batch"]:
     """sqrt( E||Z||_2^2 ), a bound from M_p = E tr (Z Z')^p (``low``) and M_2p (``high``).
 
     The n eigenvalues of (Z Z')^p have the mean m_p / n and the mean square m_2p / n, so the largest one is at
@@ -202,7 +205,7 @@ def product_norm(
     """
     first, lost = product_moment(weights, low, keep)
     second, more = product_moment(weights, high, keep)
-    n = min(min(weight.shape) for weight in weights)
+    n = min(min(weight.shape[-2:]) for weight in weights)
     spread = second + more - np.maximum(first - lost, 0.0) ** 2 / n * (1 - 16 * EPS)
     largest = (first + lost) / n + np.sqrt((n - 1) / n * np.maximum(spread, 0.0))
     return np.asarray(np.maximum(largest, 0.0) ** (1.0 / sum(next(iter(low))[0])))

@@ -1,0 +1,74 @@
+"""Fast minimum-norm attack: gradient steps on the margin, projected on a ball whose radius adapts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from empirical.attacks.active import Batch, Closest, attack_correct, check_attack, check_count, margins
+from empirical.attacks.geometry import clip, feasible, norm, project
+from empirical.ensembles import Ensemble
+from theory.types import InvalidInput, check_p
+
+# What the step and gamma end at, relative to their first values.
+_LAST_STEP, _LAST_GAMMA = 0.01, 0.02
+
+
+def fmn(
+    ensemble: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    *,
+    p: float,
+    steps: int = 100,
+    gamma: float = 0.05,
+    box: tuple[float, float] | None = None,
+) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
+    """FMN (Pintor et al. 2021): the closest point in l_p, p in {2, inf}, found in ``steps`` gradient steps.
+
+    Until the first success the radius is the linearised distance from the current point's own; then it
+    shrinks below the closest success, or grows after a failure, by a gamma that decays with the steps. The
+    first step is the l_2 length of the linearised way to the boundary (1 in the paper, where the data's
+    scale is known). Raises: InvalidInput for another p, steps < 1, gamma outside (0, 1), or bad shapes,
+    values, labels or box.
+    """
+    check_attack(ensemble, x, y, box=box)
+    check_p(p)
+    check_count("steps", steps)
+    if not 0 < gamma < 1:
+        raise InvalidInput(f"gamma is {gamma}; the relative change of the radius lies in (0, 1)")
+
+    return attack_correct(ensemble, x, y, lambda batch: _walk(batch, p=p, steps=steps, gamma=gamma, box=box))
+
+
+def _walk(
+    batch: Batch, *, p: float, steps: int, gamma: float, box: tuple[float, float] | None
+) -> tuple[Tensor, Tensor]:
+    best, points, loss = Closest.none(batch.start), batch.start, batch.loss
+    delta = torch.zeros_like(points)
+    first = length = radius = torch.zeros_like(batch.lead)
+    for i in range(steps):
+        logits, gradient = batch.nets.logits_and_gradient(points, loss)
+        gradient = feasible(gradient, points, box)
+        lead = margins(logits, batch.y)
+        success = lead < 0
+        best.offer(points, length, success)
+        decay = (1 + math.cos(math.pi * i / steps)) / 2
+        change = gamma * (_LAST_GAMMA + (1 - _LAST_GAMMA) * decay)
+        size = norm(gradient, p=2)
+        dual = size if p == 2 else norm(gradient, p=1)
+        linearised = torch.where(dual > 0, lead.abs() / dual, 0.0)
+        adapted = torch.where(success, radius.minimum(best.distance) * (1 - change), radius * (1 + change))
+        radius = torch.where(best.found, adapted, length + linearised)
+        if i == 0:
+            first = linearised if p == 2 else linearised * math.sqrt(batch.start.shape[2])
+        step = first * (_LAST_STEP + (1 - _LAST_STEP) * decay)
+        delta = delta.addcmul_(gradient, torch.where(size > 0, step / size, 0.0)[..., None])
+        points = clip(batch.start + project(delta, radius, p=p), box)
+        delta = points - batch.start
+        length = norm(delta, p=p)
+    best.offer(points, length, batch.success(points))
+    return best.points, best.found

@@ -1,0 +1,46 @@
+"""Losses that attacks climb, as cotangents: what they ask of the logits' gradients.
+
+Both are differences of logits, so that a saturated softmax cannot take the gradient away.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from empirical.ensembles import Cotangent
+
+# About the logit margin of a trained classifier, for whose cross-entropy s = 1.
+SHARPNESS = 10.0
+
+
+def cross_entropy_direction(y: Int[Tensor, "*K n"]) -> Cotangent:
+    """The direction of the cross-entropy's gradient at the true label.
+
+    That gradient is (1 - p_y) * sum_{k != y} softmax_{k != y}(g) * grad(g_k - g_y). The factor in front is
+    left out: it changes no direction and underflows on saturated logits.
+    """
+
+    def cotangent(logits: Tensor) -> Tensor:
+        true = y.expand(logits.shape[:2])[..., None]
+        return logits.scatter(2, true, -torch.inf).softmax(2).scatter_(2, true, -1.0)
+
+    return cotangent
+
+
+def lead_direction(y: Int[Tensor, "*K n"], lead: Float[Tensor, "*K n"]) -> Cotangent:
+    """The gradient of the lead of the other classes over the true one, as a smooth maximum.
+
+    log sum_{k != y} exp(s g_k) / s - g_y, with s = SHARPNESS / lead: the clean example's margin sets the
+    unit of the logits, so that their scale changes nothing. Smoothness is worth several per cent of distance.
+    """
+    sharpness = (SHARPNESS / lead)[..., None]
+
+    def cotangent(logits: Tensor) -> Tensor:
+        true = y.expand(logits.shape[:2])[..., None]
+        others = logits.scatter(2, true, -torch.inf)
+        others = (others - others.amax(2, keepdim=True)) * sharpness
+        return others.softmax(2).scatter_(2, true, -1.0)
+
+    return cotangent

@@ -1,0 +1,72 @@
+"""The closest point that any attack finds: what measured radii should be compared with bounds by."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from empirical.attacks.carlini_wagner import carlini_wagner
+from empirical.attacks.ddn import ddn
+from empirical.attacks.deepfool import deepfool
+from empirical.attacks.fgsm import minimal_fgs
+from empirical.attacks.fmn import fmn
+from empirical.attacks.geometry import norm
+from empirical.attacks.pgd import minimal_pgd
+from empirical.attacks.ray import shorten
+from empirical.ensembles import Ensemble
+from theory.types import InvalidInput, check_p
+
+Found = tuple[Tensor, Tensor]
+_STEPS, _MANY_STEPS = 100, 1000
+
+
+def strongest(
+    ensemble: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    *,
+    p: float,
+    effort: int = 2,
+    seed: int = 0,
+    box: tuple[float, float] | None = None,
+) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
+    """Of the points of several attacks, each pulled back to the boundary, the closest to x in l_p.
+
+    ========  ======================================  ======================================
+    effort    l_2                                     l_inf
+    ========  ======================================  ======================================
+    1         DeepFool                                DeepFool, smallest FGS step
+    2         and FMN, DDN of 100 steps               and FMN of 100 steps
+    3         and FMN, DDN of 1,000 steps, C&W        and FMN of 1,000 steps, minimal PGD
+    ========  ======================================  ======================================
+
+    Raises: InvalidInput for another p or effort, or bad shapes, values, labels or box.
+    """
+    check_p(p)
+    if effort not in (1, 2, 3):
+        raise InvalidInput(f"effort is {effort}; it is 1, 2 or 3")
+    found = [deepfool(ensemble, x, y, p=p, box=box)]
+    if p == torch.inf:
+        found.append(minimal_fgs(ensemble, x, y, box=box))
+    for steps in (_STEPS, _MANY_STEPS)[: effort - 1]:
+        found.append(fmn(ensemble, x, y, p=p, steps=steps, box=box))
+        if p == 2:
+            found.append(ddn(ensemble, x, y, steps=steps, box=box))
+    if effort == 3 and p == 2:
+        found.append(carlini_wagner(ensemble, x, y, box=box))
+    elif effort == 3:
+        found.append(minimal_pgd(ensemble, x, y, p=p, restarts=2, seed=seed, box=box))
+    return closest(x, [shorten(ensemble, x, y, *each) for each in found], p=p)
+
+
+def closest(x: Float[Tensor, "n d"], found: list[Found], *, p: float) -> Found:
+    """Of several attacks' points, the closest found one for every example."""
+    best, success = found[0]
+    distance = torch.where(success, norm(best - x, p=p), torch.inf)
+    for points, hit in found[1:]:
+        length = torch.where(hit, norm(points - x, p=p), torch.inf)
+        closer = length < distance
+        best = torch.where(closer[..., None], points, best)
+        distance, success = torch.where(closer, length, distance), success | hit
+    return best, success

@@ -1,0 +1,188 @@
+"""Where a ray leaves its class in an MLP: exact, by walking through the linear pieces of the network.
+
+Along x + t u every logit is piecewise linear in t. The walk keeps the value and slope of every
+pre-activation on the current piece, which ends at the first sign change of a hidden one. The first
+layer's sign changes are known up front; each changes the second layer's slopes by a rank-one term, and
+deeper slopes are recomputed, so a step costs far less than a forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from empirical.attacks.active import ActiveSet, margins
+from empirical.attacks.crossing import Crossing, least_step, step_beyond
+from empirical.ensembles import MLPEnsemble
+
+# The least |pre-activation| of a hidden unit: a unit at zero stays on its side until it changes it.
+_ZERO = 1e-300
+# Examples that are done are dropped from the batch once they make up this share of it.
+_DROP_SHARE = 0.25
+
+
+def walk(
+    ensemble: MLPEnsemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    direction: Float[Tensor, "K n d"],
+    *,
+    max_step: float,
+) -> Crossing:
+    """The first crossing of every ray, piece by piece; exact up to rounding."""
+    walk = _Walk.start(ensemble, x, y, direction)
+    wrong = margins(walk.values[-1], y) <= 0
+    least = least_step(x, direction)
+    at = torch.full_like(wrong, torch.inf, dtype=x.dtype).masked_fill_(wrong, 0.0)
+    beyond = at.clone()
+    done = wrong
+    while not done.all():
+        active = ActiveSet.of(~done)
+        walk = walk.pack(active)
+        done = ~active.live
+        keep_going = done.sum() + active.live.sum() * _DROP_SHARE
+        while done.sum() < keep_going:
+            leaving, layer, units = walk.next_sign_change()
+            crossing = walk.next_tie()
+            here, end = walk.t + crossing, walk.t + leaving
+            crossed = ~done & (crossing < leaving) & (here <= max_step)
+            places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])
+            at[places] = here[crossed]
+            beyond[places] = step_beyond(here[crossed], end[crossed], least[places], max_step=max_step)
+            done = done | crossed | (end > max_step) | leaving.isinf()
+            walk.advance(leaving, layer, units, ~done)
+    return Crossing(at, beyond, torch.ones_like(wrong))
+
+
+@dataclass
+class _Walk:
+    """The current piece of every ray: k members of m rays each. Layer 0 is the first hidden layer."""
+
+    member: Tensor  # (k,) place in the caller's arrays
+    row: Tensor  # (k, m) place in the caller's arrays
+    y: Tensor  # (k, m)
+    t: Tensor  # (k, m)
+    weights: list[Tensor]  # per layer after the first, (k, in, out)
+    first_times: Tensor  # (k, m, h + 1) sorted sign changes of layer 0, then inf
+    first_units: Tensor  # (k, m, h + 1)
+    first_slopes: Tensor  # (k, m, h + 1) change of the unit's output slope at that time
+    passed: Tensor  # (k, m) sign changes of layer 0 behind us
+    # Of the layers after the first, the logits last. A hidden unit's value is |pre-activation|, its side is
+    # +1 where it is active and -1 where not, and its slope is that of the value.
+    values: list[Tensor]
+    slopes: list[Tensor]
+    sides: list[Tensor]
+
+    @staticmethod
+    def start(ensemble: MLPEnsemble, x: Tensor, y: Tensor, direction: Tensor) -> _Walk:
+        k, m = direction.shape[:2]
+        values = ensemble.preactivations(x.expand(k, *x.shape))
+        slopes = [torch.bmm(direction, ensemble.weights[0].mT)]
+        gates = [value > 0 for value in values[:-1]]
+        for gate, weight in zip(gates, ensemble.weights[1:], strict=True):
+            slopes.append(torch.bmm(slopes[-1] * gate, weight.mT))
+        if ensemble.is_binary:
+            values[-1] = torch.cat([torch.zeros_like(values[-1]), values[-1]], dim=2)
+            slopes[-1] = torch.cat([torch.zeros_like(slopes[-1]), slopes[-1]], dim=2)
+        end = torch.full((k, m, 1), torch.inf, dtype=x.dtype, device=x.device)
+        times, units, changes = end, torch.zeros_like(end, dtype=torch.int64), torch.zeros_like(end)
+        if gates:
+            approaching = ((slopes[0] < 0) == gates[0]) & (slopes[0] != 0)
+            change_times = (-values[0] / slopes[0]).masked_fill_(~approaching, torch.inf).clamp_(min=0.0)
+            change_times = torch.cat([change_times, end], dim=2)
+            times, units = change_times.sort(dim=2)
+            # |slope| either way: a unit that turns on has positive slope, one that turns off loses it.
+            changes = torch.cat([slopes[0].abs(), torch.zeros_like(end)], dim=2).gather(2, units)
+            units = units.clamp_(max=gates[0].shape[2] - 1)
+        sides = [torch.where(gate, 1.0, -1.0).to(x.dtype) for gate in gates[1:]]
+        for i, side in enumerate(sides, start=1):
+            values[i] = (values[i] * side).clamp_(min=_ZERO)
+            slopes[i] = slopes[i] * side
+        return _Walk(
+            member=torch.arange(k, device=x.device),
+            row=torch.arange(m, device=x.device).expand(k, m),
+            y=y.expand(k, m),
+            t=torch.zeros_like(times[..., 0]),
+            weights=_without_first(ensemble),
+            first_times=times,
+            first_units=units,
+            first_slopes=changes,
+            passed=torch.zeros_like(units[..., 0]),
+            values=values[1:] or values,
+            slopes=slopes[1:] or slopes,
+            sides=sides,
+        )
+
+    def pack(self, active: ActiveSet) -> _Walk:
+        """The walk of the rays that are not done."""
+        take = active.take
+        return _Walk(
+            member=self.member[active.members],
+            row=take(self.row),
+            y=take(self.y),
+            t=take(self.t),
+            weights=[weight[active.members] for weight in self.weights],
+            first_times=take(self.first_times),
+            first_units=take(self.first_units),
+            first_slopes=take(self.first_slopes),
+            passed=take(self.passed),
+            values=[take(value) for value in self.values],
+            slopes=[take(slope) for slope in self.slopes],
+            sides=[take(side) for side in self.sides],
+        )
+
+    def next_sign_change(self) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Time until the first hidden sign change, its layer, and the first unit to change in each layer."""
+        at = self.passed[..., None]
+        times = [self.first_times.gather(2, at)[..., 0] - self.t]
+        units = [self.first_units.gather(2, at)[..., 0]]
+        for value, slope in zip(self.values[:-1], self.slopes[:-1], strict=True):
+            fastest = (slope / value).min(2)
+            times.append((-1 / fastest.values).masked_fill_(fastest.values >= 0, torch.inf))
+            units.append(fastest.indices)
+        soonest = torch.stack(times).min(0)
+        return soonest.values.clamp_(min=0.0), soonest.indices, units
+
+    def next_tie(self) -> Tensor:
+        """Time until another logit reaches the true one on this piece; inf if none does."""
+        true = self.y[..., None]
+        margin = self.values[-1].gather(2, true) - self.values[-1]
+        closing = self.slopes[-1] - self.slopes[-1].gather(2, true)
+        time = (margin / closing).masked_fill_(closing <= 0, torch.inf)
+        return time.amin(2).clamp_(min=0.0)
+
+    def advance(self, time: Tensor, layer: Tensor, units: list[Tensor], moving: Tensor) -> None:
+        """Go to the end of the piece and flip the unit whose pre-activation is zero there."""
+        flips = [(layer == i) & moving for i in range(len(units))]
+        time = time.masked_fill(~moving, 0.0)
+        self.t = self.t + time
+        for value, slope in zip(self.values, self.slopes, strict=True):
+            value.addcmul_(slope, time[..., None])
+        for i, side in enumerate(self.sides):
+            self.values[i].clamp_(min=_ZERO)
+            at, sign = units[i + 1][..., None], torch.where(flips[i + 1], -1.0, 1.0)[..., None]
+            for oriented in (side, self.slopes[i]):
+                oriented.scatter_(2, at, oriented.gather(2, at) * sign)
+        if self.weights:
+            at = self.passed[..., None]
+            change = self.first_slopes.gather(2, at)[..., 0] * flips[0]
+            columns = self.weights[0][torch.arange(len(at), device=at.device)[:, None], units[0]]
+            if self.sides:
+                columns = columns * self.sides[0]
+            self.slopes[0].addcmul_(columns, change[..., None])
+            self.passed = self.passed + flips[0]
+            for i, weight in enumerate(self.weights[1:]):
+                self.slopes[i + 1] = torch.bmm(self.slopes[i] * (self.sides[i] > 0), weight)
+                if i + 1 < len(self.sides):
+                    self.slopes[i + 1] *= self.sides[i + 1]
+
+
+def _without_first(ensemble: MLPEnsemble) -> list[Tensor]:
+    """Transposed weights (K, in, out) of the layers after the first, a single score widened to (0, f)."""
+    weights = [w.mT.contiguous() for w in ensemble.weights[1:]]
+    if weights and ensemble.is_binary:
+        weights[-1] = torch.cat([torch.zeros_like(weights[-1]), weights[-1]], dim=2)
+    return weights

@@ -1,0 +1,84 @@
+"""Which claims a results table speaks of, and the verdict on each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pandas as pd
+
+from empirical.claims.predictions import predictions
+from empirical.claims.theorems import THEOREMS, theorem
+from empirical.claims.trends import falls_again, no_improvement, some_improvement, trend
+from empirical.claims.verdicts import Measure, Verdict
+
+STATEMENTS = {
+    "C1": "Linear: l_inf robustness rises with sparsity, up to collapse",
+    "C2": "Linear: l_2 robustness does not improve with sparsity",
+    "C3": "ReLU: some sparsity beats the equally trained dense network",
+    "C4": "ReLU: over-sparsified networks fall again",
+    "C5": "Random masks: E[L] <= c (1 - eta), and every rung of the ladder",
+    "C6": "Activation sparsity raises robustness; extreme sparsity lowers it",
+    "C7": "Certificate <= exact <= every attack; mean radius <= universal ceiling",
+    "C8": "Linear identities hold; attacks measure the exact radius",
+    "C9": "Moment propagation predicts the measured radii of masked networks",
+}
+LINEAR = ("linear-binary", "linear")
+LINEAR_LINF: tuple[Measure, ...] = (
+    ("R_inf, exact", "mean_radius", "linf", "exact"),
+    ("r_inf(eps), FGS in the box", "fgs_accuracy", "linf", "fgs in the box"),
+    ("r_inf(eps), FGS unclipped", "fgs_accuracy", "linf", "fgs"),
+)
+LINEAR_L2: tuple[Measure, ...] = (("R_2, exact", "mean_radius", "l2", "exact"),)
+RELU: tuple[Measure, ...] = (
+    ("R_inf, smallest FGS step", "mean_radius", "linf", "fgs"),
+    ("R_inf, best attack", "mean_radius", "linf", "best"),
+    ("r_inf(eps), FGS in the box", "fgs_accuracy", "linf", "fgs in the box"),
+    ("r_inf(eps), FGS unclipped", "fgs_accuracy", "linf", "fgs"),
+    ("r_2, DeepFool", "mean_radius", "l2", "deepfool"),
+    ("R_2, best attack", "mean_radius", "l2", "best"),
+)
+# Conditions whose rise and fall are judged: the claims on them, and what their measures are marked with.
+CONDITIONS = (
+    ("magnitude", "C3", "C4", "", ""),
+    ("surgery", "C3", "C4", ", surgery", ", surgery"),
+    ("activation", "C6", "C6", ", rise", ", fall"),
+)
+
+
+def judge(table: pd.DataFrame) -> pd.DataFrame:
+    """Judge every claim the network-level rows of a table speak of; one row per claim, family and measure.
+
+    Raises: KeyError if the table lacks a documented column.
+    """
+    verdicts: list[Verdict] = []
+    families = [str(family) for family in table["family"].unique()]
+    for family in sorted(families, key=lambda name: (name not in LINEAR, families.index(name))):
+        verdicts += _linear(table, family) if family in LINEAR else _relu(table, family)
+    checks = table[table["kind"] == "check"]
+    for claim, label, names in THEOREMS:
+        rows = checks[checks["method"].astype(str).str.startswith(names)]
+        if len(rows):
+            verdicts.append(theorem(rows, claim, label))
+    frame = pd.DataFrame([asdict(verdict) for verdict in verdicts])
+    frame.insert(1, "statement", frame["claim"].map(STATEMENTS))
+    return frame.sort_values("claim", kind="stable", ignore_index=True)
+
+
+def _linear(table: pd.DataFrame, family: str) -> list[Verdict]:
+    return [
+        *(trend(table, family, measure) for measure in LINEAR_LINF),
+        *(no_improvement(table, family, measure) for measure in LINEAR_L2),
+    ]
+
+
+def _relu(table: pd.DataFrame, family: str) -> list[Verdict]:
+    found: list[Verdict] = []
+    seen = set(table.loc[table["family"] == family, "pruning"].astype(str))
+    for pruning, rise, fall, rises, falls in CONDITIONS:
+        if pruning not in seen and (pruning != "magnitude" or seen - {"dense", "given"}):
+            continue
+        for label, quantity, norm, method in RELU:
+            up, down = ((label + mark, quantity, norm, method) for mark in (rises, falls))
+            found.append(some_improvement(table, family, up, claim=rise, pruning=pruning))
+            found.append(falls_again(table, family, down, claim=fall, pruning=pruning))
+    return found + [verdict for norm in ("linf", "l2") for verdict in predictions(table, family, norm)]

@@ -1,0 +1,57 @@
+"""Claim C9: moment propagation against measurement."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from empirical.claims.verdicts import LEVEL, RESAMPLES, Verdict, curve, curve_of_kind, verdict_on
+
+# A prediction holds if its mean error over the sparsities is below this share of the dense radius.
+PREDICTION_ERROR = 0.10
+
+
+def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
+    """C9: the predicted mean radius against the measured one, of random masks and of retrained networks.
+
+    The error at a sparsity is |predicted - measured| as a share of the measured radius without masks, all
+    three means over seeds, which are resampled.
+    """
+    predicted = curve_of_kind(
+        table, family, "random", ("", "mean_radius", norm, "moment propagation"), ["estimate"]
+    )
+    verdicts = []
+    for pruning in ("random", "random-retrained", "magnitude"):
+        measured = curve(table, family, pruning, ("", "mean_radius", norm, "best"))
+        grid = predicted.columns.intersection(measured.columns)
+        seeds = predicted.index.intersection(measured.index)
+        if len(grid) < 2 or grid[0] != 0 or not len(seeds):
+            continue
+        guess, truth = (frame.loc[seeds, grid].to_numpy() for frame in (predicted, measured))
+        draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+        low, high = np.quantile(_prediction_error(guess[draws], truth[draws]), [LEVEL / 2, 1 - LEVEL / 2])
+        holds = "supported" if high < PREDICTION_ERROR else "inconclusive"
+        best = [grid[1 + int(values[:, 1:].mean(axis=0).argmax())] for values in (guess, truth)]
+        verdicts.append(
+            verdict_on(
+                "C9",
+                family,
+                f"R_{norm.removeprefix('l')}, {pruning}",
+                "refuted" if low > PREDICTION_ERROR else holds,
+                effect=float(_prediction_error(guess, truth)),
+                interval=(low, high),
+                what="mean error over the sparsities above 0, as a share of the radius at 0",
+                test=f"bootstrap over seeds, {RESAMPLES} resamples, against {PREDICTION_ERROR:.0%}",
+                seeds=len(seeds),
+                note=f"best sparsity above 0: {best[0]:g} predicted, {best[1]:g} measured",
+            )
+        )
+    return verdicts
+
+
+def _prediction_error(guess: Float[Array, "*r s a"], truth: Float[Array, "*r s a"]) -> Float[Array, "*r"]:
+    """Mean over sparsities of the error of the means over seeds, in units of the truth at the first one."""
+    off = np.abs(guess.mean(axis=-2) - truth.mean(axis=-2))[..., 1:].mean(axis=-1)
+    return np.asarray(off / np.maximum(truth.mean(axis=-2)[..., 0], np.finfo(float).tiny))
