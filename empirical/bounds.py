@@ -143,7 +143,7 @@ class Problem:
     def of(network: Network, data: Examples, request: Request, *, device: torch.device) -> Problem:
         """Read the network. Raises: InvalidInput if it does not fit the data, or is not understood."""
         examples = data.first(request.examples)
-        shape = request.shape or network.shape or examples.shape
+        shape = request.shape or examples.fitted(network.shape)
         if prod(shape) != prod(examples.shape):
             raise InvalidInput(
                 f"network {network.name} takes examples of shape {shape}; those of {data.name} have shape "

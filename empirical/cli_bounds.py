@@ -33,8 +33,8 @@ Cells = tuple[str, ...]
 @click.option(
     "--data",
     required=True,
-    metavar="digits|FILE.npz",
-    help="scikit-learn's digits, or a file with x_test and y_test.",
+    metavar="NAME|FILE|FOLDER",
+    help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
 )
 @click.option("--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module.")
 @click.option("--arch-args", default="{}", metavar="JSON", help="Its keyword arguments.  [default: none]")

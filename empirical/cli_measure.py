@@ -21,7 +21,10 @@ _NORMS = {"linf": "l_inf", "l2": "l_2"}
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "--data", required=True, metavar="NAME|FILE.npz", help="A data set, or a file with x_test and y_test."
+    "--data",
+    required=True,
+    metavar="NAME|FILE|FOLDER",
+    help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
 )
 @click.option("--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module.")
 @click.option("--arch-args", default="{}", metavar="JSON", help="Its keyword arguments.  [default: none]")

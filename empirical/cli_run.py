@@ -29,8 +29,9 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option(
             "--data",
-            metavar="NAME|FILE.npz",
-            help="Another data set: digits, or a file with x_train, y_train, x_test, y_test.",
+            metavar="NAME|FILE|FOLDER",
+            help="Another data set: digits, mnist, fashion-mnist, cifar10, a file with x_train, y_train, "
+            "x_test and y_test, or shards.",
         ),
         click.option(
             "--out",

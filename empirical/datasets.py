@@ -1,12 +1,11 @@
-"""Labelled data: scikit-learn's digits (embedded) and the user's own ``.npz`` files."""
+"""Labelled data: scikit-learn's digits (embedded), named data sets, the user's own ``.npz`` files."""
 
 from __future__ import annotations
 
-import lzma
+import functools
+import glob
 import math
-import os
-import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,28 +13,22 @@ import numpy as np
 from jaxtyping import Float, Integer
 from numpy import ndarray as Array
 
+from empirical.data.files import Source, shards, single
+from empirical.data.named import NAMED, channels_first, named_source
 from theory.types import InvalidInput, check_labels, check_p, finite_array
 
-# What NumPy and its decompressors raise for a file that is damaged, foreign or would run code.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-_NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+# Training is done in float32, and its examples are many; measurements and proofs are in float64.
+_TYPES = {"train": np.float32, "test": np.float64}
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Training and test examples with features inside ``box`` and labels 0 .. classes-1.
 
-    x: (n, d) float64; y: (n,) int64. Raises: InvalidInput for NaN, features outside the box, labels
-    outside [0, classes), shapes that disagree, or fewer than two classes in the training labels.
+    x_train: (n, d) float32, as training takes it; x_test: (m, d) float64, as measurements and theory do;
+    labels int64. ``shape`` is that of one example before it was flattened, channels first; (d,) if not given.
+    Raises: InvalidInput for NaN, features outside the box, labels outside [0, classes), shapes that disagree,
+    or fewer than two classes in the training labels.
     """
 
     name: str
@@ -45,22 +38,21 @@ class Dataset:
     y_test: Integer[Array, " m"]
     classes: int
     box: tuple[float, float] = (0.0, 1.0)
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for part in ("train", "test"):
-            x = finite_array(f"x_{part}", getattr(self, f"x_{part}"), ndim=2)
-            lowest, highest = x.min(), x.max()
-            if lowest < self.box[0] or highest > self.box[1]:
-                raise InvalidInput(
-                    f"x_{part} spans [{lowest:g}, {highest:g}]; scale features into {list(self.box)}"
-                )
+        for part, dtype in _TYPES.items():
+            x = _features(f"x_{part}", getattr(self, f"x_{part}"), box=self.box, dtype=dtype)
             y = check_labels(f"y_{part}", getattr(self, f"y_{part}"), n=len(x), classes=self.classes)
             object.__setattr__(self, f"x_{part}", x)
             object.__setattr__(self, f"y_{part}", y)
-        if self.x_test.shape[1] != self.x_train.shape[1]:
-            raise InvalidInput(
-                f"x_test has {self.x_test.shape[1]} features; x_train has {self.x_train.shape[1]}"
-            )
+        width = self.x_train.shape[1]
+        if self.x_test.shape[1] != width:
+            raise InvalidInput(f"x_test has {self.x_test.shape[1]} features; x_train has {width}")
+        shape = self.shape or (width,)
+        if math.prod(shape) != width:
+            raise InvalidInput(f"shape is {shape}; an example has {width} features")
+        object.__setattr__(self, "shape", shape)
         if len(np.unique(self.y_train)) < 2:
             raise InvalidInput(f"y_train holds only class {self.y_train[0]}; a classifier needs two classes")
 
@@ -72,6 +64,7 @@ class Dataset:
     def first(self, *, n_train: int | None = None, n_test: int | None = None) -> Dataset:
         """The first training and test examples; all where no number is given, or there are fewer.
 
+        They are taken in the order of the data set, not class by class: a plain, not a stratified, reduction.
         Raises: InvalidInput if a number is < 1, or what is left does not make a data set.
         """
         for name, count in (("n_train", n_train), ("n_test", n_test)):
@@ -102,7 +95,9 @@ class Dataset:
                     )
             rows = (y == negative) | (y == positive)
             parts[f"x_{part}"], parts[f"y_{part}"] = x[rows], (y[rows] == positive).astype(np.int64)
-        return Dataset(name=f"{self.name}:{negative}v{positive}", classes=2, box=self.box, **parts)
+        return Dataset(
+            name=f"{self.name}:{negative}v{positive}", classes=2, box=self.box, shape=self.shape, **parts
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +123,18 @@ class Examples:
         """Shape of one example."""
         return self.x.shape[1:]
 
+    def fitted(self, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The shape in which a network takes these examples; their own if it does not say.
+
+        Raises: InvalidInput if both are images, with their axes in another order.
+        """
+        if wanted and len(wanted) == len(self.shape) == 3 and wanted != self.shape:
+            raise InvalidInput(
+                f"network takes examples of shape {wanted}; those of {self.name} have shape {self.shape}; "
+                "store the images as it takes them"
+            )
+        return wanted or self.shape
+
     def first(self, count: int) -> Examples:
         """The first ``count`` examples, or all if there are fewer. Raises: InvalidInput if count < 1."""
         if count < 1:
@@ -136,58 +143,65 @@ class Examples:
 
 
 def load_test(name: str) -> Examples:
-    """The test examples of ``"digits"`` or of a local ``.npz`` file with x_test and y_test.
+    """The test examples of what :func:`load` reads, in their own shape; of a file x_test and y_test suffice.
 
     uint8 pixels are divided by 255; floating-point features are taken as they are, in any range.
-    Raises: InvalidInput for an unknown name, a damaged file, missing keys or bad values.
+    Raises: InvalidInput as :func:`load`.
     """
     if name == "digits":
         digits = _digits()
         return Examples(name, digits.x_test, digits.y_test)
-    arrays = _read_npz(name, ("x_test", "y_test"))
-    x = arrays["x_test"]
-    flat = _scaled("x_test", x)
-    return Examples(Path(name).stem, flat.reshape(x.shape), arrays["y_test"])
+    found = _source(name)
+    arrays = found.read(("test",))
+    x, shape = _part(name, "test", arrays["x_test"])
+    return Examples(found.name, x.reshape(-1, *shape), _joined(arrays["y_test"]))
 
 
 def load(name: str) -> Dataset:
-    """Load ``"digits"`` or a local ``.npz`` file with x_train, y_train, x_test and y_test.
+    """``"digits"``, a named data set, or the user's own files.
 
-    Images in files are flattened; uint8 pixels are divided by 255, float features must lie in [0, 1].
-    Raises: InvalidInput for an unknown name, a damaged file, missing keys or bad values.
+    ``"mnist"``, ``"fashion-mnist"`` and ``"cifar10"`` come from the folder ``SPARSE_ROBUSTNESS_DATA`` (else a
+    cache of the user's), or from OpenML into it. Files are an ``.npz`` file with x_train, y_train, x_test and
+    y_test; or shards ``*_train*.npz`` and ``*_test*.npz`` with x and y, named by their folder or by a pattern
+    such as ``data/cifar10_*``. Checksums in a file ``SHA256SUMS`` beside them are checked.
+
+    uint8 pixels are divided by 255, float features must lie in [0, 1]. Examples keep their stored shape,
+    named ones are made (channels, height, width); the last data set is kept in memory.
+    Raises: InvalidInput for an unknown name, data that cannot be fetched, a damaged file, a wrong checksum,
+    missing keys or bad values.
     """
     if name == "digits":
         return _digits()
-    arrays = _read_npz(name, _NPZ_KEYS)
-    for part in ("train", "test"):
-        arrays[f"x_{part}"] = _scaled(f"x_{part}", arrays[f"x_{part}"])
-    classes = _classes(arrays["y_train"])
-    x_train, y_train, x_test, y_test = (arrays[key] for key in _NPZ_KEYS)
-    return Dataset(Path(name).stem, x_train, y_train, x_test, y_test, classes)
+    found = _source(name)
+    return _loaded(name, found, found.stamp())
 
 
-def _read_npz(name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The arrays of these names. Raises: InvalidInput if one is missing or the file is no .npz file."""
-    folder = os.environ.get("SPARSE_ROBUSTNESS_DATA")
-    path = Path(folder) / f"{name}.npz" if folder and name in ("mnist",) else Path(name)
-    if path.suffix != ".npz":
-        raise InvalidInput(f"data is {name!r}; choose 'digits' or the path of an .npz file")
-    if not path.is_file():
-        raise InvalidInput(f"data is {name!r}; no such file")
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            arrays = {key: archive[key] for key in keys if key in archive}
-    except _UNREADABLE as error:
-        raise InvalidInput(
-            f"data {name!r} cannot be read as .npz ({error}); fetch or export it again"
-        ) from error
-    missing = [key for key in keys if key not in arrays]
-    if missing:
-        raise InvalidInput(f"data {name!r} lacks {', '.join(missing)}; it needs {', '.join(keys)}")
-    return arrays
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -> Dataset:
+    """The data set in these files, which have not changed since if the stamp is equal."""
+    arrays = found.read(("train", "test"))
+    y_train, y_test = (_joined(arrays[f"y_{part}"]) for part in ("train", "test"))
+    classes = NAMED[name].classes if name in NAMED else _classes(y_train)
+    x_train, shape = _part(name, "train", arrays.pop("x_train"))
+    x_test, _ = _part(name, "test", arrays.pop("x_test"))
+    return Dataset(found.name, x_train, y_train, x_test, y_test, classes, shape=shape)
+
+
+def _source(name: str) -> Source:
+    """The files of a named data set, of an ``.npz`` file, a folder or a pattern. Raises: InvalidInput."""
+    path = Path(name)
+    if name in NAMED:
+        return named_source(name)
+    if path.is_dir():
+        return shards(name, sorted(path.glob("*.npz")))
+    if path.suffix == ".npz" and (path.is_file() or not glob.has_magic(name)):
+        return single(path, path.stem)
+    if glob.has_magic(name):
+        return shards(name, [Path(match) for match in sorted(glob.glob(name))])
+    raise InvalidInput(
+        f"data is {name!r}; choose digits, {', '.join(NAMED)}, the path of an .npz file or of a folder with "
+        "shards, or a pattern that fits them"
+    )
 
 
 def _classes(y: np.ndarray) -> int:
@@ -196,11 +210,46 @@ def _classes(y: np.ndarray) -> int:
     return int(labels.max(initial=0)) + 1
 
 
-def _scaled(name: str, x: np.ndarray) -> np.ndarray:
-    if x.ndim < 2 or x.size == 0:
-        raise InvalidInput(f"{name} has shape {x.shape}; expected (examples, features...)")
-    flat = x.reshape(len(x), -1)
-    return flat / 255.0 if flat.dtype == np.uint8 else flat
+def _part(name: str, part: str, read: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """One part's features as (n, d), pixels scaled into [0, 1], and the shape of one example."""
+    arrays = [channels_first(name, x) for x in read] if name in NAMED else read
+    shape = arrays[0].shape
+    if len(shape) < 2 or arrays[0].size == 0:
+        raise InvalidInput(f"x_{part} has shape {shape}; expected (examples, features...)")
+    if arrays[0].dtype != np.uint8:
+        return _joined(arrays).reshape(-1, math.prod(shape[1:])), shape[1:]
+    scaled = np.empty((sum(map(len, arrays)), *shape[1:]), _TYPES[part])
+    start = 0
+    for x in arrays:  # file by file, so that no second copy is made
+        np.divide(x, 255.0, out=scaled[start : start + len(x)], casting="same_kind")
+        start += len(x)
+    scaled.setflags(write=False)
+    return scaled.reshape(len(scaled), -1), shape[1:]
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _features(name: str, x: np.ndarray, *, box: tuple[float, float], dtype: type) -> np.ndarray:
+    """Features as a read-only (n, d) array of ``dtype``; one that is such an array already is not copied.
+
+    Raises: InvalidInput for NaN, infinity, features outside the box or an array of another dimension.
+    """
+    if (
+        x.dtype not in _TYPES.values()
+        or x.ndim != 2
+        or not x.size
+        or not np.isfinite((x.min(), x.max())).all()
+    ):
+        x = finite_array(name, x, ndim=2)  # converts, or says what is wrong
+    lowest, highest = x.min(), x.max()
+    low, high = (x.dtype.type(side) for side in box)  # rounded as the features were
+    if lowest < low or highest > high:
+        raise InvalidInput(f"{name} spans [{lowest:g}, {highest:g}]; scale features into {list(box)}")
+    x = x.astype(dtype, copy=x.flags.writeable)
+    x.setflags(write=False)
+    return x
 
 
 def _digits() -> Dataset:

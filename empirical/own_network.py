@@ -85,7 +85,7 @@ def measure_network(
     unwritable, holds other results or a damaged file.
     """
     examples = data.first(request.examples)
-    ensemble = _ensemble(network, request.shape or network.shape or examples.shape, device)
+    ensemble = _ensemble(network, request.shape or examples.fitted(network.shape), device)
     problem = _problem(examples, ensemble, request)
     settings = _describe(network, examples, request, device)
     open_run(out, settings, parts=("units",))

@@ -23,6 +23,7 @@ order of the examples at every level, equal for all conditions, and the random m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -82,6 +83,13 @@ class Bench:
         return [derived_seed(seed, 2, 0) for seed in self.seeds]
 
     def _modules(self, build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> Ensemble:
+        """Networks of images. Raises: InvalidInput if the data are of another size, or channels come last."""
+        stored = self.data.shape
+        if math.prod(stored) != math.prod(shape) or (len(stored) == 3 and stored != shape):
+            raise InvalidInput(
+                f"data {self.data.name} has examples of shape {stored}; network.kind "
+                f"{self.experiment.network.kind!r} takes {shape}, channels first"
+            )
         return initialise_modules(build, shape=shape, seeds=self.seeds, device=self.device)
 
 

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from empirical.datasets import load
+from empirical.datasets import Dataset, load
 from empirical.experiments import Experiment, Network
 from empirical.experiments.chains import Chain, Place, run_chain
 from empirical.experiments.conditions import (
@@ -20,6 +21,7 @@ from empirical.experiments.conditions import (
 from empirical.experiments.specification import CONDITIONS
 from empirical.recipe import Recipe
 from empirical.results import Rows, read_table
+from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
 SPARSITIES = (0.0, 0.5, 0.9)
@@ -155,3 +157,18 @@ def test_a_killed_chain_goes_on_from_its_last_level(bench, tmp_path):
             found = [read_table(place.level_unit(chain, level)) for level in range(2 if stops else 3)]
             tables[name] = pd.concat([table.to_pandas() for table in found[:2]])
         pd.testing.assert_frame_equal(tables["whole"], tables["stopped"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((3, 32, 32), True), ((3072,), True), ((32, 32, 3), False), ((4,), False)]
+)
+def test_networks_of_images_take_channels_first(bench, shape, fits):
+    """Else pixels and colours would be mixed up in silence."""
+    x, y = np.zeros((2, int(np.prod(shape)))), np.array([0, 1])
+    experiment = replace(bench.experiment, network=Network("vgg", scale=0.02))
+    images = Bench(experiment, Dataset("images", x, y, x, y, 2, shape=shape), (0,), CPU)
+    if fits:
+        assert images.initial().inputs == 3072
+        return
+    with pytest.raises(InvalidInput, match=r"data images has examples of shape .* takes \(3, 32, 32\)"):
+        images.initial()

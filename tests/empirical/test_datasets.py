@@ -2,31 +2,13 @@
 
 import math
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from empirical.datasets import Dataset, load
+from empirical.datasets import Dataset, load, load_test
+from tests.empirical.npz_files import arrays, save
 from theory.types import InvalidInput
-
-
-def arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    good = {
-        "x_train": rng.random((6, 4)),
-        "y_train": np.array([0, 1, 2, 0, 1, 2]),
-        "x_test": rng.random((3, 4)),
-        "y_test": np.array([0, 1, 2]),
-    }
-    return good | changes
-
-
-def save(path: Path, content: dict[str, np.ndarray], compression: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, value in content.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, value)
 
 
 def test_digits_are_stratified_and_in_the_box():
@@ -151,3 +133,71 @@ def test_bad_pairs_are_named():
 def test_dataset_is_checked_without_a_file():
     with pytest.raises(InvalidInput, match="y_train holds only class 0"):
         Dataset("one", np.zeros((2, 1)), np.zeros(2, int), np.zeros((1, 1)), np.zeros(1, int), classes=2)
+
+
+def test_training_is_float32_and_measuring_float64():
+    digits = load("digits")
+    assert (digits.x_train.dtype, digits.x_test.dtype) == (np.float32, np.float64)
+    every = np.arange(256, dtype=np.uint8)
+    assert np.array_equal((every / 255.0).astype(np.float32), every.astype(np.float32) / np.float32(255))
+
+
+def test_examples_are_copied_unless_nobody_can_write_to_them():
+    x, y = np.linspace(0, 1, 6).reshape(3, 2), np.array([0, 1, 0])
+    data = Dataset("d", x, y, x, y, classes=2)
+    x[:] = 0.5
+    assert data.x_test[2, 1] == 1.0
+    assert not data.x_test.flags.writeable
+    assert np.shares_memory(data.first(n_test=2).x_test, data.x_test)
+
+
+def test_rounding_of_training_examples_does_not_leave_the_box():
+    """0.1 is larger in float32 than in float64, so a box that ends there is rounded too."""
+    x, y = np.array([[0.05], [0.1]]), np.array([0, 1])
+    data = Dataset("edge", x, y, x, y, classes=2, box=(0.0, 0.1))
+    assert float(data.x_train.max()) > 0.1
+    assert len(data.first(n_test=1).x_train) == 2
+
+
+def test_first_keeps_order_shape_and_labels():
+    digits = load("digits")
+    few = digits.first(n_train=30, n_test=7)
+    assert np.array_equal(few.x_train, digits.x_train[:30])
+    assert np.array_equal(few.y_test, digits.y_test[:7])
+    assert len(digits.first(n_train=10**6).x_train) == 1437
+    for wrong in ({"n_train": 0}, {"n_test": -1}):
+        with pytest.raises(InvalidInput, match="use at least one"):
+            digits.first(**wrong)
+    with pytest.raises(InvalidInput, match="y_train holds only class"):
+        digits.first(n_train=1)
+
+
+def test_shape_of_an_example_survives(tmp_path):
+    images = arrays(x_train=np.ones((6, 2, 3, 4)) / 2, x_test=np.ones((3, 2, 3, 4)) / 2)
+    save(tmp_path / "images.npz", images)
+    data = load(str(tmp_path / "images.npz"))
+    assert data.shape == (2, 3, 4)
+    assert data.pair(0, 2).shape == (2, 3, 4)
+    assert data.first(n_test=1).shape == (2, 3, 4)
+    assert load("digits").shape == (64,)
+    assert load_test(str(tmp_path / "images.npz")).x.shape == (3, 2, 3, 4)
+    with pytest.raises(InvalidInput, match=r"shape is \(5,\); an example has 24 features"):
+        Dataset("d", data.x_train, data.y_train, data.x_test, data.y_test, 3, shape=(5,))
+
+
+def test_networks_are_not_given_images_with_their_axes_in_another_order(tmp_path):
+    save(tmp_path / "last.npz", arrays(x_test=np.zeros((3, 4, 4, 3))))
+    last = load_test(str(tmp_path / "last.npz"))
+    with pytest.raises(InvalidInput, match=r"takes examples of shape \(3, 4, 4\); those of last"):
+        last.fitted((3, 4, 4))
+    assert last.fitted(None) == last.fitted((4, 4, 3)) == (4, 4, 3)
+    assert last.fitted((48,)) == (48,)
+
+
+def test_a_file_is_read_again_once_it_has_changed(tmp_path):
+    path = tmp_path / "mine.npz"
+    save(path, arrays())
+    first = load(str(path))
+    assert load(str(path)) is first
+    save(path, arrays(x_test=np.zeros((5, 4)), y_test=np.zeros(5, int)))
+    assert len(load(str(path)).x_test) == 5

@@ -75,3 +75,12 @@ def limits_gaussian_robust_accuracy(
     beyond = eps + TAIL * _size(clf, data, p=p)
     truth = gaussian_robust_accuracy(clf, data, p=p, eps=beyond)
     return at_most(truth, limit, slack=limit * CLOSED_FORMS + 1e-12)
+
+
+def limits_every_classifier(
+    optimum: Callable, clf: BinaryLinear, mean: np.ndarray, *, sigma: float, p: float, eps: float
+) -> float:
+    """No linear classifier of two isotropic Gaussian classes is more robust than the optimum."""
+    data = GaussianClasses(mean, sigma**2 * np.eye(mean.shape[1]), np.array([0.5, 0.5]))
+    truth = gaussian_robust_accuracy(clf, data, p=p, eps=eps)
+    return at_most(truth, optimum(mean, sigma=sigma, p=p, eps=eps), slack=1e-12)

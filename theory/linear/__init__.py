@@ -25,6 +25,7 @@ from theory.linear.gaussian import (
     laplace_pruning_limit,
 )
 from theory.linear.gaussian_masks import masked_gaussian_mean_radius
+from theory.linear.gaussian_optimum import optimal_robust_accuracy, optimal_robust_classifier
 from theory.linear.masks import MaskAverage, masked_mean_radius
 from theory.linear.multiclass import (
     RunnerUp,
@@ -57,6 +58,8 @@ __all__ = [
     "masked_mean_radius",
     "mean_radius",
     "norm_interpolation",
+    "optimal_robust_accuracy",
+    "optimal_robust_classifier",
     "paper_multiclass_bound",
     "radius",
     "robust_accuracy",

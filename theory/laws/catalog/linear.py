@@ -24,6 +24,7 @@ from theory.linear import (
     masked_mean_radius,
     mean_radius,
     norm_interpolation,
+    optimal_robust_accuracy,
     paper_multiclass_bound,
     radius,
     robust_accuracy,
@@ -90,6 +91,7 @@ ANY, BINARY, MULTI, TWO = (_cases(kind, **NORM) for kind in ("any", "binary", "m
 BINARY_BUDGET = _cases("binary", **BUDGET)
 MASKS = _pairs("weight", "gain", draw.weights_and_gains(6), alpha=draw.sparsities(), **NORM)
 GAUSSIAN = _pairs("clf", "data", draw.gaussian_problems(), **NORM)
+GAUSSIAN_MEANS = draw.gaussian_problems().map(lambda problem: (problem[0], problem[1].mean))
 STATISTICS = st.fixed_dictionaries({"stats": draw.class_statistics_of_many(), **NORM})
 POINTS = _points(**NORM)
 FACTORS = st.sampled_from([2.0**-300, 0.5, 2.0**300])
@@ -312,5 +314,13 @@ LAWS: tuple[Law, ...] = (
         markov_bound,
         _pairs("clf", "data", draw.gaussian_problems(), **BUDGET, **NORM),
         "Gaussian P(rho_p > eps) <= its Markov bound",
+    ),
+    _law(
+        "gaussian-optimum",
+        "bound",
+        averages.limits_every_classifier,
+        optimal_robust_accuracy,
+        _pairs("clf", "mean", GAUSSIAN_MEANS, sigma=st.sampled_from([0.1, 1.0, 3.0]), **BUDGET, **NORM),
+        "P(rho_p > eps) between isotropic Gaussians <= the best classifier's",
     ),
 )

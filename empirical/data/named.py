@@ -1,0 +1,131 @@
+"""MNIST, Fashion-MNIST and CIFAR-10 by name: from a folder, else from OpenML into that folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from empirical.data.files import Source, shards, single
+from empirical.results import write_atomically
+from theory.types import InvalidInput
+
+FOLDER = "SPARSE_ROBUSTNESS_DATA"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A published data set: its name and version on OpenML, the shape of an example, the standard split."""
+
+    openml: str
+    version: int
+    shape: tuple[int, ...]
+    train: int
+    test: int
+    classes: int = 10
+
+
+NAMED = {
+    "mnist": Named("mnist_784", 1, (1, 28, 28), 60_000, 10_000),
+    "fashion-mnist": Named("Fashion-MNIST", 1, (1, 28, 28), 60_000, 10_000),
+    "cifar10": Named("CIFAR_10", 1, (3, 32, 32), 50_000, 10_000),
+}
+
+
+def folder() -> Path:
+    """Where named data sets are kept: the environment's ``SPARSE_ROBUSTNESS_DATA``, else the user's cache."""
+    if chosen := os.environ.get(FOLDER):
+        return Path(chosen)
+    if sys.platform == "win32":
+        cache = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "sparse-robustness"
+
+
+def named_source(name: str) -> Source:
+    """``<name>.npz`` or the shards ``<name>_train*.npz``, ``<name>_test*.npz`` of the folder; else OpenML's.
+
+    What OpenML sends is kept as ``<name>.npz``. Raises: InvalidInput if the files are neither there nor to
+    be had, saying where to put them.
+    """
+    here = folder()
+    path = here / f"{name}.npz"
+    if path.is_file():
+        return single(path, name)
+    candidates = [*here.glob(f"{name}_train*.npz"), *here.glob(f"{name}_test*.npz")]
+    if candidates:
+        return shards(str(here / f"{name}_*.npz"), candidates)
+    _download(name, path)
+    return single(path, name)
+
+
+def channels_first(name: str, x: np.ndarray) -> np.ndarray:
+    """The examples of a named data set in its shape, whether stored flat, without or with channels last.
+
+    Raises: InvalidInput if they have another number of features.
+    """
+    shape = NAMED[name].shape
+    if x.ndim == 4 and x.shape[1:] == (*shape[1:], shape[0]):
+        return x.transpose(0, 3, 1, 2)
+    if x.ndim < 2 or prod(x.shape[1:]) != prod(shape):
+        raise InvalidInput(f"data {name!r} has x of shape {x.shape}; expected (examples, {shape})")
+    return x.reshape(len(x), *shape)
+
+
+def _download(name: str, path: Path) -> None:
+    """Fetch a data set from OpenML into ``path``. Raises: InvalidInput if that fails."""
+    from sklearn.datasets import fetch_openml
+
+    known = NAMED[name]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of retries: what fails in the end is said below
+            # liac-arff reads row by row into one array; pandas would guess a type per column.
+            x, y = fetch_openml(
+                known.openml,
+                version=known.version,
+                data_home=str(path.parent / "openml"),
+                as_frame=False,
+                return_X_y=True,
+                parser="liac-arff",
+                n_retries=1,
+            )
+        images, labels = _checked(known, np.asarray(x), np.asarray(y))
+        write_atomically(path, lambda temporary: _save(temporary, images, labels, train=known.train))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"data {name!r} is not in {path.parent} and cannot be had from OpenML ({error}); put {path.name} "
+            f"there with x_train, y_train, x_test and y_test, or name another folder in {FOLDER}"
+        ) from error
+
+
+def _checked(known: Named, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of OpenML's table. Raises: ValueError if it is not the table we know."""
+    with np.errstate(invalid="ignore"):  # what is no pixel differs below
+        pixels, labels = x.astype(np.uint8), y.astype(np.int64)
+    if x.shape != (known.train + known.test, prod(known.shape)) or not np.array_equal(pixels, x):
+        raise ValueError(f"OpenML's table of shape {x.shape} is not that of {known.openml}")
+    if labels.shape != (len(x),) or not np.isin(labels, np.arange(known.classes)).all():
+        raise ValueError(f"OpenML's labels are not those of {known.openml}")
+    return pixels.reshape(-1, *known.shape), labels
+
+
+def _save(path: Path, images: np.ndarray, labels: np.ndarray, *, train: int) -> None:
+    """The standard split: the first ``train`` examples, and the rest."""
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            x_train=images[:train],
+            y_train=labels[:train],
+            x_test=images[train:],
+            y_test=labels[train:],
+        )

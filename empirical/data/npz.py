@@ -1,0 +1,113 @@
+"""Arrays from ``.npz`` files that nobody vouches for: bounded memory, no pickles, optional checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from io import BufferedReader
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from theory.types import InvalidInput
+
+SUMS = "SHA256SUMS"
+# A line of sha256sum: the digest, then a space or an asterisk (binary mode), then the name.
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+# Members up to this many bytes are read however well they are compressed; larger ones may be at most this
+# many times as large as what is stored, which every array of real examples is by far.
+_SMALL = 2**24
+_LARGEST_RATIO = 1000
+
+
+def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of these names, once the file's checksum is right if ``SHA256SUMS`` beside it has one.
+
+    Memory stays within the arrays' own size, and that within 16 MiB or 1,000 times the file's.
+    Raises: InvalidInput naming the file for a wrong checksum, a damaged file, or a missing array.
+    """
+    if not path.is_file():
+        raise InvalidInput(f"data is {str(path)!r}; no such file")
+    try:
+        with path.open("rb") as file:
+            _check_sum(path, file)
+            arrays = _members(file, keys, path.stat().st_size)
+    except InvalidInput:
+        raise
+    except Exception as error:  # zip, each compressor and NumPy's header have their own ways to fail
+        what = str(error) or type(error).__name__
+        raise InvalidInput(
+            f"data {str(path)!r} cannot be read as .npz ({what}); fetch or export it again"
+        ) from error
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise InvalidInput(f"data {str(path)!r} lacks {', '.join(missing)}; it needs {', '.join(keys)}")
+    return arrays
+
+
+def _members(file: BufferedReader, keys: Sequence[str], size: int) -> dict[str, np.ndarray]:
+    """Those of the arrays that are there."""
+    if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+        raise ValueError("it holds a single array")
+    with zipfile.ZipFile(file) as archive:
+        present = set(archive.namelist())
+        return {key: _member(archive, f"{key}.npy", size) for key in keys if f"{key}.npy" in present}
+
+
+def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
+    """One array; nothing is allocated before its declared size fits that of the member and of the file."""
+    info = archive.getinfo(name)
+    if info.file_size > max(_SMALL, _LARGEST_RATIO * min(info.compress_size, size)):
+        raise ValueError(f"{name} claims {info.file_size:,} bytes of {info.compress_size:,} compressed")
+    shape, dtype, begin = _header(archive, info)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects, which could run code")
+    if dtype.itemsize == 0 or any(side < 0 for side in shape):
+        raise ValueError(f"{name} has type {dtype} and shape {shape}")
+    if begin + prod(shape) * dtype.itemsize != info.file_size:
+        raise ValueError(f"{name} declares shape {shape} of {dtype}, which is not what it holds")
+    with archive.open(info) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type that an array declares, and where its entries begin."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+        else:
+            raise ValueError(f"it is of format {version}")
+        return shape, dtype, member.tell()
+
+
+def _check_sum(path: Path, file: BufferedReader) -> None:
+    """Raises: InvalidInput if ``SHA256SUMS`` beside ``path`` has another checksum for the open file."""
+    wanted = _sums(path.with_name(SUMS)).get(path.name)
+    if wanted is None:
+        return
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise InvalidInput(
+            f"data {str(path)!r} has SHA-256 {found}, {SUMS} beside it says {wanted}; fetch it again"
+        )
+    file.seek(0)
+
+
+def _sums(path: Path) -> Mapping[str, str]:
+    """Digests by file name. Raises: InvalidInput for a line that is not of sha256sum's format."""
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        matched = _LINE.fullmatch(line)
+        if matched:
+            found[matched[2].removeprefix("./")] = matched[1].lower()
+        elif line.strip():
+            raise InvalidInput(f"{path} line {number} is {line[:80]!r}; write '<sha256>  <file name>'")
+    return found

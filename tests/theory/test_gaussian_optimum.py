@@ -1,0 +1,81 @@
+"""The most robust classifier of two Gaussian classes: attained, never exceeded, and sparse in l_inf."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import ndtr
+
+from theory.laws.averages import limits_every_classifier
+from theory.laws.strategies import arrays, attack_norms
+from theory.linear import (
+    GaussianClasses,
+    gaussian_robust_accuracy,
+    optimal_robust_accuracy,
+    optimal_robust_classifier,
+)
+from theory.types import BinaryLinear, InvalidInput
+
+MEAN = np.array([[0.0, 0.0, 0.0], [2.0, -0.5, 0.25]])
+# Sums of a few products in float64, and Phi of them.
+ROUNDING = 1e-12
+
+
+def value_of(clf: BinaryLinear, mean: np.ndarray, *, sigma: float, p: float, eps: float) -> float:
+    data = GaussianClasses(mean, sigma**2 * np.eye(mean.shape[1]), np.array([0.5, 0.5]))
+    return gaussian_robust_accuracy(clf, data, p=p, eps=eps)
+
+
+@given(mean=arrays((2, 4)), sigma=st.sampled_from([0.3, 1.0, 2.0]), p=attack_norms(), eps=st.floats(0, 3))
+def test_the_classifier_attains_the_optimum(mean, sigma, p, eps):
+    best = optimal_robust_accuracy(mean, sigma=sigma, p=p, eps=eps)
+    try:
+        clf = optimal_robust_classifier(mean, p=p, eps=eps)
+    except InvalidInput:
+        assert best == 0.5
+        return
+    assert value_of(clf, mean, sigma=sigma, p=p, eps=eps) == pytest.approx(best, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_the_law_rejects_the_optimum_of_the_other_norm(p):
+    """Bayes' classifier is not the most robust one in l_inf, and l_2 has more accuracy to give."""
+    best = optimal_robust_classifier(MEAN, p=p, eps=0.3)
+    limits_every_classifier(optimal_robust_accuracy, best, MEAN, sigma=1.0, p=p, eps=0.3)
+
+    def other(mean, *, sigma, p, eps):
+        half = (mean[1] - mean[0]) / 2
+        gap = half @ half - eps * (np.abs(half).sum() if p == math.inf else 2 * math.hypot(*half))
+        return float(ndtr(gap / math.hypot(*half) / sigma))
+
+    with pytest.raises(AssertionError, match="exceeds"):
+        limits_every_classifier(other, best, MEAN, sigma=1.0, p=p, eps=0.3)
+
+
+def test_known_values():
+    assert optimal_robust_accuracy(MEAN, sigma=0.5, p=2.0, eps=0.0) == pytest.approx(
+        ndtr(math.hypot(1.0, 0.25, 0.125) / 0.5), abs=ROUNDING
+    )
+    assert optimal_robust_accuracy(MEAN, sigma=0.5, p=math.inf, eps=0.2) == pytest.approx(
+        ndtr(math.hypot(0.8, 0.05) / 0.5), abs=ROUNDING
+    )
+    assert np.array_equal(optimal_robust_classifier(MEAN, p=math.inf, eps=0.25).weight, [0.75, 0.0, 0.0])
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InvalidInput, match="eps is 1.0; it reaches half-way"):
+        optimal_robust_classifier(MEAN, p=math.inf, eps=1.0)
+    with pytest.raises(InvalidInput, match="eps is -1"):
+        optimal_robust_accuracy(MEAN, sigma=1.0, p=2.0, eps=-1.0)
+    with pytest.raises(InvalidInput, match="sigma is 0"):
+        optimal_robust_accuracy(MEAN, sigma=0.0, p=2.0, eps=0.1)
+    with pytest.raises(InvalidInput, match="p is 1"):
+        optimal_robust_accuracy(MEAN, sigma=1.0, p=1.0, eps=0.1)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_three_classes_are_refused():
+    with pytest.raises(InvalidInput, match=r"mean has shape \(3, 2\); pass \(2, n\)"):
+        optimal_robust_accuracy(np.zeros((3, 2)), sigma=1.0, p=2.0, eps=0.1)

@@ -1,0 +1,66 @@
+"""The best robust classifier of two isotropic Gaussian classes: what no attack and no pruning can change."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+from scipy.special import ndtr
+
+from theory.linear.exact import check_budget
+from theory.types import BinaryLinear, InvalidInput, check_p, finite_array
+
+
+def optimal_robust_accuracy(mean: Float[Array, "2 n"], *, sigma: float, p: float, eps: float) -> float:
+    """Two Gaussian classes, identity: max over all classifiers of P(rho_p > eps) = Phi(|r|_2 / sigma).
+
+    Classes N(mean[k], sigma^2 I) of prior 1/2 each, d = (mean[1] - mean[0]) / 2, and r = d - z for the z of
+    the ball |z|_p <= eps next to d: r = d max(0, 1 - eps / |d|_2) in l_2, r_i = sign(d_i) max(|d_i| - eps, 0)
+    in l_inf. eps = 0 is Bayes' accuracy Phi(|d|_2 / sigma); a ball that reaches d leaves 1/2, a guess.
+
+    Proof: an attack may move class 1 by -z and class 0 by z, after which the means differ by 2 r and no
+    classifier is right more often than Phi(|r|_2 / sigma). The linear one with weight r and its boundary
+    half-way between the means attains it: r.z = eps |r|_q, so its share is Phi((r.d - eps |r|_q) / (sigma
+    |r|_2)), and r.d - r.z = |r|_2^2.
+
+    Raises: InvalidInput unless mean is (2, n), sigma > 0, p is 2 or inf and eps >= 0.
+    Source: the optimal classifier of Bhagoji, Cullina and Mittal, arXiv:1909.12272, for p = 2 and inf.
+    """
+    rest = _rest(mean, p=p, eps=eps)
+    return float(ndtr(np.linalg.norm(rest) / _check_sigma(sigma)))
+
+
+def optimal_robust_classifier(mean: Float[Array, "2 n"], *, p: float, eps: float) -> BinaryLinear:
+    """Two Gaussian classes, identity: the linear classifier that attains :func:`optimal_robust_accuracy`.
+
+    Weight r, bias -r.(mean[0] + mean[1]) / 2, whatever sigma is. In l_inf it is sparse: coordinates in which
+    the classes differ by at most 2 eps get no weight.
+    Raises: InvalidInput unless mean is (2, n), p is 2 or inf and eps >= 0, or if the ball of radius eps
+    reaches half-way from one mean to the other: then every classifier is a guess.
+    Source: as :func:`optimal_robust_accuracy`.
+    """
+    rest = _rest(mean, p=p, eps=eps)
+    if not rest.any():
+        raise InvalidInput(f"eps is {eps}; it reaches half-way between the means, so choose a smaller one")
+    return BinaryLinear(rest, -float(rest @ np.sum(mean, axis=0)) / 2)
+
+
+def _rest(mean: Float[Array, "2 n"], *, p: float, eps: float) -> Float[Array, " n"]:
+    """Half the difference of the means, less the point of the ball |z|_p <= eps that is next to it."""
+    mean = finite_array("mean", mean, ndim=2)
+    if len(mean) != 2:
+        raise InvalidInput(f"mean has shape {mean.shape}; pass (2, n), one row per class")
+    eps = check_budget("eps", eps)
+    half = mean[1] / 2 - mean[0] / 2
+    if check_p(p) == math.inf:
+        return np.sign(half) * np.maximum(np.abs(half) - eps, 0.0)
+    size = float(np.linalg.norm(half))
+    return half * (1 - eps / size) if eps < size else np.zeros_like(half)
+
+
+def _check_sigma(sigma: float) -> float:
+    if not 0 < sigma < math.inf:
+        raise InvalidInput(f"sigma is {sigma}; a standard deviation is positive and finite")
+    return float(sigma)
