@@ -34,12 +34,12 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
                 if condition == "dense":
                     level = (1 - COLLAPSE) * curve.mean
                     axes.plot(curve.sparsity, level, color=GREY, linewidth=0.8, linestyle=_LEVEL)
-            sparsity_axis(axes, subject.rows["sparsity"].unique())
+            sparsity_axis(axes, subject.levels)
             axes.set_ylim(0, 1.03)
         grid.label(["clean accuracy"], [subject.title for subject in found], below="sparsity (%)")
         handles = condition_handles(found)[:-1]
         if any("dense" in subject.conditions for subject in found):
-            label = f"{1 - COLLAPSE:.0%} of the dense accuracy".replace("%", " %")
+            label = f"{1 - COLLAPSE:.0%} of dense accuracy".replace("%", " %")
             handles.append(Line2D([], [], color=GREY, linewidth=0.8, linestyle=_LEVEL, label=label))
         legend_above(grid.figure, handles)
     return grid.figure

@@ -34,17 +34,13 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     found = [subject for subject in penalised(table, _CONDITION) if np.isfinite(_shares(subject)).any()]
     if not found:
         return None
-    several = len(found) > 1
-    across = len(found) if several else 2
     with rc_context(fname=STYLE):
-        grid = panels(len(_ROWS) if several else 2, across, width=width, height=1.75)
-        places = grid.axes.T if several else [grid.axes.ravel()]
-        for subject, below in zip(found, places, strict=True):
-            for axes, (quantity, norm, method, label) in zip(below, _ROWS, strict=True):
+        grid = panels(len(_ROWS), len(found), width=width, height=1.75)
+        for subject, below in zip(found, grid.axes.T, strict=True):
+            for axes, (quantity, norm, method, _) in zip(below, _ROWS, strict=True):
                 _panel(axes, subject, quantity=quantity, norm=norm, method=method)
-                axes.set_ylabel(label)
         titles = [subject.title for subject in found]
-        grid.label([], titles if several else [titles[0], ""], below="zero activations (%)")
+        grid.label([row[-1] for row in _ROWS], titles, below="zero activations (%)")
         legend_above(grid.figure, condition_handles(found))
     return grid.figure
 

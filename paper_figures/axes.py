@@ -14,8 +14,9 @@ from paper_figures.looks import Look
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 # In the order in which ticks are tried after the ends; one is left out where it would touch another.
-_TICKS = (0.9, 0.5, 0.8, 0.99, 0.95, 0.97, 0.999, 0.2, 0.7)
-_CHARACTER, _GAP, _LABELS = 0.055, 0.06, 0.55  # inches: of a tick label, between two, left of a panel
+_TICKS = (0.9, 0.99, 0.5, 0.8, 0.95, 0.999, 0.98, 0.995, 0.7, 0.2)
+_FEW = 4  # below this the experiment's own sparsities are ticks too
+_CHARACTER, _GAP, _LABELS = 0.055, 0.08, 0.6  # inches: of a tick label, between two, left of a panel
 _SHORT = 300.0  # a logarithmic axis spanning less than this factor is labelled in plain decimals
 
 
@@ -26,7 +27,8 @@ def sparsity_axis(axes: Axes, sparsities: np.ndarray) -> None:
     length = float(_spread(last) - _spread(first)) or 1.0
     ticks = [first, last]
     for tick in (*_TICKS, *sparsities):
-        if first < tick < last and all(_apart(axes, float(tick), other, length) for other in ticks):
+        wanted = tick in _TICKS or len(ticks) < _FEW
+        if wanted and first < tick < last and all(_apart(axes, tick, other, length) for other in ticks):
             ticks.append(float(tick))
     ticks = sorted(set(ticks))
     axes.set_xticks(ticks, [_percent(tick) for tick in ticks])

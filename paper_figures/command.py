@@ -37,14 +37,13 @@ def figures(tables: tuple[Path, ...], *, out: Path, width: str) -> None:
     One TABLE's figures lie in the folder, those of several in one folder each. Without a TABLE those of all
     committed results are drawn.
     """
-    from paper_figures.files import BadTable, table_names, write_figures
+    from paper_figures.files import BadTable, table_names, write_all
     from paper_figures.layout import WIDTHS
 
     paths = tables or tuple(sorted(DATA.glob("*.parquet")))
     try:
-        names = [""] if len(tables) == 1 else table_names(paths)
-        for path, name in zip(paths, names, strict=True):
-            for file in write_figures(path, out / name, width=WIDTHS[width]):
-                click.echo(file)
+        outs = [out] if len(tables) == 1 else [out / name for name in table_names(paths)]
+        for file in write_all(paths, outs, width=WIDTHS[width]):
+            click.echo(file)
     except BadTable as error:
         raise BadInput(str(error)) from error

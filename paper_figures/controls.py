@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
 from paper_figures.curves import arithmetic, intact, ratio_to_dense, reference, uncapped
-from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
-from paper_figures.looks import GREY, look_of
+from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
+from paper_figures.looks import GREY, NORM, look_of
 from paper_figures.subjects import Subject, seed_values, subjects
 
 _LOWEST = -100.0  # percent: a radius cannot lose more
-_ROWS = ("gain in mean radius (%)", "change of accuracy (points)")
+_ROWS = (r"gain in $R_2$ (%)", r"gain in $R_\infty$ (%)", "change of accuracy (points)")
 
 
 def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
@@ -27,17 +27,19 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     found = [subject for subject in subjects(table) if _judged(subject)]
     if not found:
         return None
-    columns = by_norm(found)
     with rc_context(fname=STYLE):
-        grid = panels(2, len(columns), width=width, height=1.9, together=2)
-        for (subject, norm, _), (above, below) in zip(columns, grid.axes.T, strict=True):
-            _gain(above, subject, norm)
-            _accuracy(below, subject)
-            for axes in (above, below):
+        grid = panels(len(_ROWS), len(found), width=width, height=1.9)
+        for subject, (*gains, accuracy) in zip(found, grid.axes.T, strict=True):
+            for axes, norm in zip(gains, NORM, strict=True):
+                _gain(axes, subject, norm)
+            _accuracy(accuracy, subject)
+            for axes in (*gains, accuracy):
                 axes.axhline(0, color=GREY, linewidth=0.8)
-                sparsity_axis(axes, subject.rows["sparsity"].unique())
-        grid.label(list(_ROWS), [title for *_, title in columns], below="sparsity (%)")
-        legend_above(grid.figure, condition_handles(found, without=("dense",)))
+                sparsity_axis(axes, subject.levels)
+        grid.label(_ROWS, [subject.title for subject in found], below="sparsity (%)")
+        legend_above(
+            grid.figure, condition_handles(found, {name for subject in found for name in _judged(subject)})
+        )
     return grid.figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,23 +48,34 @@ def table_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def write_figures(path: Path, out: Path, *, width: float) -> Iterator[Path]:
-    """Draw every figure of one table into ``out``, with ``captions.md``; yields each file once written.
+def write_figures(path: Path, out: Path, *, width: float) -> list[Path]:
+    """Draw every figure of one table into ``out``, with ``captions.md``; returns the files.
 
     Raises: BadTable for a bad table or a folder that cannot be written.
     """
     table = read_network_rows(path)
-    captions = []
+    captions, files = [], []
     try:
         out.mkdir(parents=True, exist_ok=True)
         for entry, figure in drawn(table, width=width):
             captions.append(f"**{entry.title}** (`{entry.name}`). {caption(entry, table)}\n")
             for format in FORMATS:
-                file = out / f"{entry.name}.{format}"
-                file.write_bytes(render(figure, format))
-                yield file
-        file = out / "captions.md"
-        file.write_text("\n".join(captions), encoding="utf-8")
-        yield file
+                files.append(out / f"{entry.name}.{format}")
+                files[-1].write_bytes(render(figure, format))
+        files.append(out / "captions.md")
+        files[-1].write_text("\n".join(captions), encoding="utf-8")
     except OSError as error:
         raise BadTable(f"out is {out}, which cannot be written ({error.strerror})") from error
+    return files
+
+
+def write_all(paths: Sequence[Path], outs: Sequence[Path], *, width: float) -> Iterator[Path]:
+    """Draw several tables, each into its folder, in as many processes as there are cores; yields the files.
+
+    Raises: BadTable as :func:`write_figures`.
+    """
+    work = (
+        joblib.delayed(write_figures)(path, out, width=width) for path, out in zip(paths, outs, strict=True)
+    )
+    for files in joblib.Parallel(n_jobs=min(len(paths), joblib.cpu_count()), return_as="generator")(work):
+        yield from files

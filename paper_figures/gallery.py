@@ -111,8 +111,8 @@ ENTRIES = (
         "Expected Lipschitz constant under random masks",
         mask_ladder.figure,
         "Upper bounds on the expected Lipschitz constant of the ReLU network under random masks "
-        "(geometric {over}) above the Monte Carlo mean of the largest gradient norm over test examples, "
-        "itself a lower estimate.",
+        "(geometric {over}) (F and M are the paper's) above the Monte Carlo mean of the largest gradient "
+        "norm over test examples, itself a lower estimate.",
     ),
     Entry(
         "mask_prediction",

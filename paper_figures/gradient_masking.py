@@ -18,7 +18,9 @@ from paper_figures.subjects import Subject, relu, seed_values, subjects
 # The attack of the paper in each norm.
 _WEAK = {"linf": ("fgs", "FGS"), "l2": ("deepfool", "DeepFool")}
 _WEAK_LOOK = Look("FGS or DeepFool", "#E69F00", (0, (4, 1.2)))
-_STRONG_LOOK = Look("strongest attack", "#0072B2", "solid")
+_STRONG_LOOK = Look("strongest attack", "#332288", "solid")
+# Verdicts differ if they lie on both sides of 1 and this far apart.
+_APART = 0.01
 # Whose radii are compared: the first of these that the table holds.
 _JUDGED = (
     "magnitude",
@@ -39,34 +41,37 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     attack sees a gain and the other a loss; a star at the best sparsity before collapse. Below, for every
     condition, by how much the weak attack's mean radius exceeds the strongest's.
     """
-    found = [subject for subject in relu(subjects(table)) if _judged(subject)]
+    condition, found = _judged(relu(subjects(table)))
     if not found:
         return None
     columns = by_norm(found)
     with rc_context(fname=STYLE):
         grid = panels(2, len(columns), width=width, height=1.75, together=2)
         for (subject, norm, _), (above, below) in zip(columns, grid.axes.T, strict=True):
-            _against_dense(above, subject, norm)
+            _against_dense(above, subject, condition, norm)
             _excess(below, subject, norm)
             for axes in (above, below):
-                sparsity_axis(axes, subject.rows["sparsity"].unique())
-        rows = ["mean radius / dense", "weak / strongest (%)"]
+                sparsity_axis(axes, subject.levels)
+        rows = [f"radius, {condition} / dense", "excess of weak attack (%)"]
         grid.label(rows, [title for *_, title in columns], below="sparsity (%)")
-        legend_above(grid.figure, _handles(found))
+        legend_above(grid.figure, [*_handles(), *condition_handles(found)])
     return grid.figure
 
 
-def _judged(subject: Subject) -> str | None:
-    """The condition of the upper panels, if the table holds one with its reference."""
+def _judged(found: list[Subject]) -> tuple[str, list[Subject]]:
+    """The condition of the upper panels, and the subjects that have it together with its reference."""
     for condition in _JUDGED:
-        if ratio_to_dense(subject, condition, "mean_radius", method="best", norm="l2").shape[1] > 1:
-            return condition
-    return None
+        having = [
+            subject
+            for subject in found
+            if ratio_to_dense(subject, condition, "mean_radius", method="best", norm="l2").shape[1] > 1
+        ]
+        if having:
+            return condition, having
+    return "", []
 
 
-def _against_dense(axes: Axes, subject: Subject, norm: str) -> None:
-    condition = _judged(subject)
-    assert condition
+def _against_dense(axes: Axes, subject: Subject, condition: str, norm: str) -> None:
     whole = intact(subject, condition)
     curves, held = [], [np.ones(1)]
     for method, look in ((_WEAK[norm][0], _WEAK_LOOK), ("best", _STRONG_LOOK)):
@@ -91,7 +96,8 @@ def _shade_disagreement(axes: Axes, weak: tuple[Curve, np.ndarray], strong: tupl
     shared = np.isin(one.sparsity, other.sparsity)
     if not np.array_equal(one.sparsity[shared], other.sparsity):
         return
-    differ = ((one.mean[shared] - 1) * (other.mean - 1) < 0) & kept[shared] & also
+    first, second = one.mean[shared], other.mean
+    differ = ((first - 1) * (second - 1) < 0) & (np.abs(first - second) > _APART) & kept[shared] & also
     axes.fill_between(other.sparsity, 0, 1, where=_widened(differ), color="#EEEEEE", linewidth=0, zorder=0.5,
                       transform=axes.get_xaxis_transform(), gid="disagreement")  # fmt: skip
 
@@ -114,12 +120,11 @@ def _excess(axes: Axes, subject: Subject, norm: str) -> None:
     linear_limits(axes, held, zero=False)
 
 
-def _handles(found: list[Subject]) -> list[Line2D]:
-    condition = look_of(_judged(found[0]) or "").label
+def _handles() -> list[Line2D]:
     attacks = [
-        Line2D([], [], color=look.colour, linestyle=look.line, label=f"{look.label}: {condition}")
+        Line2D([], [], color=look.colour, linestyle=look.line, label=f"{look.label} (above)")
         for look in (_WEAK_LOOK, _STRONG_LOOK)
     ]
     star = Line2D([], [], color=GREY, marker="*", markersize=7, linestyle="none", label="best sparsity")
-    shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="one sees a gain, the other a loss")
-    return [*attacks, star, shade, *condition_handles(found)]
+    shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="verdicts differ")
+    return [*attacks, star, shade]

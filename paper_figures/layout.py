@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,32 +18,43 @@ from paper_figures.subjects import Subject
 WIDTHS = {"one-column": 3.4, "two-column": 7.0}
 TWO_COLUMNS = WIDTHS["two-column"]
 _ACROSS = 1.45  # the narrowest panel with its labels
+_NARROW = 0.8  # height of a panel in a narrow figure, as a share of that in a wide one
+_BOTH_TITLES = 2.1  # the narrowest panel with a title at either side
 _LINE = 0.145  # a line of the legend
+_HANDLE, _LETTER, _SPACE = 0.36, 0.051, 0.2  # of an entry without text, per letter, between two columns
 _TITLES = 0.45  # title and label of the abscissa
 
 
 @dataclass(frozen=True)
 class Panels:
-    """Panels[row, column] of a figure; where there are too many columns for the width, in several bands."""
+    """Panels[row, column] of a figure, wherever they lie on the page.
+
+    Columns that do not fit beside each other lie in several bands of ``across``. Where ``folded``, each
+    column is a band by itself and its rows lie beside each other, ``across`` in a line.
+    """
 
     figure: Figure
     axes: np.ndarray
     across: int
+    folded: bool
 
-    def at_left(self, column: int) -> bool:
-        """Whether a column is the first of its band."""
-        return column % self.across == 0
-
-    def label(self, rows: list[str], columns: list[str], *, below: str) -> None:
+    def label(self, rows: Sequence[str], columns: Sequence[str], *, below: str) -> None:
         """Label the rows at the left of every band, title the columns, and name the abscissa."""
-        for column, title in enumerate(columns):
-            self.axes[0, column].set_title(title, loc="left", fontweight="bold")
-            self.axes[-1, column].set_xlabel(below)
-            if self.at_left(column):
-                for row, label in enumerate(rows):
-                    self.axes[row, column].set_ylabel(label)
-        lefts = [self.axes[row, 0] for row in range(len(rows))]
-        self.figure.align_ylabels(lefts)
+        for (row, column), axes in np.ndenumerate(self.axes):
+            if row == 0:
+                axes.set_title(columns[column] + self._clear_of(axes), loc="left", fontweight="bold")
+            lowest = row + (self.across if self.folded else 1) >= len(self.axes)
+            axes.tick_params(labelbottom=lowest)
+            axes.set_xlabel(below if lowest else "")
+            if self.folded or column % self.across == 0:
+                axes.set_ylabel(rows[row])
+        if not self.folded:
+            self.figure.align_ylabels(list(self.axes[:, 0]))
+
+    def _clear_of(self, axes: Axes) -> str:
+        """An empty line below a title that would touch the one at the right."""
+        narrow = self.figure.get_figwidth() / self.across < _BOTH_TITLES
+        return "\n" if narrow and axes.get_title(loc="right") else ""
 
 
 def panels(rows: int, columns: int, *, width: float, height: float, together: int = 1) -> Panels:
@@ -52,18 +63,25 @@ def panels(rows: int, columns: int, *, width: float, height: float, together: in
     Panels of one column share their abscissa.
     """
     most = max(together, int(width / _ACROSS) // together * together)
-    bands = math.ceil(columns / most)
-    across = math.ceil(columns / together / bands) * together
-    figure = Figure(figsize=(width, bands * (rows * height + _TITLES)), layout="constrained")
-    grid = figure.add_gridspec(bands * rows, across)
+    narrow = width < TWO_COLUMNS
+    folded = columns == 1 or (narrow and together == 1 and rows % 2 == 0)
+    if folded:
+        across = min(rows, most, 3 if rows % 3 == 0 else 2)
+        bands, lines = columns, math.ceil(rows / across)
+    else:
+        bands, lines = math.ceil(columns / most), rows
+        across = math.ceil(columns / together / bands) * together
+    high = bands * (lines * height * (_NARROW if narrow else 1.0) + _TITLES)
+    figure = Figure(figsize=(width, high), layout="constrained")
+    grid = figure.add_gridspec(bands * lines, across)
     axes = np.empty((rows, columns), dtype=object)
-    for column in range(columns):
-        band, place = divmod(column, across)
-        for row in range(rows):
-            above: Axes | None = axes[0, column] if row else None
-            axes[row, column] = figure.add_subplot(grid[band * rows + row, place], sharex=above)
-            axes[row, column].tick_params(labelbottom=row == rows - 1)
-    return Panels(figure, axes, across)
+    for row, column in np.ndindex(rows, columns):
+        if folded:
+            line, place = column * lines + row // across, row % across
+        else:
+            line, place = column // across * lines + row, column % across
+        axes[row, column] = figure.add_subplot(grid[line, place], sharex=axes[0, column] if row else None)
+    return Panels(figure, axes, across, folded)
 
 
 def by_norm(subjects: list[Subject]) -> list[tuple[Subject, str, str]]:
@@ -76,13 +94,13 @@ def by_norm(subjects: list[Subject]) -> list[tuple[Subject, str, str]]:
     ]
 
 
-def condition_handles(subjects: list[Subject], *, without: tuple[str, ...] = ()) -> list[Line2D]:
-    """Legend entries of all conditions of the subjects, and of the fading."""
-    names = {name for subject in subjects for name in subject.conditions} - set(without)
-    looks = [look_of(name) for name in in_order(names, CONDITIONS)]
+def condition_handles(subjects: Sequence[Subject], only: Set[str] | None = None) -> list[Line2D]:
+    """Legend entries of all conditions of the subjects, or ``only`` of these, and of the fading."""
+    names = {name for subject in subjects for name in subject.conditions} if only is None else only
+    looks = [look_of(name) for name in in_order(set(names), CONDITIONS)]
     return [
         *(Line2D([], [], color=look.colour, linestyle=look.line, label=look.label) for look in looks),
-        Line2D([], [], color=GREY, linewidth=0.6, alpha=0.7, label="thin: accuracy > 10 % below dense"),
+        Line2D([], [], color=GREY, linewidth=0.6, alpha=0.7, label="thin: accuracy collapsed"),
     ]
 
 
@@ -98,7 +116,8 @@ def labelled(figure: Figure, *, first: Sequence[str] = ()) -> list[Line2D]:
 def legend_above(figure: Figure, handles: list[Line2D]) -> None:
     """One legend above all panels in as many columns as fit; the figure grows by its height."""
     longest = max(len(str(handle.get_label()).replace("$", "")) for handle in handles)
-    columns = min(len(handles), max(1, int(figure.get_figwidth() / (0.45 + 0.056 * longest))))
+    entry = _HANDLE + _LETTER * longest + _SPACE
+    columns = min(len(handles), max(1, int((figure.get_figwidth() + _SPACE) / entry)))
     lines = math.ceil(len(handles) / columns)
     columns = math.ceil(len(handles) / lines)
     figure.set_figheight(figure.get_figheight() + _LINE * lines + 0.1)

@@ -32,7 +32,7 @@ class Look:
 # Colours of Okabe and Ito and of Tol, which remain apart for the colour-blind; line styles for print in grey.
 # What is not trained after pruning is dotted.
 CONDITIONS = {
-    "dense": Look("dense, trained equally long", "#000000", (0, (5, 1.5))),
+    "dense": Look("dense, equally trained", "#000000", (0, (5, 1.5))),
     "magnitude": Look("magnitude, retrained", "#0072B2", "solid"),
     "global": Look("one threshold, retrained", "#56B4E9", (0, (7, 1.2))),
     "random-retrained": Look("random, retrained", "#D55E00", (0, (5, 1.2, 1.2, 1.2))),

@@ -33,9 +33,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             for axes, quantity in zip(below, _ROWS, strict=True):
                 _panel(axes, subject, quantity=quantity, norm=norm)
         grid.label(list(_ROWS.values()), [title for *_, title in columns], below="sparsity (%)")
-        ratio = Line2D(
-            [], [], color=GREY, linestyle="none", marker="x", label="accuracy × margin / gradient norm"
-        )
+        ratio = Line2D([], [], color=GREY, linestyle="none", marker="x", label="accuracy·margin/gradient")
         legend_above(grid.figure, [*condition_handles(found), ratio])
     return grid.figure
 
@@ -65,4 +63,4 @@ def _panel(axes: Axes, subject: Subject, *, quantity: str, norm: str) -> None:
         axes.plot(ratio.sparsity[keep], ratio.mean[keep], color=look.colour, linestyle="none", marker="x")
         held.append(ratio.mean[keep])
     log_limits(axes, held)
-    sparsity_axis(axes, subject.rows["sparsity"].unique())
+    sparsity_axis(axes, subject.levels)

@@ -15,8 +15,8 @@ from paper_figures.looks import Look
 from paper_figures.subjects import Subject, seed_values, subjects
 
 RUNGS = {
-    "F": Look("F: Frobenius norms (the paper's)", "#D55E00", (0, (5, 1.5))),
-    "M": Look("M: largest absolute sums (the paper's)", "#D55E00", (0, (1.2, 1.2))),
+    "F": Look("F: Frobenius norms", "#D55E00", (0, (5, 1.5))),
+    "M": Look("M: largest absolute sums", "#D55E00", (0, (1.2, 1.2))),
     "P1": Look("P1: expected path norm", "#0072B2", "solid"),
     "P2": Look("P2: second moments", "#009E73", (0, (5, 1.2, 1.2, 1.2))),
     "B": Look("B: matrix Bernstein", "#CC79A7", (0, (3, 1))),
@@ -41,7 +41,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
         grid.label(
             [r"$E_M[L]$ and its bounds"],
             [title for *_, title in columns],
-            below=r"sparsity of the masks $\alpha$ (%)",
+            below=r"mask sparsity $\alpha$ (%)",
         )
         legend_above(grid.figure, labelled(grid.figure, first=[look.label for look in RUNGS.values()]))
     return grid.figure
@@ -52,7 +52,7 @@ def _panel(axes: Axes, subject: Subject, norm: str) -> None:
         return seed_values(subject, "random", quantity, method=method, norm=norm)
 
     best = geometric(values("best"))
-    axes.plot(best.sparsity, best.mean, color="#BBBBBB", linewidth=5, label="best: the smallest of them")
+    axes.plot(best.sparsity, best.mean, color="#BBBBBB", linewidth=5, label="the smallest of them")
     held = [best.mean]
     for name, look in RUNGS.items():
         curve = geometric(values(name))
@@ -72,7 +72,7 @@ def _panel(axes: Axes, subject: Subject, norm: str) -> None:
         linewidth=0.8,
         elinewidth=0.8,
         capsize=1.5,
-        label=r"Monte Carlo $\pm$ 5 standard errors",
+        label=r"Monte Carlo ± 5 s. e.",
     )
     log_limits(axes, [*held, sampled.mean])
     sparsity_axis(axes, sampled.sparsity if len(sampled.sparsity) else best.sparsity)

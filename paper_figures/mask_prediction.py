@@ -11,10 +11,11 @@ from matplotlib.lines import Line2D
 
 from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
 from paper_figures.curves import COLLAPSE, Curve, arithmetic, uncapped
-from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, panels
-from paper_figures.looks import GREY, Look
+from paper_figures.layout import TWO_COLUMNS, labelled, legend_above, panels
+from paper_figures.looks import GREY, NORM, Look
 from paper_figures.subjects import Subject, seed_values, subjects
 
+_ROWS = (r"mean radius $R_2$", r"mean radius $R_\infty$", "accuracy")
 _PREDICTED, _MEASURED = "moment propagation", "best"
 _LOOKS = {
     _MEASURED: Look("measured, best attack", "#000000", "solid"),
@@ -36,18 +37,19 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     ]
     if not found:
         return None
-    columns = by_norm(found)
     with rc_context(fname=STYLE):
-        grid = panels(2, len(columns), width=width, height=1.75, together=2)
-        for (subject, norm, _), (above, below) in zip(columns, grid.axes.T, strict=True):
-            _radius(above, subject, norm)
-            _accuracy(below, subject)
-            for axes in (above, below):
-                sparsity_axis(axes, subject.rows.query("pruning == 'random'")["sparsity"].unique())
-        titles = [title for *_, title in columns]
-        grid.label(["mean radius", "accuracy"], titles, below=r"sparsity of the masks $\alpha$ (%)")
+        grid = panels(len(_ROWS), len(found), width=width, height=1.9)
+        for subject, (*radii, accuracy) in zip(found, grid.axes.T, strict=True):
+            for axes, norm in zip(radii, NORM, strict=True):
+                _radius(axes, subject, norm)
+            _accuracy(accuracy, subject)
+            masked = subject.rows.loc[subject.rows["pruning"] == "random", "sparsity"].unique()
+            for axes in (*radii, accuracy):
+                sparsity_axis(axes, masked)
+        titles = [subject.title for subject in found]
+        grid.label(_ROWS, titles, below=r"mask sparsity $\alpha$ (%)")
         star = Line2D([], [], color=GREY, marker="*", markersize=7, linestyle="none", label=r"$\alpha^*$")
-        thin = Line2D([], [], color=GREY, linewidth=0.6, alpha=0.7, label="thin: accuracy > 10 % lower")
+        thin = Line2D([], [], color=GREY, linewidth=0.6, alpha=0.7, label="thin: accuracy collapsed")
         legend_above(grid.figure, [*labelled(grid.figure), star, thin])
     return grid.figure
 

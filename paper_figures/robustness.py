@@ -31,7 +31,7 @@ _BOUNDS = {
 }
 _EXACT = {"linestyle": "none", "marker": "o", "markerfacecolor": "white"}
 _CEILING = {"color": GREY, "linewidth": 1.0, "linestyle": (0, (2, 1))}
-_NAMES = {"v": "upper bound (magnitude)", "^": "certificate, lower (magnitude)"}
+_NAMES = {"v": "upper bound (magnitude)", "^": "certificate (magnitude)"}
 # A ceiling this much above everything else is named, not drawn: it would flatten the curves.
 _FAR = 1.9
 
@@ -91,7 +91,7 @@ def _panel(axes: Axes, subject: Subject, *, quantity: str, norm: str, method: st
     if 0 < ceiling <= _FAR * largest(values):
         axes.axhline(ceiling, gid="ceiling", **_CEILING)
         values.append(np.array([ceiling]))
-    sparsity_axis(axes, subject.rows["sparsity"].unique())
+    sparsity_axis(axes, subject.levels)
     linear_limits(axes, values)
 
 
@@ -103,6 +103,6 @@ def _handles(drawn: set[str | None]) -> list[Line2D]:
             marker: Line2D([], [], color=BOUND, marker=marker, linewidth=0.8, label=name)
             for marker, name in _NAMES.items()
         },
-        "ceiling": Line2D([], [], label="universal ceiling (dense)", **_CEILING),
+        "ceiling": Line2D([], [], label="universal ceiling", **_CEILING),
     }
     return [line for name, line in every.items() if name in drawn]

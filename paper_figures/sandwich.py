@@ -64,7 +64,7 @@ def _panel(axes: Axes, subject: Subject, norm: str) -> None:
             label=look.label,
         )
     log_limits(axes, [curve.mean for curve in curves.values()])
-    sparsity_axis(axes, subject.rows["sparsity"].unique())
+    sparsity_axis(axes, subject.levels)
     if "best" in curves and "certificate" in curves:
         _gap(axes, curves["best"], curves["certificate"], intact(subject, "magnitude"))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import pandas as pd
 
 from paper_figures.looks import CONDITIONS, FAMILIES, LINEAR, in_order
@@ -20,11 +21,15 @@ _MOST_EXAMPLES = 100_000
 
 @dataclass(frozen=True)
 class Subject:
-    """One family on one data set: its title, its rows, and the number of examples that were attacked."""
+    """One family on one data set: its title, its rows, and the number of examples that were attacked.
+
+    ``cells`` holds the rows' values as levels in columns, by condition, quantity, method, norm and seed.
+    """
 
     title: str
     family: str
     rows: pd.DataFrame
+    cells: pd.DataFrame
     examples: int | None
 
     @property
@@ -33,9 +38,9 @@ class Subject:
         return in_order(set(self.rows["pruning"].unique()), CONDITIONS)
 
     @property
-    def is_linear(self) -> bool:
-        """Whether the networks are linear classifiers."""
-        return self.family in LINEAR
+    def levels(self) -> np.ndarray:
+        """Every level of any condition."""
+        return self.rows["sparsity"].unique()
 
 
 def subjects(table: pd.DataFrame) -> list[Subject]:
@@ -44,16 +49,13 @@ def subjects(table: pd.DataFrame) -> list[Subject]:
     A level is the share of weights to remove. Networks without weights are left out, and so are those with
     an L1 term and the dense networks at its factors.
     """
-    factors = table["pruning"].isin(FACTORS)
     found = []
-    for subject in _split(table[(table["sparsity"] < 1)]):
-        rows = subject.rows
-        by_factor = factors.reindex(rows.index)
-        if by_factor.any():
-            pruned = rows.loc[~by_factor & (rows["pruning"] != "dense"), "sparsity"]
-            rows = rows[~by_factor & rows["sparsity"].isin(pruned)]
-        if len(rows):
-            found.append(Subject(subject.title, subject.family, rows, subject.examples))
+    for title, rows in _split(table[table["sparsity"] < 1]):
+        by_factor = rows["pruning"].isin(FACTORS)
+        pruned = rows.loc[~by_factor & (rows["pruning"] != "dense"), "sparsity"]
+        kept = ~by_factor & (rows["sparsity"].isin(pruned) | (not by_factor.any()))
+        if kept.any():
+            found.append(_subject(title, rows, kept))
     return found
 
 
@@ -63,55 +65,56 @@ def penalised(table: pd.DataFrame, condition: str) -> list[Subject]:
     A level is the factor of the term.
     """
     found = []
-    for subject in _split(table):
-        rows = subject.rows
+    for title, rows in _split(table):
         own = rows["pruning"] == condition
         dense = (rows["pruning"] == "dense") & rows["sparsity"].isin(rows.loc[own, "sparsity"])
         if own.any():
-            found.append(Subject(subject.title, subject.family, rows[own | dense], subject.examples))
+            found.append(_subject(title, rows, own | dense))
     return found
 
 
 def examples(table: pd.DataFrame) -> dict[str, int]:
     """How many examples were attacked, by title of the subject; where it is known."""
-    return {subject.title: subject.examples for subject in _split(table) if subject.examples}
+    counts = {title: _examples(rows) for title, rows in _split(table)}
+    return {title: count for title, count in counts.items() if count}
 
 
 def relu(found: Iterable[Subject]) -> list[Subject]:
     """The subjects that are no linear classifiers."""
-    return [subject for subject in found if not subject.is_linear]
+    return [subject for subject in found if subject.family not in LINEAR]
 
 
 def seed_values(
     subject: Subject, condition: str, quantity: str, *, method: str, norm: str = ""
 ) -> pd.DataFrame:
     """One quantity as seeds x levels; the mean of networks that several experiments share."""
-    rows = subject.rows
-    chosen = rows[
-        (rows["quantity"] == quantity)
-        & (rows["pruning"] == condition)
-        & (rows["method"] == method)
-        & (rows["norm"] == norm)
-    ]
-    return chosen.pivot_table(
-        index="seed", columns="sparsity", values="value", dropna=False, observed=True
-    ).astype(float)
+    try:
+        found = subject.cells.loc[condition, quantity, method, norm]
+    except KeyError:
+        return pd.DataFrame(columns=pd.Index([], dtype=float, name="sparsity"), dtype=float)
+    return found.dropna(axis="columns", how="all")
 
 
-def _split(table: pd.DataFrame) -> list[Subject]:
+def _split(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Title and rows of every family on every data set."""
     families = in_order(set(table["family"].unique()), FAMILIES)
-    sources = {_source(name) for name in table["dataset"].unique()}
+    several = len({_source(name) for name in table["dataset"].unique()}) > 1
     found = []
     for family in families:
         of_family = table[table["family"] == family]
         for dataset in sorted(map(str, of_family["dataset"].unique())):
             title = FAMILIES.get(family, family)
-            if len(sources) > 1:
-                title += f", {_source(dataset)}"
-            rows = of_family[of_family["dataset"] == dataset]
-            examples = _examples(rows)
-            found.append(Subject(title, family, rows[rows["kind"] != "check"], examples))
+            title += f", {_source(dataset)}" if several else ""
+            found.append((title, of_family[of_family["dataset"] == dataset]))
     return found
+
+
+def _subject(title: str, rows: pd.DataFrame, kept: pd.Series) -> Subject:
+    chosen = rows[kept & (rows["kind"] != "check")]
+    key = ["pruning", "quantity", "method", "norm", "seed"]
+    plain = chosen.astype(dict.fromkeys(key[:-1], str))
+    cells = plain.pivot_table(index=key, columns="sparsity", values="value")
+    return Subject(title, str(rows["family"].iloc[0]), chosen, cells, _examples(rows))
 
 
 def _source(dataset: str) -> str:
