@@ -1,11 +1,12 @@
 # make verify: the main job on scikit-learn's digits.   make test: all tests.
+# make figures: all figures of the committed results, into figures/.
 # One environment, .venv, built from constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: verify test lint bench clean
+.PHONY: verify test lint bench figures clean
 .DEFAULT_GOAL := verify
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -24,6 +25,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+figures: $(INSTALLED)
+	$(BIN)/python -m paper_figures
 
 clean:
 	rm -rf .venv .pytest_cache .hypothesis .ruff_cache

@@ -12,6 +12,7 @@ from empirical.cli_measure import measure
 from empirical.cli_run import run, verify
 from empirical.falsify import falsify
 from empirical.terminal import OK, VIOLATED, console, one_line_errors
+from paper_figures.command import figures
 
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
@@ -43,6 +44,7 @@ main.add_command(run)
 main.add_command(falsify)
 main.add_command(bounds)
 main.add_command(measure)
+main.add_command(figures)
 
 
 @main.command()

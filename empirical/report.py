@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from empirical.results import write_atomically
-from paper_figures.gallery import ENTRIES, FORMATS, caption, render
+from paper_figures.gallery import FORMATS, caption, drawn, render
 
 # Offending rows shown in the report; the results table has all.
 SHOWN = 50
@@ -231,8 +231,7 @@ def _figures(folder: Path, table: pd.DataFrame) -> list[dict[str, str]]:
     """Write every figure in every format; returns title, caption and the SVG as a data URI."""
     folder.mkdir(exist_ok=True)
     shown = []
-    for entry in ENTRIES:
-        figure = entry.draw(table)
+    for entry, figure in drawn(table):
         contents = {format: render(figure, format) for format in FORMATS}
         for format, content in contents.items():
             write_atomically(

@@ -7,53 +7,39 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures.axes import (
-    CONDITIONS,
-    FAMILIES,
-    GREY,
-    STYLE,
-    WIDTH,
-    condition_handles,
-    draw,
-    legend_above,
-    sparsity_axis,
-    without_rows,
-)
-from paper_figures.curves import COLLAPSE, arithmetic, present, seed_values
+from paper_figures.axes import STYLE, draw, sparsity_axis
+from paper_figures.curves import COLLAPSE, arithmetic
+from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
+from paper_figures.looks import GREY, look_of
+from paper_figures.subjects import seed_values, subjects
+
+_LEVEL = (0, (1, 2))
 
 
-def figure(table: pd.DataFrame) -> Figure:
-    """Clean test accuracy by family and condition, with the level below which other figures fade.
+def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
+    """Clean test accuracy by subject and condition, with the level below which other figures fade.
 
-    Rows used: ``accuracy``.
+    Rows used: ``accuracy`` (clean).
     """
-    families = present(table, "family", tuple(FAMILIES))
-    if not families:
-        return without_rows("The table holds no network.")
+    found = subjects(table)
+    if not found:
+        return None
     with rc_context(fname=STYLE):
-        drawn = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        panels = drawn.subplots(1, len(families), squeeze=False, sharey=True)[0]
-        for axes, family in zip(panels, families, strict=True):
-            for condition in present(table, "pruning", tuple(CONDITIONS)):
-                curve = arithmetic(
-                    seed_values(
-                        table, family=family, pruning=condition, quantity="accuracy", method="clean", norm=""
-                    )
-                )
+        grid = panels(1, len(found), width=width, height=1.9)
+        for axes, subject in zip(grid.axes[0], found, strict=True):
+            for condition in subject.conditions:
+                curve = arithmetic(seed_values(subject, condition, "accuracy", method="clean"))
                 everywhere = pd.Series(data=True, index=curve.sparsity)
-                draw(axes, curve, CONDITIONS[condition], everywhere, everywhere)
+                draw(axes, curve, look_of(condition), everywhere, everywhere)
                 if condition == "dense":
                     level = (1 - COLLAPSE) * curve.mean
-                    axes.plot(curve.sparsity, level, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
-            of_family = table[(table["family"] == family) & (table["sparsity"] < 1)]
-            sparsity_axis(axes, of_family["sparsity"].unique())
-            axes.set_title(FAMILIES[family], loc="left", fontweight="bold")
-            axes.set_xlabel("sparsity (%)")
+                    axes.plot(curve.sparsity, level, color=GREY, linewidth=0.8, linestyle=_LEVEL)
+            sparsity_axis(axes, subject.levels)
             axes.set_ylim(0, 1.03)
-        panels[0].set_ylabel("clean accuracy")
-        collapse = Line2D(
-            [], [], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), label="90 % of the dense accuracy"
-        )
-        handles = condition_handles(present(table, "pruning", tuple(CONDITIONS)))[:-1]
-        legend_above(drawn, [*handles, collapse], columns=3)
-    return drawn
+        grid.label(["clean accuracy"], [subject.title for subject in found], below="sparsity (%)")
+        handles = condition_handles(found)[:-1]
+        if any("dense" in subject.conditions for subject in found):
+            label = f"{1 - COLLAPSE:.0%} of dense accuracy".replace("%", " %")
+            handles.append(Line2D([], [], color=GREY, linewidth=0.8, linestyle=_LEVEL, label=label))
+        legend_above(grid.figure, handles)
+    return grid.figure

@@ -1,50 +1,22 @@
-"""What all figures share: the look of a condition, the sparsity axis, curves that fade, legends outside."""
+"""What all figures share: the sparsity axis, curves that fade, limits that what has collapsed cannot move."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.typing import LineStyleType
 
 from paper_figures.curves import Curve
+from paper_figures.looks import Look
 
 STYLE = Path(__file__).with_name("style.mplstyle")
-WIDTH = 7.0  # inches: two columns of a page
-GREY = "#767676"
-BOUND = "#009E73"
-NORM = {"l2": r"$\ell_2$", "linf": r"$\ell_\infty$"}
-FAMILIES = {
-    "linear-binary": "Linear, two classes",
-    "linear": "Linear, all classes",
-    "mlp": "ReLU network",
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """Colour and line style of a condition, the same in every figure."""
-
-    label: str
-    colour: str
-    line: LineStyleType
-
-
-CONDITIONS = {
-    "dense": Look("dense, trained equally long", "#000000", (0, (5, 1.5))),
-    "magnitude": Look("magnitude, retrained", "#0072B2", "solid"),
-    "random-retrained": Look("random, retrained", "#D55E00", (0, (5, 1.2, 1.2, 1.2))),
-    "random": Look("random, not retrained", "#CC79A7", (0, (1.2, 1.2))),
-}
 # In the order in which ticks are tried after the ends; one is left out where it would touch another.
-_TICKS = (0.9, 0.5, 0.8, 0.99, 0.95, 0.97, 0.999, 0.2, 0.7)
-_TICK_DISTANCE = 0.095  # share of the axis
+_TICKS = (0.9, 0.99, 0.5, 0.8, 0.95, 0.999, 0.98, 0.995, 0.7, 0.2)
+_FEW = 4  # below this the experiment's own sparsities are ticks too
+_CHARACTER, _GAP, _LABELS = 0.055, 0.08, 0.6  # inches: of a tick label, between two, left of a panel
 _SHORT = 300.0  # a logarithmic axis spanning less than this factor is labelled in plain decimals
 
 
@@ -52,17 +24,30 @@ def sparsity_axis(axes: Axes, sparsities: np.ndarray) -> None:
     """Sparsity in percent, spaced as the logarithm of the remaining weights: 90 to 99 % spread out."""
     axes.set_xscale("function", functions=(_spread, _gather))
     first, last = float(sparsities.min()), float(sparsities.max())
-    length = _spread(last) - _spread(first) or 1.0
+    length = float(_spread(last) - _spread(first)) or 1.0
     ticks = [first, last]
     for tick in (*_TICKS, *sparsities):
-        apart = min(abs(_spread(tick) - _spread(other)) for other in ticks)
-        if first < tick < last and apart >= _TICK_DISTANCE * length:
+        wanted = tick in _TICKS or len(ticks) < _FEW
+        if wanted and first < tick < last and all(_apart(axes, tick, other, length) for other in ticks):
             ticks.append(float(tick))
     ticks = sorted(set(ticks))
-    axes.set_xticks(ticks, [f"{100 * tick:.4g}" for tick in ticks])
+    axes.set_xticks(ticks, [_percent(tick) for tick in ticks])
     axes.xaxis.minorticks_off()
     margin = 0.03 * length
     axes.set_xlim(float(_gather(_spread(first) - margin)), float(_gather(_spread(last) + margin)))
+
+
+def _apart(axes: Axes, one: float, other: float, length: float) -> bool:
+    """Whether the labels of two ticks do not touch, on an axis of this length in its own unit."""
+    spec = axes.get_subplotspec()
+    across = spec.get_gridspec().ncols if spec else 1
+    inches = (axes.figure.get_figwidth() / across - _LABELS) / length
+    letters = (len(_percent(one)) + len(_percent(other))) / 2
+    return abs(_spread(one) - _spread(other)) * inches >= letters * _CHARACTER + _GAP
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g}"
 
 
 def draw(axes: Axes, curve: Curve, look: Look, shown: pd.Series, whole: pd.Series) -> np.ndarray:
@@ -82,18 +67,16 @@ def draw(axes: Axes, curve: Curve, look: Look, shown: pd.Series, whole: pd.Serie
     return np.concatenate([mean, low, high])
 
 
-def condition_handles(conditions: list[str]) -> list[Line2D]:
-    """Legend entries of the conditions, and of the fading."""
-    looks = [CONDITIONS[name] for name in conditions]
-    return [
-        *(Line2D([], [], color=look.colour, linestyle=look.line, label=look.label) for look in looks),
-        Line2D([], [], color=GREY, linewidth=0.6, alpha=0.7, label="thin: accuracy > 10 % below dense"),
-    ]
-
-
-def linear_limits(axes: Axes, values: list[np.ndarray]) -> None:
-    """From 0 to a little above the largest value."""
-    axes.set_ylim(0, 1.08 * largest(values) or 1.0)
+def linear_limits(axes: Axes, values: list[np.ndarray], *, zero: bool = True) -> None:
+    """From 0 to a little above the largest value; without ``zero`` a little wider than the finite values."""
+    if zero:
+        axes.set_ylim(0, 1.08 * largest(values) or 1.0)
+        return
+    held = np.concatenate(values)
+    held = held[np.isfinite(held)]
+    if held.size:
+        pad = 0.08 * (held.max() - held.min()) or 1.0
+        axes.set_ylim(held.min() - pad, held.max() + pad)
 
 
 def log_limits(axes: Axes, values: list[np.ndarray]) -> None:
@@ -117,18 +100,6 @@ def largest(values: list[np.ndarray]) -> float:
     """The largest finite value, 0 if there is none."""
     held = np.concatenate(values)
     return float(held[np.isfinite(held)].max(initial=0.0))
-
-
-def legend_above(figure: Figure, handles: list[Line2D], *, columns: int) -> None:
-    """One legend above all panels, where it can cover no data."""
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)))
-
-
-def without_rows(message: str) -> Figure:
-    """A figure that says why it is empty."""
-    figure = Figure(figsize=(WIDTH, 0.8))
-    figure.text(0.5, 0.5, message, ha="center", va="center", color=GREY)
-    return figure
 
 
 def _spread(sparsity: np.ndarray | float) -> np.ndarray:

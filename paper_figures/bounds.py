@@ -10,7 +10,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.axes import GREY, NORM, STYLE, WIDTH, Look, log_limits, sparsity_axis, without_rows
+from paper_figures.axes import STYLE, log_limits, sparsity_axis
+from paper_figures.layout import TWO_COLUMNS
+from paper_figures.looks import GREY, NORM, Look
 from paper_figures.mask_ladder import RUNGS
 
 _CERTIFICATES = {
@@ -30,15 +32,16 @@ _GLOBAL = {
 def figure(table: pd.DataFrame) -> Figure:
     """A column for each norm; rows: certified accuracy, Lipschitz constants, and random masks if any.
 
+    Raises: ValueError for a table without bounds.
     Rows used: ``radius`` per example, ``accuracy``, ``lipschitz``, ``expected_lipschitz`` of a bounds table.
     """
     norms = [norm for norm in ("linf", "l2") if (table["norm"] == norm).any()]
     if not norms:
-        return without_rows("The table holds no bounds.")
+        raise ValueError("the table holds no bounds")
     masks = (table["quantity"] == "expected_lipschitz").any()
     panels = [_certified, _constants, *([_masks] if masks else [])]
     with rc_context(fname=STYLE):
-        drawn = Figure(figsize=(WIDTH, 2.7 * len(panels)), layout="constrained")
+        drawn = Figure(figsize=(TWO_COLUMNS, 2.7 * len(panels)), layout="constrained")
         parts = np.atleast_1d(np.asarray(drawn.subfigures(len(panels), 1)))
         for part, panel in zip(parts, panels, strict=True):
             handles = {}

@@ -1,92 +1,96 @@
-"""Curves over the sparsities: mean over seeds and its 95 % t-interval, and where a mean means something."""
+"""Curves over the levels: mean over seeds and its 95 % t-interval, and where a mean means something."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from paper_figures.subjects import Subject, seed_values
 
 CONFIDENCE = 0.95
 # A network has collapsed once this share of the dense network's accuracy is lost, as for the claims.
 COLLAPSE = 0.10
 # A mean radius says nothing once more than this share of its examples count with the cap.
 CAPPED = 0.01
+# Conditions whose networks were trained no longer than the dense network they come from.
+_FIRST_TRAINING = ("one-shot", "random", "lottery")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A mean over seeds and its interval at every sparsity; NaN where there is none, as with one seed."""
+    """A mean over seeds and its interval at every level; NaN where there is none, as with one seed."""
 
     sparsity: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
-
-def seed_values(
-    table: pd.DataFrame, *, family: str, pruning: str, quantity: str, method: str, norm: str
-) -> pd.DataFrame:
-    """One quantity as seeds x sparsities < 1 (a network without weights has no place on the axis)."""
-    wanted = {"quantity": quantity, "method": method, "norm": norm, "family": family, "pruning": pruning}
-    chosen = table
-    for column, value in wanted.items():
-        chosen = chosen[chosen[column] == value]
-    chosen = chosen[chosen["sparsity"] < 1]
-    return chosen.pivot(index="seed", columns="sparsity", values="value").astype(float)
+    def scaled(self, factor: float) -> Curve:
+        """The curve in another unit."""
+        return replace(self, mean=factor * self.mean, low=factor * self.low, high=factor * self.high)
 
 
 def arithmetic(values: pd.DataFrame) -> Curve:
-    """Mean over the rows; NaN at a sparsity where a seed has no finite value."""
-    finite = values.where(np.isfinite(values))
-    count = len(values)
-    mean = finite.mean(skipna=False)
+    """Mean over the rows; NaN at a level where a seed has no finite value."""
+    draws = values.to_numpy(dtype=float)
+    draws = np.where(np.isfinite(draws), draws, np.nan)
+    count = len(draws)
+    mean = draws.mean(axis=0) if count else np.full(draws.shape[1], np.nan)
     if count > 1:
-        error = finite.std(ddof=1, skipna=False) / np.sqrt(count)
-        reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
+        reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * draws.std(axis=0, ddof=1) / np.sqrt(count)
     else:
-        reach = mean * np.nan
-    return Curve(
-        values.columns.to_numpy(dtype=float),
-        mean.to_numpy(),
-        (mean - reach).to_numpy(),
-        (mean + reach).to_numpy(),
-    )
+        reach = np.full_like(mean, np.nan)
+    return Curve(values.columns.to_numpy(dtype=float), mean, mean - reach, mean + reach)
 
 
 def geometric(values: pd.DataFrame) -> Curve:
-    """Geometric mean over the rows; NaN at a sparsity where a seed has no finite value > 0."""
-    log = arithmetic(values.where(values > 0).apply(np.log))
+    """Geometric mean over the rows; NaN at a level where a seed has no finite value > 0."""
+    log = arithmetic(np.log(values.where(values > 0)))
     return Curve(log.sparsity, np.exp(log.mean), np.exp(log.low), np.exp(log.high))
 
 
-def intact(table: pd.DataFrame, family: str, pruning: str) -> pd.Series:
-    """By sparsity: do the networks keep 90 % of the equally trained dense networks' mean accuracy?"""
+def reference(
+    subject: Subject, condition: str, quantity: str, *, method: str, norm: str = ""
+) -> pd.DataFrame:
+    """What a condition's values are held against, seeds x levels: the dense networks trained equally long.
+
+    For networks that were trained no longer than the dense ones they come from, these: the networks at
+    level 0. Without columns where the table does not hold them.
+    """
+    own = seed_values(subject, condition, quantity, method=method, norm=norm)
+    if condition not in _FIRST_TRAINING:
+        return seed_values(subject, "dense", quantity, method=method, norm=norm)
+    if 0.0 not in own.columns:
+        return own.iloc[:, :0]
+    return pd.DataFrame({level: own[0.0] for level in own.columns}, index=own.index)
+
+
+def ratio_to_dense(
+    subject: Subject, condition: str, quantity: str, *, method: str, norm: str = ""
+) -> pd.DataFrame:
+    """A condition's values over those they are held against, paired by seed; seeds x levels."""
+    own = seed_values(subject, condition, quantity, method=method, norm=norm)
+    dense = reference(subject, condition, quantity, method=method, norm=norm)
+    ratio = own / dense.where(dense > 0)
+    return ratio.dropna(axis="columns", how="all").dropna(axis="index", how="all")
+
+
+def intact(subject: Subject, condition: str) -> pd.Series:
+    """By level: do the networks keep 90 % of the equally trained dense networks' mean accuracy?
+
+    Where the table holds no such networks, of the accuracy at level 0.
+    """
     kept, dense = (
-        seed_values(
-            table, family=family, pruning=condition, quantity="accuracy", method="clean", norm=""
-        ).mean()
-        for condition in (pruning, "dense")
+        seed_values(subject, name, "accuracy", method="clean").mean() for name in (condition, "dense")
     )
-    return kept >= (1 - COLLAPSE) * dense.reindex(kept.index, fill_value=-np.inf)
+    start = kept.get(0.0, -np.inf)
+    return kept >= (1 - COLLAPSE) * dense.reindex(kept.index).fillna(start)
 
 
-def uncapped(table: pd.DataFrame, family: str, pruning: str, *, method: str, norm: str) -> pd.Series:
-    """By sparsity: do at most 1 % of the examples count with the cap in the mean radius?"""
-    of_family = table[table["family"] == family]
-    tried = of_family[
-        (of_family["quantity"] == "cases")
-        & of_family["method"].isin(["exact <= attack", "certificate <= attack"])
-    ]
-    examples = tried["value"].max() if len(tried) else 1
-    capped = seed_values(
-        of_family, family=family, pruning=pruning, quantity="capped", method=method, norm=norm
-    )
-    return capped.mean() <= CAPPED * examples
-
-
-def present(table: pd.DataFrame, column: str, names: tuple[str, ...]) -> list[str]:
-    """Those of ``names`` that occur in a column, in the order given."""
-    found = set(table[column].unique())
-    return [name for name in names if name in found]
+def uncapped(subject: Subject, condition: str, *, method: str, norm: str) -> pd.Series:
+    """By level: do at most 1 % of the examples count with the cap in the mean radius?"""
+    capped = seed_values(subject, condition, "capped", method=method, norm=norm)
+    return capped.mean() <= CAPPED * (subject.examples or 1)

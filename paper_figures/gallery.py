@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from paper_figures import accuracy, margin_gradient, mask_ladder, robustness, sandwich
+from paper_figures import (
+    accuracy,
+    activation_sparsity,
+    controls,
+    gradient_masking,
+    margin_gradient,
+    mask_ladder,
+    mask_prediction,
+    robustness,
+    sandwich,
+)
 from paper_figures.axes import STYLE
+from paper_figures.layout import TWO_COLUMNS
+from paper_figures.subjects import examples
 
 FORMATS = ("svg", "png")
+
+
+class Draw(Protocol):
+    """Draws a figure of this width in inches; None if the table has nothing to show."""
+
+    def __call__(self, table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None: ...
 
 
 @dataclass(frozen=True)
@@ -22,7 +41,7 @@ class Entry:
 
     name: str
     title: str
-    draw: Callable[[pd.DataFrame], Figure]
+    draw: Draw
     caption: str
 
 
@@ -34,9 +53,9 @@ ENTRIES = (
         "Measured mean radii and FGS accuracy (lines, {over}) with the exact radius of linear models "
         "(circles on the lines), the tightest informative bound for the magnitude-pruned networks "
         "(triangles: Hölder on the support, Jensen, Markov, certificate) and the universal ceiling at the "
-        "dense networks' correct examples (named, and drawn where it is near); "
-        "a line is thin where accuracy lies more than 10 % below the dense "
-        "networks', and ends where more than 1 % of the examples count with the cap.",
+        "dense networks' correct examples (named, and drawn where it is near); a line is thin where "
+        "accuracy lies more than 10 % below the dense networks', and ends where more than 1 % of the "
+        "examples count with the cap.",
     ),
     Entry(
         "accuracy",
@@ -45,36 +64,92 @@ ENTRIES = (
         "Clean test accuracy ({over}); below the dotted level other figures draw thin lines.",
     ),
     Entry(
+        "controls",
+        "Gain over the equally trained dense network",
+        controls.figure,
+        "Gain in mean radius (best attack) and change of accuracy of every condition against the dense "
+        "network of the same seed that was trained equally long ({over}); conditions that are not trained "
+        "on after their first training are held against the network at sparsity 0. A line is thin where "
+        "accuracy lies more than 10 % below the dense networks'.",
+    ),
+    Entry(
+        "gradient_masking",
+        "FGS and DeepFool against the strongest attack",
+        gradient_masking.figure,
+        "Above: mean radius over that of the equally trained dense network, as FGS (l_inf) or DeepFool "
+        "(l_2) and as the strongest attack see it ({over}); stars mark the best sparsity before accuracy "
+        "collapses, shading the sparsities where one attack sees a gain and the other a loss. Below: by "
+        "how much the mean radius of FGS or DeepFool exceeds that of the strongest attack; what grows "
+        "with sparsity is gradient masking.",
+    ),
+    Entry(
         "sandwich",
         "Certificate, attacks and ceiling of the ReLU network",
         sandwich.figure,
-        "Mean radius of the magnitude-pruned ReLU networks (geometric {over}): the truth lies in the shaded "
-        "gap between the certificate and the best attack, whose ratio is written at the first sparsity and "
-        "the last before accuracy collapses.",
+        "Mean radius of the magnitude-pruned ReLU networks (geometric {over}): the truth lies in the "
+        "shaded gap between the certificate and the best attack, whose ratio is written at the first "
+        "sparsity and the last before accuracy collapses.",
     ),
     Entry(
         "margin_gradient",
         "Margin and gradient behind the radius",
         margin_gradient.figure,
-        "Margin and dual gradient norm at the nearest boundary of the ReLU networks (geometric {over}), and "
-        "the mean radius beside accuracy × margin / gradient norm, its first-order estimate (crosses).",
+        "Margin and dual gradient norm at the nearest boundary of the ReLU networks (geometric {over}), "
+        "and the mean radius beside accuracy × margin / gradient norm, its first-order estimate "
+        "(crosses).",
+    ),
+    Entry(
+        "activation_sparsity",
+        "Robustness against the sparsity of activations",
+        activation_sparsity.figure,
+        "Mean radius (best attack), FGS accuracy and clean accuracy of networks trained with an L1 term "
+        "on the inputs of the last layer, against the share of these that is zero ({over}); the dense "
+        "networks beside them were trained equally long without it.",
     ),
     Entry(
         "mask_ladder",
         "Expected Lipschitz constant under random masks",
         mask_ladder.figure,
-        "Upper bounds on the expected Lipschitz constant of the ReLU network under random masks (geometric "
-        "{over}) above the Monte Carlo mean of the largest gradient norm over test examples, itself a lower "
-        "estimate.",
+        "Upper bounds on the expected Lipschitz constant of the ReLU network under random masks "
+        "(geometric {over}) (F and M are the paper's) above the Monte Carlo mean of the largest gradient "
+        "norm over test examples, itself a lower estimate.",
+    ),
+    Entry(
+        "mask_prediction",
+        "Moment propagation under random masks",
+        mask_prediction.figure,
+        "Mean radius and accuracy of randomly masked networks, predicted by moment propagation and "
+        "measured ({over}); stars mark alpha*, the sparsity of the largest mean radius at which accuracy "
+        "is still within 10 % of that without masks. Curves end where more than 1 % of the examples count "
+        "with the cap.",
     ),
 )
 
 
+def drawn(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Iterator[tuple[Entry, Figure]]:
+    """The figures that have something to show, one after the other."""
+    for entry in ENTRIES:
+        figure = entry.draw(table, width=width)
+        if figure:
+            yield entry, figure
+
+
 def caption(entry: Entry, table: pd.DataFrame) -> str:
-    """The caption with the number of seeds and the interval filled in."""
-    seeds = int(table["seed"].nunique())
-    over = f"mean over {seeds} seeds, band: 95 % t-interval" if seeds > 1 else "mean of one seed, no interval"
-    return entry.caption.format(over=over)
+    """The caption with the number of seeds and examples and the interval filled in."""
+    seeds = table.groupby(["dataset", "family", "pruning"], observed=True)["seed"].nunique()
+    few, many = int(seeds.min()), int(seeds.max())
+    number = f"{many} seeds" if few == many else f"{few} to {many} seeds"
+    over = f"mean over {number}, band: 95 % t-interval" if many > 1 else "mean of one seed, no interval"
+    return f"{entry.caption.format(over=over)}{_counted(examples(table))}"
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """The number of test examples, by subject where it differs."""
+    if not counts:
+        return ""
+    if len(set(counts.values())) == 1:
+        return f" n = {next(iter(counts.values())):,} test examples."
+    return f" Test examples: {', '.join(f'{count:,} ({title})' for title, count in counts.items())}."
 
 
 def render(figure: Figure, format: str) -> bytes:

@@ -8,74 +8,59 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures.axes import (
-    CONDITIONS,
-    GREY,
-    NORM,
-    STYLE,
-    WIDTH,
-    condition_handles,
-    draw,
-    legend_above,
-    log_limits,
-    sparsity_axis,
-    without_rows,
-)
-from paper_figures.curves import geometric, intact, present, seed_values, uncapped
+from paper_figures.axes import STYLE, draw, log_limits, sparsity_axis
+from paper_figures.curves import geometric, intact, uncapped
+from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
+from paper_figures.looks import GREY, look_of
+from paper_figures.subjects import Subject, relu, seed_values, subjects
 
 _ROWS = {"margin": "mean margin", "gradient_norm": "mean gradient norm", "radius": "mean radius"}
 
 
-def figure(table: pd.DataFrame) -> Figure:
+def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     """Margin, gradient norm, and measured mean radius beside accuracy x margin / gradient; ReLU networks.
 
     Rows used: ``margin``, ``gradient_norm`` (nearest boundary; means over the correct examples), ``accuracy``
     and ``mean_radius`` (best). On the logarithmic axes a radius is the margin less the gradient norm.
     """
-    relu = table[table["family"] == "mlp"]
-    if relu.empty:
-        return without_rows("The table holds no ReLU network.")
-    conditions = present(relu, "pruning", tuple(CONDITIONS))
+    found = [s for s in relu(subjects(table)) if (s.rows["quantity"] == "gradient_norm").any()]
+    if not found:
+        return None
+    columns = by_norm(found)
     with rc_context(fname=STYLE):
-        drawn = Figure(figsize=(WIDTH, 6.4), layout="constrained")
-        panels = drawn.subplots(len(_ROWS), len(NORM), sharex=True)
-        for column, norm in enumerate(NORM):
-            for row, quantity in enumerate(_ROWS):
-                _panel(panels[row, column], relu, conditions, quantity=quantity, norm=norm)
-            panels[0, column].set_title(f"{NORM[norm]} distance", loc="left", fontweight="bold")
-            panels[-1, column].set_xlabel("sparsity (%)")
-        for row, label in enumerate(_ROWS.values()):
-            panels[row, 0].set_ylabel(label)
-        drawn.align_ylabels(panels[:, 0])
-        ratio = Line2D(
-            [], [], color=GREY, linestyle="none", marker="x", label="accuracy × margin / gradient norm"
-        )
-        legend_above(drawn, [*condition_handles(conditions), ratio], columns=3)
-    return drawn
+        grid = panels(len(_ROWS), len(columns), width=width, height=1.75, together=2)
+        for (subject, norm, _), below in zip(columns, grid.axes.T, strict=True):
+            for axes, quantity in zip(below, _ROWS, strict=True):
+                _panel(axes, subject, quantity=quantity, norm=norm)
+        grid.label(list(_ROWS.values()), [title for *_, title in columns], below="sparsity (%)")
+        ratio = Line2D([], [], color=GREY, linestyle="none", marker="x", label="accuracy·margin/gradient")
+        legend_above(grid.figure, [*condition_handles(found), ratio])
+    return grid.figure
 
 
-def _panel(axes: Axes, relu: pd.DataFrame, conditions: list[str], *, quantity: str, norm: str) -> None:
+def _panel(axes: Axes, subject: Subject, *, quantity: str, norm: str) -> None:
     held = []
-    for condition in conditions:
+    for condition in subject.conditions:
 
         def values(name: str, method: str, of: str = norm, condition: str = condition) -> pd.DataFrame:
-            return seed_values(relu, family="mlp", pruning=condition, quantity=name, method=method, norm=of)
+            return seed_values(subject, condition, name, method=method, norm=of)
 
-        whole = intact(relu, "mlp", condition)
+        look = look_of(condition)
+        whole = intact(subject, condition)
         if quantity != "radius":
-            curve = geometric(values(quantity, "nearest boundary"))
-            held.append(draw(axes, curve, CONDITIONS[condition], whole | True, whole))
+            held.append(
+                draw(axes, geometric(values(quantity, "nearest boundary")), look, whole | True, whole)
+            )
             continue
-        shown = uncapped(relu, "mlp", condition, method="best", norm=norm)
-        held.append(draw(axes, geometric(values("mean_radius", "best")), CONDITIONS[condition], shown, whole))
+        shown = uncapped(subject, condition, method="best", norm=norm)
+        held.append(draw(axes, geometric(values("mean_radius", "best")), look, shown, whole))
         ratio = geometric(
             values("accuracy", "clean", "")
             * values("margin", "nearest boundary")
             / values("gradient_norm", "nearest boundary")
         )
         keep = (whole & shown).reindex(ratio.sparsity, fill_value=False).to_numpy(dtype=bool)
-        look = CONDITIONS[condition]
         axes.plot(ratio.sparsity[keep], ratio.mean[keep], color=look.colour, linestyle="none", marker="x")
         held.append(ratio.mean[keep])
     log_limits(axes, held)
-    sparsity_axis(axes, relu["sparsity"][relu["sparsity"] < 1].unique())
+    sparsity_axis(axes, subject.levels)

@@ -8,8 +8,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.axes import GREY, NORM, STYLE, WIDTH, Look, log_limits, sparsity_axis, without_rows
-from paper_figures.curves import Curve, geometric, intact, seed_values
+from paper_figures.axes import STYLE, log_limits, sparsity_axis
+from paper_figures.curves import Curve, geometric, intact
+from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, panels
+from paper_figures.looks import GREY, Look
+from paper_figures.subjects import Subject, relu, seed_values, subjects
 
 _LINES = {
     "universal ceiling": (Look("universal ceiling", GREY, (0, (2, 1))), ""),
@@ -20,42 +23,34 @@ _LINES = {
 }
 
 
-def figure(table: pd.DataFrame) -> Figure:
+def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     """Certificate, attacks and ceiling of the magnitude-pruned ReLU networks on one logarithmic axis.
 
     Rows used: ``mean_radius`` of those methods. The shaded gap holds the true mean radius; its width, best
     attack over certificate, is written at both ends.
     """
-    pruned = table[
-        (table["family"] == "mlp") & (table["pruning"] == "magnitude") & (table["quantity"] == "mean_radius")
+    found = [
+        subject
+        for subject in relu(subjects(table))
+        if seed_values(subject, "magnitude", "mean_radius", method="certificate", norm="l2").size
     ]
-    if pruned.empty:
-        return without_rows("The table holds no ReLU network pruned by magnitude.")
+    if not found:
+        return None
+    columns = by_norm(found)
     with rc_context(fname=STYLE):
-        drawn = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-        panels = drawn.subplots(1, len(NORM))
-        whole = intact(table, "mlp", "magnitude")
-        handles = {}
-        for axes, norm in zip(panels, NORM, strict=True):
-            _panel(axes, pruned, norm, whole)
-            axes.set_title(f"{NORM[norm]} distance", loc="left", fontweight="bold")
-            axes.set_xlabel("sparsity (%)")
-            handles |= {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        panels[0].set_ylabel("mean radius")
-        order = [look.label for look, _ in _LINES.values() if look.label in handles]
-        drawn.legend([handles[text] for text in order], order, loc="outside upper center", ncols=5)
-    return drawn
+        grid = panels(1, len(columns), width=width, height=2.1, together=2)
+        for axes, (subject, norm, _) in zip(grid.axes[0], columns, strict=True):
+            _panel(axes, subject, norm)
+        grid.label(["mean radius"], [title for *_, title in columns], below="sparsity (%)")
+        legend_above(grid.figure, labelled(grid.figure, first=[look.label for look, _ in _LINES.values()]))
+    return grid.figure
 
 
-def _panel(axes: Axes, pruned: pd.DataFrame, norm: str, whole: pd.Series) -> None:
+def _panel(axes: Axes, subject: Subject, norm: str) -> None:
     curves: dict[str, Curve] = {}
     for method, (look, marker) in _LINES.items():
-        curve = geometric(
-            seed_values(
-                pruned, family="mlp", pruning="magnitude", quantity="mean_radius", method=method, norm=norm
-            )
-        )
-        if not len(curve.sparsity):
+        curve = geometric(seed_values(subject, "magnitude", "mean_radius", method=method, norm=norm))
+        if not np.isfinite(curve.mean).any():
             continue
         curves[method] = curve
         axes.fill_between(curve.sparsity, curve.low, curve.high, color=look.colour, alpha=0.18, linewidth=0)
@@ -69,9 +64,9 @@ def _panel(axes: Axes, pruned: pd.DataFrame, norm: str, whole: pd.Series) -> Non
             label=look.label,
         )
     log_limits(axes, [curve.mean for curve in curves.values()])
-    sparsity_axis(axes, pruned["sparsity"][pruned["sparsity"] < 1].unique())
+    sparsity_axis(axes, subject.levels)
     if "best" in curves and "certificate" in curves:
-        _gap(axes, curves["best"], curves["certificate"], whole)
+        _gap(axes, curves["best"], curves["certificate"], intact(subject, "magnitude"))
 
 
 def _gap(axes: Axes, attack: Curve, certificate: Curve, whole: pd.Series) -> None:

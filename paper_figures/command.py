@@ -1,0 +1,49 @@
+"""The command that draws figures. Heavy imports wait until it runs, so that help is immediate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+DATA = Path(__file__).with_name("data")
+
+
+class BadInput(click.ClickException):
+    """One line on standard error and exit status 2."""
+
+    exit_code = 2
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("tables", metavar="[TABLE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("figures"),
+    show_default=True,
+    help="Folder for the files.",
+)
+@click.option(
+    "--width",
+    type=click.Choice(["one-column", "two-column"]),
+    default="two-column",
+    show_default=True,
+    help="3.4 or 7 inches.",
+)
+def figures(tables: tuple[Path, ...], *, out: Path, width: str) -> None:
+    """Draw every figure of results TABLEs as SVG and PNG.
+
+    One TABLE's figures lie in the folder, those of several in one folder each. Without a TABLE those of all
+    committed results are drawn.
+    """
+    from paper_figures.files import BadTable, table_names, write_all
+    from paper_figures.layout import WIDTHS
+
+    paths = tables or tuple(sorted(DATA.glob("*.parquet")))
+    try:
+        outs = [out] if len(tables) == 1 else [out / name for name in table_names(paths)]
+        for file in write_all(paths, outs, width=WIDTHS[width]):
+            click.echo(file)
+    except BadTable as error:
+        raise BadInput(str(error)) from error

@@ -1,0 +1,81 @@
+"""From results tables to files: the rows that figures read, and a folder of figures with their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from paper_figures.gallery import FORMATS, caption, drawn, render
+
+_COLUMNS = [
+    "dataset", "family", "pruning", "sparsity", "achieved_sparsity", "seed", "norm", "quantity", "method",
+    "kind", "value",
+]  # fmt: skip
+# What a run calls its table; such a table is named after its folder.
+_RESULTS = "results"
+
+
+class BadTable(ValueError):
+    """A table that cannot be read, or a folder that cannot be written; one line says which and why."""
+
+
+def read_network_rows(path: Path) -> pd.DataFrame:
+    """The rows about whole networks. Raises: BadTable if the file is missing, damaged or another table."""
+    try:
+        content = pq.read_table(path, columns=[*_COLUMNS, "example"], filters=pc.field("example").is_null())
+    except FileNotFoundError as error:
+        raise BadTable(f"no results table at {path}") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise BadTable(f"{path} is no readable results table ({reason})") from error
+    if not content.num_rows:
+        raise BadTable(f"{path} has no row about a whole network")
+    return content.select(_COLUMNS).to_pandas()
+
+
+def table_names(paths: Sequence[Path]) -> list[str]:
+    """What the tables' folders of figures are called. Raises: BadTable if two would share one."""
+    names = [path.resolve().parent.name if path.stem == _RESULTS else path.stem for path in paths]
+    for name, path in zip(names, paths, strict=True):
+        if names.count(name) > 1:
+            raise BadTable(f"{path} is one of two tables named {name}; draw them one by one")
+    return names
+
+
+def write_figures(path: Path, out: Path, *, width: float) -> list[Path]:
+    """Draw every figure of one table into ``out``, with ``captions.md``; returns the files.
+
+    Raises: BadTable for a bad table or a folder that cannot be written.
+    """
+    table = read_network_rows(path)
+    captions, files = [], []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for entry, figure in drawn(table, width=width):
+            captions.append(f"**{entry.title}** (`{entry.name}`). {caption(entry, table)}\n")
+            for format in FORMATS:
+                files.append(out / f"{entry.name}.{format}")
+                files[-1].write_bytes(render(figure, format))
+        files.append(out / "captions.md")
+        files[-1].write_text("\n".join(captions), encoding="utf-8")
+    except OSError as error:
+        raise BadTable(f"out is {out}, which cannot be written ({error.strerror})") from error
+    return files
+
+
+def write_all(paths: Sequence[Path], outs: Sequence[Path], *, width: float) -> Iterator[Path]:
+    """Draw several tables, each into its folder, in as many processes as there are cores; yields the files.
+
+    Raises: BadTable as :func:`write_figures`.
+    """
+    work = (
+        joblib.delayed(write_figures)(path, out, width=width) for path, out in zip(paths, outs, strict=True)
+    )
+    for files in joblib.Parallel(n_jobs=min(len(paths), joblib.cpu_count()), return_as="generator")(work):
+        yield from files

@@ -1,0 +1,130 @@
+"""Gradient masking: what weak attacks say of sparsity, and what the strongest attack says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
+from paper_figures.curves import Curve, arithmetic, intact, ratio_to_dense, uncapped
+from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
+from paper_figures.looks import GREY, Look, look_of
+from paper_figures.subjects import Subject, relu, seed_values, subjects
+
+# The attack of the paper in each norm.
+_WEAK = {"linf": ("fgs", "FGS"), "l2": ("deepfool", "DeepFool")}
+_WEAK_LOOK = Look("FGS or DeepFool", "#E69F00", (0, (4, 1.2)))
+_STRONG_LOOK = Look("strongest attack", "#332288", "solid")
+# Verdicts differ if they lie on both sides of 1 and this far apart.
+_APART = 0.01
+# Whose radii are compared: the first of these that the table holds.
+_JUDGED = (
+    "magnitude",
+    "surgery",
+    "global",
+    "lottery",
+    "random-retrained",
+    "small-dense",
+    "one-shot",
+    "random",
+)
+
+
+def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
+    """Mean radius over the equally trained dense networks' by weak and strongest attack; ReLU networks.
+
+    Rows used: ``mean_radius`` (fgs in l_inf, deepfool in l_2, best). Above, one condition; shaded where one
+    attack sees a gain and the other a loss; a star at the best sparsity before collapse. Below, for every
+    condition, by how much the weak attack's mean radius exceeds the strongest's.
+    """
+    condition, found = _judged(relu(subjects(table)))
+    if not found:
+        return None
+    columns = by_norm(found)
+    with rc_context(fname=STYLE):
+        grid = panels(2, len(columns), width=width, height=1.75, together=2)
+        for (subject, norm, _), (above, below) in zip(columns, grid.axes.T, strict=True):
+            _against_dense(above, subject, condition, norm)
+            _excess(below, subject, norm)
+            for axes in (above, below):
+                sparsity_axis(axes, subject.levels)
+        rows = [f"radius, {condition} / dense", "excess of weak attack (%)"]
+        grid.label(rows, [title for *_, title in columns], below="sparsity (%)")
+        legend_above(grid.figure, [*_handles(), *condition_handles(found)])
+    return grid.figure
+
+
+def _judged(found: list[Subject]) -> tuple[str, list[Subject]]:
+    """The condition of the upper panels, and the subjects that have it together with its reference."""
+    for condition in _JUDGED:
+        having = [
+            subject
+            for subject in found
+            if ratio_to_dense(subject, condition, "mean_radius", method="best", norm="l2").shape[1] > 1
+        ]
+        if having:
+            return condition, having
+    return "", []
+
+
+def _against_dense(axes: Axes, subject: Subject, condition: str, norm: str) -> None:
+    whole = intact(subject, condition)
+    curves, held = [], [np.ones(1)]
+    for method, look in ((_WEAK[norm][0], _WEAK_LOOK), ("best", _STRONG_LOOK)):
+        curve = arithmetic(ratio_to_dense(subject, condition, "mean_radius", method=method, norm=norm))
+        shown = uncapped(subject, condition, method=method, norm=norm)
+        held.append(draw(axes, curve, look, shown, whole))
+        kept = (shown & whole).reindex(curve.sparsity, fill_value=False).to_numpy(dtype=bool)
+        values = np.where(kept & np.isfinite(curve.mean), curve.mean, -np.inf)
+        if np.isfinite(values).any():
+            best = int(values.argmax())
+            axes.plot(curve.sparsity[best], curve.mean[best], marker="*", markersize=7, linestyle="none",
+                      color=look.colour, markeredgecolor="white", markeredgewidth=0.4, zorder=3)  # fmt: skip
+        curves.append((curve, kept))
+    axes.axhline(1, color=GREY, linewidth=0.8)
+    _shade_disagreement(axes, *curves)
+    linear_limits(axes, held, zero=False)
+
+
+def _shade_disagreement(axes: Axes, weak: tuple[Curve, np.ndarray], strong: tuple[Curve, np.ndarray]) -> None:
+    """Shade between both curves at the sparsities where one lies above 1 and the other below."""
+    (one, kept), (other, also) = weak, strong
+    shared = np.isin(one.sparsity, other.sparsity)
+    if not np.array_equal(one.sparsity[shared], other.sparsity):
+        return
+    first, second = one.mean[shared], other.mean
+    differ = ((first - 1) * (second - 1) < 0) & (np.abs(first - second) > _APART) & kept[shared] & also
+    axes.fill_between(other.sparsity, 0, 1, where=_widened(differ), color="#EEEEEE", linewidth=0, zorder=0.5,
+                      transform=axes.get_xaxis_transform(), gid="disagreement")  # fmt: skip
+
+
+def _widened(flags: np.ndarray) -> np.ndarray:
+    """With both neighbours, so that a single level has some width."""
+    return flags | np.append(flags[1:], False) | np.append(False, flags[:-1])
+
+
+def _excess(axes: Axes, subject: Subject, norm: str) -> None:
+    held = [np.zeros(1)]
+    for condition in subject.conditions:
+        weak, best = (
+            seed_values(subject, condition, "mean_radius", method=method, norm=norm)
+            for method in (_WEAK[norm][0], "best")
+        )
+        curve = arithmetic(100 * (weak / best.where(best > 0) - 1))
+        shown = uncapped(subject, condition, method=_WEAK[norm][0], norm=norm)
+        held.append(draw(axes, curve, look_of(condition), shown, intact(subject, condition)))
+    linear_limits(axes, held, zero=False)
+
+
+def _handles() -> list[Line2D]:
+    attacks = [
+        Line2D([], [], color=look.colour, linestyle=look.line, label=f"{look.label} (above)")
+        for look in (_WEAK_LOOK, _STRONG_LOOK)
+    ]
+    star = Line2D([], [], color=GREY, marker="*", markersize=7, linestyle="none", label="best sparsity")
+    shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="verdicts differ")
+    return [*attacks, star, shade]
