@@ -72,7 +72,7 @@ def measure(
         from empirical.datasets import load_test
         from empirical.networks import load_network
         from empirical.own_network import Request, default_folder, measure_network
-        from empirical.provenance import choose_device
+        from empirical.provenance import choose_device, log_command
 
         request = Request(
             examples=examples,
@@ -89,6 +89,7 @@ def measure(
             outcome = measure_network(
                 network, load_test(data), request, folder, device=chosen, advance=advance
             )
+        log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables(tabulate(outcome.rows), markdown=markdown)
     seconds = time.perf_counter() - started
     click.echo(f"Table   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)

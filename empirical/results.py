@@ -159,8 +159,9 @@ def condense(folder: Path, path: Path) -> int:
     Its settings and the commands that made it become metadata of the file, under ``RUN_KEY``.
     Raises: InvalidInput if the folder holds no finished run, or ``path`` exists.
     """
-    final, note = folder / "results.parquet", folder / "settings.json"
-    if not (final.is_file() and note.is_file()):
+    tables = [folder / name for name in ("results.parquet", "measure.parquet")]
+    final, note = next((path for path in tables if path.is_file()), None), folder / "settings.json"
+    if final is None or not note.is_file():
         raise InvalidInput(f"folder is {folder}, which holds no finished run; run the experiment to its end")
     if path.exists():
         raise InvalidInput(f"out is {path}, which exists; choose another name")
