@@ -41,9 +41,9 @@ def _apart(axes: Axes, one: float, other: float, length: float) -> bool:
     """Whether the labels of two ticks do not touch, on an axis of this length in its own unit."""
     spec = axes.get_subplotspec()
     across = spec.get_gridspec().ncols if spec else 1
-    inches = (axes.figure.get_figwidth() / across - _LABELS) / length
+    inches = (axes.figure.bbox.width / axes.figure.dpi / across - _LABELS) / length
     letters = (len(_percent(one)) + len(_percent(other))) / 2
-    return abs(_spread(one) - _spread(other)) * inches >= letters * _CHARACTER + _GAP
+    return bool(abs(_spread(one) - _spread(other)) * inches >= letters * _CHARACTER + _GAP)
 
 
 def _percent(share: float) -> str:

@@ -48,7 +48,7 @@ def arithmetic(values: pd.DataFrame) -> Curve:
 
 def geometric(values: pd.DataFrame) -> Curve:
     """Geometric mean over the rows; NaN at a level where a seed has no finite value > 0."""
-    log = arithmetic(np.log(values.where(values > 0)))
+    log = arithmetic(values.where(values > 0).apply(np.log))
     return Curve(log.sparsity, np.exp(log.mean), np.exp(log.low), np.exp(log.high))
 
 

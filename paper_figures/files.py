@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import joblib
 import pandas as pd
@@ -77,5 +78,6 @@ def write_all(paths: Sequence[Path], outs: Sequence[Path], *, width: float) -> I
     work = (
         joblib.delayed(write_figures)(path, out, width=width) for path, out in zip(paths, outs, strict=True)
     )
-    for files in joblib.Parallel(n_jobs=min(len(paths), joblib.cpu_count()), return_as="generator")(work):
+    parallel = joblib.Parallel(n_jobs=min(len(paths), joblib.cpu_count()), return_as="generator")
+    for files in cast(Iterator[list[Path]], parallel(work)):
         yield from files

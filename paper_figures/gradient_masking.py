@@ -52,7 +52,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             _excess(below, subject, norm)
             for axes in (above, below):
                 sparsity_axis(axes, subject.levels)
-        rows = [f"radius, {condition} / dense", "excess of weak attack (%)"]
+        rows = [f"radius, {condition} / dense", "excess of weak (%)"]
         grid.label(rows, [title for *_, title in columns], below="sparsity (%)")
         legend_above(grid.figure, [*_handles(), *condition_handles(found)])
     return grid.figure

@@ -19,7 +19,7 @@ WIDTHS = {"one-column": 3.4, "two-column": 7.0}
 TWO_COLUMNS = WIDTHS["two-column"]
 _ACROSS = 1.45  # the narrowest panel with its labels
 _NARROW = 0.8  # height of a panel in a narrow figure, as a share of that in a wide one
-_BOTH_TITLES = 2.1  # the narrowest panel with a title at either side
+_BOLD, _MARGIN = 0.067, 0.6  # of a letter of a title, left of a panel
 _LINE = 0.145  # a line of the legend
 _HANDLE, _LETTER, _SPACE = 0.36, 0.051, 0.2  # of an entry without text, per letter, between two columns
 _TITLES = 0.45  # title and label of the abscissa
@@ -42,7 +42,9 @@ class Panels:
         """Label the rows at the left of every band, title the columns, and name the abscissa."""
         for (row, column), axes in np.ndenumerate(self.axes):
             if row == 0:
-                axes.set_title(columns[column] + self._clear_of(axes), loc="left", fontweight="bold")
+                title = str(columns[column])
+                title += self._clear_of(axes, title)
+                axes.set_title(title, loc="left", fontweight="bold")
             lowest = row + (self.across if self.folded else 1) >= len(self.axes)
             axes.tick_params(labelbottom=lowest)
             axes.set_xlabel(below if lowest else "")
@@ -51,10 +53,11 @@ class Panels:
         if not self.folded:
             self.figure.align_ylabels(list(self.axes[:, 0]))
 
-    def _clear_of(self, axes: Axes) -> str:
+    def _clear_of(self, axes: Axes, title: str) -> str:
         """An empty line below a title that would touch the one at the right."""
-        narrow = self.figure.get_figwidth() / self.across < _BOTH_TITLES
-        return "\n" if narrow and axes.get_title(loc="right") else ""
+        right = axes.get_title(loc="right")
+        needed = _BOLD * len(title) + _LETTER * len(right) + _MARGIN
+        return "\n" if right and needed > self.figure.get_figwidth() / self.across else ""
 
 
 def panels(rows: int, columns: int, *, width: float, height: float, together: int = 1) -> Panels:
@@ -121,4 +124,11 @@ def legend_above(figure: Figure, handles: list[Line2D]) -> None:
     lines = math.ceil(len(handles) / columns)
     columns = math.ceil(len(handles) / lines)
     figure.set_figheight(figure.get_figheight() + _LINE * lines + 0.1)
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    narrow = figure.get_figwidth() < TWO_COLUMNS
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=columns,
+        handlelength=2.2 if narrow else None,
+        columnspacing=1.2 if narrow else None,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matplotlib.typing import LineStyleType
@@ -55,6 +56,6 @@ def look_of(condition: str) -> Look:
     return Look(condition, colour, (0, (6, 1.2, 2, 1.2)))
 
 
-def in_order(names: set[str], known: dict[str, object]) -> list[str]:
+def in_order(names: set[str], known: Mapping[str, object]) -> list[str]:
     """Names in the order of ``known``, then the others by the alphabet."""
     return [name for name in known if name in names] + sorted(names - set(known))

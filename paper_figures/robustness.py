@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
@@ -29,8 +31,8 @@ _BOUNDS = {
     ("mean_radius", "mlp"): ("certificate", "^"),
     ("fgs_accuracy", "linear-binary"): ("Markov", "v"),
 }
-_EXACT = {"linestyle": "none", "marker": "o", "markerfacecolor": "white"}
-_CEILING = {"color": GREY, "linewidth": 1.0, "linestyle": (0, (2, 1))}
+_EXACT: dict[str, Any] = {"linestyle": "none", "marker": "o", "markerfacecolor": "white"}
+_CEILING: dict[str, Any] = {"color": GREY, "linewidth": 1.0, "linestyle": (0, (2, 1))}
 _NAMES = {"v": "upper bound (magnitude)", "^": "certificate (magnitude)"}
 # A ceiling this much above everything else is named, not drawn: it would flatten the curves.
 _FAR = 1.9

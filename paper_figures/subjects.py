@@ -89,9 +89,10 @@ def seed_values(
 ) -> pd.DataFrame:
     """One quantity as seeds x levels; the mean of networks that several experiments share."""
     try:
-        found = subject.cells.loc[condition, quantity, method, norm]
+        found = subject.cells.xs((condition, quantity, method, norm))
     except KeyError:
         return pd.DataFrame(columns=pd.Index([], dtype=float, name="sparsity"), dtype=float)
+    assert isinstance(found, pd.DataFrame)
     return found.dropna(axis="columns", how="all")
 
 

@@ -263,7 +263,8 @@ def test_figure(finished):
     np.testing.assert_allclose(share[1:], [(radius >= r).mean() for r in at[1:]])
     without_masks = rows[rows["quantity"] != "expected_lipschitz"]
     assert len(figure(without_masks[without_masks["norm"] != "l2"]).axes) == 2
-    figure(rows[:0]).draw_without_rendering()
+    with pytest.raises(ValueError, match="no bounds"):
+        figure(rows[:0])
 
 
 def test_every_kind_of_file_gives_the_same_network(trained, tmp_path, monkeypatch):

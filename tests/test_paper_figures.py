@@ -14,11 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from paper_figures import accuracy, margin_gradient, mask_ladder, robustness, sandwich
-from paper_figures.__main__ import main
+from empirical.cli import main as program
+from paper_figures import (
+    accuracy,
+    activation_sparsity,
+    controls,
+    gradient_masking,
+    margin_gradient,
+    mask_ladder,
+    mask_prediction,
+    robustness,
+    sandwich,
+)
+from paper_figures.command import figures
 from paper_figures.curves import arithmetic
-from paper_figures.gallery import ENTRIES, caption
-from tests.results_table import network_table
+from paper_figures.files import BadTable, table_names
+from paper_figures.gallery import ENTRIES, caption, drawn
+from paper_figures.layout import WIDTHS
+from tests.results_table import CONTROLS, network_table
 
 _PIXEL = 1.0
 _DENSE_GRID = (0.0, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 1.0)
@@ -27,6 +40,22 @@ _DENSE_GRID = (0.0, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.999, 1.0)
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     return network_table()
+
+
+def _panels(figure: Figure | None) -> list[Axes]:
+    """The panels of a figure that has something to show, row by row."""
+    assert figure is not None
+    return figure.axes
+
+
+def _points(line: Line2D) -> np.ndarray:
+    """(k, 2)."""
+    return np.column_stack(line.get_data()).astype(float)
+
+
+def _stars(axes: Axes) -> np.ndarray:
+    """The starred points, (k, 2)."""
+    return np.vstack([_points(line) for line in axes.lines if line.get_marker() == "*"])
 
 
 def _line(axes: Axes, label: str) -> Line2D:
@@ -62,7 +91,7 @@ def _assert_laid_out(figure: Figure) -> None:
             assert legend is not None
             box = legend.get_window_extent()
             for line in axes.lines:
-                points = line.get_transform().transform(np.column_stack(line.get_data()).astype(float))
+                points = line.get_transform().transform(_points(line))
                 assert not any(box.contains(*point) for point in points[np.isfinite(points).all(1)])
         assert not any(legend.get_window_extent().overlaps(panel) for legend in figure.legends)
         shown = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
@@ -70,29 +99,85 @@ def _assert_laid_out(figure: Figure) -> None:
             assert all(one.x1 < other.x0 for one, other in pairwise(sorted(shown, key=lambda box: box.x0)))
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {},
+_LINEAR = ["robustness", "accuracy", "controls"]
+_RELU = ["robustness", "accuracy", "controls", "gradient_masking", "margin_gradient"]
+_SHAPES = {
+    "full": ({}, [entry.name for entry in ENTRIES if entry.name != "activation_sparsity"]),
+    "one network, two sparsities, one seed": (
         {"families": ("mlp",), "sparsities": (0.0, 0.3), "seeds": 1},
+        [entry.name for entry in ENTRIES if entry.name != "activation_sparsity"],
+    ),
+    "linear alone, dense grid": (
         {"families": ("linear",), "sparsities": _DENSE_GRID, "seeds": 2},
+        _LINEAR,
+    ),
+    "convolutional, to 99.85 %": (
+        {"families": ("lenet-5", "vgg", "resnet-32"), "sparsities": (*_DENSE_GRID[:-1], 0.9985), "seeds": 2},
+        _RELU,
+    ),
+    "controls without dense": (
+        {"families": ("lenet-5",), "conditions": CONTROLS[1:]},
+        _RELU,
+    ),
+    "L1 terms alone": (
+        {"families": ("mlp",), "conditions": ("dense", "activation"), "sparsities": (0.0, 1e-3, 0.1)},
+        ["activation_sparsity"],
+    ),
+    "unknown names": ({"families": ("transformer",), "conditions": ("dense", "by hand")}, ["accuracy"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"),
+    [
+        *((shape, "two-column") for shape in _SHAPES),
+        *((shape, "one-column") for shape in ("full", "controls without dense", "L1 terms alone")),
     ],
-    ids=["full", "one network, two sparsities, one seed", "linear alone, dense grid"],
 )
-def test_every_figure_fits_its_canvas(entry, shape) -> None:
-    table = network_table(**shape)
-    _assert_laid_out(entry.draw(table))
-    assert ("one seed" in caption(entry, table)) == (shape.get("seeds") == 1)
+def test_what_a_table_holds_is_drawn_on_the_canvas_and_no_more(shape, width) -> None:
+    settings, expected = _SHAPES[shape]
+    table = network_table(**settings)
+    found = {entry.name: figure for entry, figure in drawn(table, width=WIDTHS[width])}
+    if shape == "unknown names":
+        assert set(expected) <= set(found)
+    else:
+        assert list(found) == sorted(expected, key=[entry.name for entry in ENTRIES].index)
+    for figure in found.values():
+        assert figure.get_figwidth() == WIDTHS[width]
+        assert all(axes.has_data() for axes in figure.axes)
+        _assert_laid_out(figure)
 
 
-def test_sparsity_labels_of_narrow_panels_do_not_touch() -> None:
-    _assert_laid_out(accuracy.figure(network_table(sparsities=_DENSE_GRID, seeds=1)))
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_captions_name_seeds_and_examples(seeds: int) -> None:
+    table = network_table(families=("linear",), seeds=seeds)
+    told = caption(ENTRIES[0], table)
+    assert ("one seed" in told) == (seeds == 1)
+    assert ("over 3 seeds, band: 95 % t-interval" in told) == (seeds == 3)
+    assert told.endswith("n = 360 test examples.")
+
+
+def test_number_of_examples_follows_from_shares_where_no_check_counts_them() -> None:
+    table = network_table(families=("lenet-5",))
+    assert "test examples" not in caption(ENTRIES[0], table)  # no number of examples has such shares
+    shares = table["quantity"].isin(["accuracy", "fgs_accuracy"])
+    table.loc[shares, "value"] = (table.loc[shares, "value"] * 500).round() / 500
+    assert caption(ENTRIES[0], table).endswith("n = 500 test examples.")
+
+
+def test_data_sets_of_one_family_stay_apart() -> None:
+    tables = [network_table(families=("mlp",), dataset=name) for name in ("mnist", "cifar10")]
+    tables[1]["value"] *= 2
+    panels = _panels(robustness.figure(pd.concat(tables)))
+    for axes, rows, name in zip((panels[1], panels[0]), tables, ("mnist", "cifar10"), strict=True):
+        assert axes.get_title(loc="left").startswith(f"ReLU network, {name}")
+        wanted = {"pruning": "magnitude", "quantity": "mean_radius", "method": "best", "norm": "l2"}
+        np.testing.assert_allclose(_values(axes, "magnitude, retrained"), _means(rows, **wanted))
 
 
 def test_robustness_draws_the_mean_over_seeds(table) -> None:
-    panels = robustness.figure(table).axes
-    titles = [axes.get_title(loc="left") for axes in panels[:3]]
+    panels = _panels(robustness.figure(table))
+    titles = [axes.get_title(loc="left").strip() for axes in panels[:3]]
     assert titles == ["Linear, two classes", "Linear, all classes", "ReLU network"]
     for axes, family in zip(panels[:3], ("linear-binary", "linear", "mlp"), strict=True):
         expected = _means(
@@ -104,7 +189,7 @@ def test_robustness_draws_the_mean_over_seeds(table) -> None:
     )
     assert any(line.get_marker() == "o" and np.allclose(line.get_ydata(), exact) for line in panels[4].lines)
     clipped = _means(table, family="mlp", pruning="dense", quantity="fgs_accuracy", method="fgs in the box")
-    np.testing.assert_allclose(_values(panels[8], "dense, trained equally long"), clipped)
+    np.testing.assert_allclose(_values(panels[8], "dense, equally trained"), clipped)
 
 
 def test_band_is_a_t_interval() -> None:
@@ -132,7 +217,7 @@ def _collapsed(*, capped: float) -> pd.DataFrame:
 @pytest.mark.parametrize(("capped", "drawn"), [(3.0, True), (4.0, False)])
 def test_collapsed_networks_never_look_robust(capped: float, drawn: bool) -> None:  # noqa: FBT001
     """Thin while at most 1 % of the 360 examples are capped, then absent; never inside the axis."""
-    for axes in robustness.figure(_collapsed(capped=capped)).axes[:2]:
+    for axes in _panels(robustness.figure(_collapsed(capped=capped)))[:2]:
         label = "random, not retrained"
         assert np.isnan(_values(axes, label)[-1])
         colour = _line(axes, label).get_color()
@@ -143,17 +228,17 @@ def test_collapsed_networks_never_look_robust(capped: float, drawn: bool) -> Non
 
 
 def test_accuracy_shows_where_curves_fade(table) -> None:
-    axes = accuracy.figure(table).axes[0]
+    axes = _panels(accuracy.figure(table))[0]
     dense = _means(table, family="linear-binary", pruning="dense", quantity="accuracy")
-    np.testing.assert_allclose(_values(axes, "dense, trained equally long"), dense)
+    np.testing.assert_allclose(_values(axes, "dense, equally trained"), dense)
     assert any(np.allclose(line.get_ydata(), 0.9 * dense) for line in axes.lines)
 
 
 def test_mask_ladder_draws_geometric_means(table) -> None:
-    l2, linf = mask_ladder.figure(table).axes
+    l2, linf = _panels(mask_ladder.figure(table))
     for axes, norm, label, method in [
         (l2, "l2", "P2: second moments", "P2"),
-        (linf, "linf", "M: largest absolute sums (the paper's)", "M"),
+        (linf, "linf", "M: largest absolute sums", "M"),
     ]:
         expected = _means(table, "geometric", quantity="expected_lipschitz", norm=norm, method=method)
         np.testing.assert_allclose(_values(axes, label), expected)
@@ -161,7 +246,7 @@ def test_mask_ladder_draws_geometric_means(table) -> None:
 
 
 def test_sandwich_shows_certificate_and_attack(table) -> None:
-    axes = sandwich.figure(table).axes[1]
+    axes = _panels(sandwich.figure(table))[1]
     for label, method in [("certificate", "certificate"), ("best attack", "best")]:
         expected = _means(
             table, "geometric", family="mlp", pruning="magnitude", quantity="mean_radius", norm="linf",
@@ -171,7 +256,7 @@ def test_sandwich_shows_certificate_and_attack(table) -> None:
 
 
 def test_margin_over_gradient_stands_beside_the_radius(table) -> None:
-    axes = margin_gradient.figure(table).axes[4]
+    axes = _panels(margin_gradient.figure(table))[4]
     wanted = {"family": "mlp", "pruning": "dense"}
     parts = [
         _means(table, "geometric", **wanted, quantity=quantity, norm=norm)
@@ -181,16 +266,186 @@ def test_margin_over_gradient_stands_beside_the_radius(table) -> None:
     assert any(np.allclose(values, parts[0] * parts[1] / parts[2]) for values in crosses)
 
 
-def test_command_writes_every_figure(tmp_path: Path) -> None:
-    source = tmp_path / "results.parquet"
-    network = network_table(families=("linear",), seeds=1)
+def _ratio(table: pd.DataFrame, condition: str, *, first: bool = False, **wanted: str) -> pd.DataFrame:
+    """A condition over the dense networks of the same seed: at the same sparsity, or at the first."""
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    own, dense = (
+        table[table["pruning"] == name].pivot(index="seed", columns="sparsity", values="value")
+        for name in (condition, "dense")
+    )
+    return own.div(own[0.0], axis=0) if first else own / dense
+
+
+@pytest.mark.parametrize(
+    ("condition", "label", "first"),
+    [
+        ("global", "one threshold, retrained", False),
+        ("small-dense", "smaller dense network", False),
+        ("one-shot", "magnitude, not retrained", True),
+        ("lottery", "magnitude, rewound", True),
+    ],
+)
+def test_controls_are_held_against_networks_trained_as_long(condition: str, label: str, first: bool) -> None:  # noqa: FBT001
+    table = network_table(families=("mlp",), conditions=CONTROLS)
+    l2, linf, clean = _panels(controls.figure(table))
+    for axes, norm in ((l2, "l2"), (linf, "linf")):
+        ratio = _ratio(table, condition, first=first, quantity="mean_radius", method="best", norm=norm)
+        gain = 100 * (ratio - 1)
+        np.testing.assert_allclose(_values(axes, label), gain.mean(), atol=1e-9)
+        low, high = stats.t.interval(0.95, 2, loc=gain[0.9].mean(), scale=stats.sem(gain[0.9]))
+        ends = {
+            y
+            for band in axes.collections
+            for x, y in np.asarray(band.get_paths()[0].vertices)
+            if np.isclose(x, 0.9)
+        }
+        assert all(np.isclose(list(ends), end).any() for end in (low, high))
+    rows = table[table["quantity"] == "accuracy"]
+    rows = rows[rows["method"] == "clean"].pivot(
+        index="seed", columns=["pruning", "sparsity"], values="value"
+    )
+    against = rows[condition][[0.0]].to_numpy() if first else rows["dense"]
+    np.testing.assert_allclose(_values(clean, label), (100 * (rows[condition] - against)).mean(), atol=1e-9)
+
+
+def test_controls_without_dense_networks_leave_out_what_was_trained_longer() -> None:
+    table = network_table(families=("mlp",), conditions=CONTROLS[1:])
+    shown = {line.get_label() for line in _panels(controls.figure(table))[0].lines}
+    assert {"magnitude, not retrained", "magnitude, rewound", "random, not retrained"} <= shown
+    assert not {"one threshold, retrained", "smaller dense network", "random, retrained"} & shown
+
+
+_WEAK = (1.0, 1.1, 1.2, 1.15, 1.1)
+_STRONG = (1.0, 0.9, 1.05, 1.06, 1.01)
+
+
+def _masked_gradients() -> pd.DataFrame:
+    """FGS sees gains from 10 to 20 %, the strongest attack a loss of 10 % at first, then gains below 10 %."""
+    sparsities = (0.0, 0.5, 0.9, 0.95, 0.97)
+    table = network_table(families=("mlp",), conditions=("dense", "magnitude"), sparsities=sparsities)
+    radius = (table["quantity"] == "mean_radius") & (table["norm"] == "linf")
+    for method, values in {"fgs": _WEAK, "best": _STRONG}.items():
+        for sparsity, value in zip(sparsities, values, strict=True):
+            here = radius & (table["method"] == method) & (table["sparsity"] == sparsity)
+            table.loc[here, "value"] = np.where(table.loc[here, "pruning"] == "magnitude", value, 1.0)
+    return table
+
+
+def test_gradient_masking_shows_both_attacks_and_where_they_differ() -> None:
+    _, above, _, below = _panels(gradient_masking.figure(_masked_gradients()))
+    np.testing.assert_allclose(_values(above, "FGS or DeepFool"), _WEAK)
+    np.testing.assert_allclose(_values(above, "strongest attack"), _STRONG)
+    np.testing.assert_allclose(_stars(above), [(0.9, 1.2), (0.95, 1.06)])
+    (shade,) = [band for band in above.collections if band.get_gid() == "disagreement"]
+    (outline,) = shade.get_paths()
+    assert set(np.asarray(outline.vertices)[:, 0]) == {0.0, 0.5, 0.9}  # from neighbour to neighbour of 0.5
+    np.testing.assert_allclose(
+        _values(below, "magnitude, retrained"), 100 * (np.divide(_WEAK, _STRONG) - 1), atol=1e-9
+    )
+
+
+def test_attacks_that_agree_are_not_shaded() -> None:
+    table = _masked_gradients()
+    weak = (table["method"] == "fgs") & (table["quantity"] == "mean_radius")
+    strong = (table["method"] == "best") & (table["norm"] == "linf") & (table["quantity"] == "mean_radius")
+    table.loc[weak, "value"] = 1.02 * table.loc[strong, "value"].to_numpy()
+    above = _panels(gradient_masking.figure(table))[1]
+    (shade,) = [band for band in above.collections if band.get_gid() == "disagreement"]
+    assert not shade.get_paths()
+
+
+def test_mask_prediction_stands_beside_the_measured_radius(table) -> None:
+    l2, linf, clean = _panels(mask_prediction.figure(table))
+    wanted = {"family": "mlp", "pruning": "random", "quantity": "mean_radius"}
+    for axes, norm in ((l2, "l2"), (linf, "linf")):
+        stars = _stars(axes)[:, 0]
+        for label, method, star in zip(
+            ("measured, best attack", "moment propagation"),
+            ("best", "moment propagation"),
+            stars,
+            strict=True,
+        ):
+            means = _means(table, **wanted, norm=norm, method=method)
+            np.testing.assert_allclose(_values(axes, label), means)
+            assert star == (0.0, 0.5, 0.9)[means.argmax()]
+    measured = _means(table, family="mlp", pruning="random", quantity="accuracy", method="clean")
+    np.testing.assert_allclose(_values(clean, "measured, best attack"), measured)
+
+
+def test_alpha_star_never_stands_where_accuracy_collapsed(table) -> None:
+    damaged = table.copy()
+    here = (damaged["pruning"] == "random") & (damaged["sparsity"] == 0.9) & (damaged["family"] == "mlp")
+    damaged.loc[here & (damaged["quantity"] == "accuracy"), "value"] = 0.1
+    damaged.loc[here & (damaged["quantity"] == "mean_radius"), "value"] = 50.0
+    for axes in _panels(mask_prediction.figure(damaged))[:2]:
+        stars = _stars(axes)[:, 0]
+        assert len(stars) == 2
+        assert max(stars) < 0.9
+
+
+def test_activation_sparsity_is_drawn_against_the_achieved_share() -> None:
+    table = network_table(families=("mlp",), conditions=("dense", "activation"), sparsities=(0.0, 1e-3, 0.1))
+    panels = _panels(activation_sparsity.figure(table))
+    own = table[table["pruning"] == "activation"]
+    shares = own.groupby("sparsity")["achieved_sparsity"].mean()
+    for axes, norm in zip(panels, ("l2", "linf"), strict=False):
+        for condition, label in {
+            "activation": "L1 term on activations",
+            "dense": "dense, equally trained",
+        }.items():
+            np.testing.assert_allclose(_points(_line(axes, label))[:, 0], shares)
+            means = _means(table, pruning=condition, quantity="mean_radius", method="best", norm=norm)
+            np.testing.assert_allclose(_values(axes, label), means)
+
+
+def test_networks_of_an_l1_term_never_stand_on_the_axis_of_sparsities() -> None:
+    pruned = network_table(families=("mlp",), sparsities=(0.0, 0.5, 0.9))
+    penalised = network_table(families=("mlp",), conditions=("dense", "activation"), sparsities=(1e-3, 0.1))
+    axes = _panels(robustness.figure(pd.concat([pruned, penalised])))[0]
+    for line in axes.lines:
+        assert set(_points(line)[:, 0]) <= {0.0, 0.5, 0.9, 1.0}  # 0 and 1 are the ends of a horizontal line
+    assert "L1 term on activations" not in {line.get_label() for line in axes.lines}
+
+
+def _write(path: Path, **shape) -> Path:
+    network = network_table(**shape)
     examples = network.assign(example=pd.array([0] * len(network), dtype="Int32"), value=1e6)
-    pd.concat([network, examples]).to_parquet(source)
-    result = CliRunner().invoke(main, [str(source), "--out", str(tmp_path / "figures")])
+    path.parent.mkdir(exist_ok=True)
+    pd.concat([network, examples]).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(("command", "arguments"), [(figures, []), (program, ["figures"])])
+def test_command_writes_every_figure(tmp_path: Path, command, arguments) -> None:
+    source = _write(tmp_path / "results.parquet", families=("linear",), seeds=1)
+    out = tmp_path / "figures"
+    result = CliRunner().invoke(command, [*arguments, str(source), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    for entry in ENTRIES:
-        assert (tmp_path / "figures" / f"{entry.name}.png").read_bytes().startswith(b"\x89PNG")
-        assert b"</svg>" in (tmp_path / "figures" / f"{entry.name}.svg").read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["captions.md", *(f"{name}.{format}" for name in _LINEAR for format in ("svg", "png"))]
+    )
+    for name in _LINEAR:
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"</svg>" in (out / f"{name}.svg").read_bytes()
+        assert f"`{name}`" in (out / "captions.md").read_text(encoding="utf-8")
+
+
+def test_command_without_a_table_draws_all_committed_ones(tmp_path: Path, monkeypatch) -> None:
+    for name in ("one", "other"):
+        _write(tmp_path / "data" / f"{name}.parquet", families=("linear",), sparsities=(0.0, 0.5), seeds=1)
+    monkeypatch.setattr("paper_figures.command.DATA", tmp_path / "data")
+    result = CliRunner().invoke(figures, ["--out", str(tmp_path / "figures"), "--width", "one-column"])
+    assert result.exit_code == 0, result.output
+    for name in ("one", "other"):
+        assert (tmp_path / "figures" / name / "accuracy.png").is_file()
+
+
+def test_tables_of_runs_are_named_after_their_folders(tmp_path: Path) -> None:
+    paths = [tmp_path / run / "results.parquet" for run in ("E1", "E2")]
+    assert table_names([*paths, tmp_path / "digits.parquet"]) == ["E1", "E2", "digits"]
+    with pytest.raises(BadTable, match="named E1"):
+        table_names([paths[0], tmp_path / "E1.parquet"])
 
 
 @pytest.mark.parametrize("damage", ["missing", "not parquet", "another table", "a folder"])
@@ -202,7 +457,7 @@ def test_command_refuses_a_bad_table_in_one_line(tmp_path: Path, damage: str) ->
         pd.DataFrame({"example": pd.array([None], dtype="Int32"), "value": [1.0]}).to_parquet(source)
     elif damage == "a folder":
         source.mkdir()
-    result = CliRunner().invoke(main, [str(source), "--out", str(tmp_path / "figures")])
+    result = CliRunner().invoke(figures, [str(source), "--out", str(tmp_path / "figures")])
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.strip().splitlines()) == 1

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from empirical import claims
-from empirical.claims import judge, violations
+from empirical.claims import judge, trends, violations
 from empirical.results import SCHEMA, Members, Rows, table
 
 PROVENANCE = {"settings": "s", "version": "0", "commit": "c", "device": "cpu", "dtype": "float64"}
@@ -93,7 +92,7 @@ def test_false_alarms_are_rare():
     trials = 100  # without the correction 46 % would be alarms
     grid = np.linspace(0.1, 0.99, 12)
     noise = [pd.DataFrame(rng.normal(size=(5, 12)), columns=grid) for _ in range(trials)]
-    alarms = sum(claims.trends.best_gain(gains).p_value < 0.05 for gains in noise)
+    alarms = sum(trends.best_gain(gains).p_value < 0.05 for gains in noise)
     assert alarms / trials < 0.05 + 5 * (0.05 * 0.95 / trials) ** 0.5
 
 
@@ -139,12 +138,12 @@ def test_effect_and_p_value_belong_to_one_sparsity():
     rng = np.random.default_rng(0)
     wild = rng.normal(size=8)
     gains = pd.DataFrame({0.1: 0.001 + 1e-5 * rng.normal(size=8), 0.9: 0.08 + wild - wild.mean()})
-    best = claims.trends.best_gain(gains)
+    best = trends.best_gain(gains)
     assert best.sparsity == 0.1
     assert best.low < best.gain < best.high < 0.002
     assert best.highest > 0.05
     assert not best.counts
-    assert claims.trends.best_gain(gains[[0.1]] + 0.06).counts
+    assert trends.best_gain(gains[[0.1]] + 0.06).counts
 
 
 def test_a_fall_too_small_to_count_is_not_one():
