@@ -16,6 +16,7 @@ from empirical.results import read_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+FINDINGS = (ROOT / "docs" / "findings.md").read_text()
 TABLE = ROOT / "paper_figures" / "data" / "digits.parquet"
 
 
@@ -38,6 +39,34 @@ def test_the_findings_are_those_of_the_committed_table():
     assert violations(content).empty
     judged = judge(content.filter(pc.field("example").is_null()).to_pandas())
     assert claims_markdown(judged) in README
+
+
+@pytest.mark.parametrize("name", ["E1", "E3"])
+def test_the_findings_on_mnist_are_those_of_the_committed_tables(name):
+    content = read_table(TABLE.with_name(f"{name}.parquet"))
+    assert violations(content).empty
+    verdicts, _, _ = claims_markdown(judge(content.to_pandas())).partition("\n\n- C")
+    assert verdicts.strip() in FINDINGS
+
+
+def test_the_authors_networks_are_told_as_measured():
+    """The table of the findings on the authors' networks, cell by cell."""
+    wanted = {
+        "accuracy": ("accuracy", "clean", ""),
+        "FGS accuracy, eps 0.1, clipped": ("fgs_accuracy", "fgs in the box", "linf"),
+        "R_inf, smallest FGS step": ("mean_radius", "fgs", "linf"),
+        "R_inf, best attack": ("mean_radius", "best", "linf"),
+        "R_2, DeepFool": ("mean_radius", "deepfool", "l2"),
+        "R_2, best attack": ("mean_radius", "best", "l2"),
+    }
+    for label, (quantity, method, norm) in wanted.items():
+        cells = []
+        for name in ("dense", "pruned"):
+            rows = read_table(TABLE.with_name(f"E0-{name}.parquet")).to_pandas()
+            chosen = (rows["quantity"] == quantity) & (rows["method"] == method) & (rows["norm"] == norm)
+            cells.append(f"{rows[chosen]['value'].item():.3g}")
+        (line,) = [line for line in FINDINGS.splitlines() if line.startswith(f"| {label} |")]
+        assert [f"{float(cell):.3g}" for cell in line.split("|")[2:4]] == cells
 
 
 @pytest.mark.parametrize("options", [[], ["--markdown"]])
