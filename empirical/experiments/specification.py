@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from empirical.adversarial import Adversary
+from empirical.augmentation import Augmentation
 from empirical.recipe import Recipe, Schedule
 from theory.types import InvalidInput, check_sparsity
 
@@ -163,6 +165,8 @@ _TABLES = {
     "first": Recipe,
     "retrain": Recipe,
     "schedule": Schedule,
+    "augmentation": Augmentation,
+    "adversary": Adversary,
 }
 
 

@@ -3,9 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
+from empirical.adversarial import Adversary
 from empirical.cli import main
 from empirical.experiments import catalog, read_experiment
-from empirical.training import Recipe
+from empirical.recipe import Recipe, Schedule
 from theory.types import InvalidInput
 
 PLAIN = """
@@ -49,6 +50,14 @@ def test_a_file_is_read_as_written(written):
     assert experiment.sparsities == (0.0, 0.5)
     assert experiment.network.hidden == (8,)
     assert experiment.first == Recipe(epochs=3, learning_rate=1.0)
+
+
+def test_tables_of_a_recipe_are_read(written):
+    schedule = '[first.schedule]\nshape = "inverse"\ndecay = 1e-4\npower = 0.75\n'
+    adversary = "[first.adversary]\neps = 0.1\nstep = 0.1\nbox = [0, 1]\n"
+    first = read_experiment(written(PLAIN + "[first]\nepochs = 3\n" + schedule + adversary)).first
+    assert first.schedule == Schedule(shape="inverse", decay=1e-4, power=0.75)
+    assert first.adversary == Adversary(eps=0.1, step=0.1)
 
 
 def test_quick_replaces_entries_inside_tables(written):
