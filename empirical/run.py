@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from empirical.claims import judge, violations
 from empirical.comparison import compare_linear, compare_relu
@@ -181,8 +182,12 @@ def _work(jobs: Sequence[_Job], told: _Told, *, workers: int, backend: str) -> N
         return
     with told.watching():
         parallel = joblib.Parallel(n_jobs=workers, backend=backend, return_as="generator_unordered")
-        for _ in parallel(joblib.delayed(_do_on_one_core)(job) for job in jobs):
-            pass
+        try:
+            for _ in parallel(joblib.delayed(_do_on_one_core)(job) for job in jobs):
+                pass
+        finally:
+            if backend == "loky":  # its processes would wait for more work, each with its copy of the data
+                get_reusable_executor().shutdown(wait=True)
     told.look()
 
 

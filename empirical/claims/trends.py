@@ -65,7 +65,17 @@ class BestGain:
     high: float
     highest: float
     p_value: float
-    detectable: float
+    spread: float
+    seeds: int
+    tried: int
+
+    @property
+    def detectable(self) -> float:
+        """The gain that this many seeds would show with a probability of 80 %."""
+        size = TTestPower().solve_power(
+            nobs=self.seeds, alpha=LEVEL / self.tried, power=0.8, alternative="larger"
+        )
+        return float(size * self.spread)
 
     @property
     def counts(self) -> bool:
@@ -83,7 +93,6 @@ def best_gain(gains: pd.DataFrame) -> BestGain:
     significant = p_values < LEVEL
     candidates = np.where(significant | ~significant.any(), mean, -np.inf)
     best = int(candidates.argmax())
-    size = TTestPower().solve_power(nobs=count, alpha=LEVEL / tried, power=0.8, alternative="larger")
     return BestGain(
         sparsity=float(mean.index[best]),
         gain=float(mean.iloc[best]),
@@ -91,7 +100,9 @@ def best_gain(gains: pd.DataFrame) -> BestGain:
         high=float((mean + reach).iloc[best]),
         highest=float((mean + reach).max()),
         p_value=float(p_values[best]),
-        detectable=float(size * gains.iloc[:, best].std(ddof=1)),
+        spread=float(gains.iloc[:, best].std(ddof=1)),
+        seeds=count,
+        tried=tried,
     )
 
 

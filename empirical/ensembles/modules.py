@@ -21,6 +21,8 @@ from empirical.ensembles.protocol import Cotangent, share_of_zeros
 from theory.types import InvalidInput
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Attribute of an ensemble's module that says whether it takes images with channels last.
+_CHANNELS_LAST = "takes_channels_last"
 # Examples that a CPU takes through a network with convolutions at once: more leave the cache.
 CHUNK = 50
 
@@ -176,7 +178,8 @@ def _one_by_one(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Te
     rows = {n: t.unbind() if t.requires_grad else [t[k] for k in range(len(t))] for n, t in state.items()}
     members = [{name: row[k] for name, row in rows.items()} for k in range(len(x))]
     # A CPU's convolutions are faster on images whose channels lie together.
-    parts = [part.contiguous(memory_format=torch.channels_last) if part.ndim == 4 else part for part in x]
+    last = getattr(module, _CHANNELS_LAST, False)
+    parts = [part.contiguous(memory_format=torch.channels_last) if last else part for part in x]
     return torch.stack([functional_call(module, m, (part,)) for m, part in zip(members, parts, strict=True)])
 
 
@@ -210,6 +213,7 @@ def from_modules(modules: Sequence[nn.Module], *, shape: Sequence[int]) -> Modul
         raise InvalidInput("modules differ in parameters; an ensemble holds one architecture")
     template = copy.deepcopy(modules[0]).eval()
     outputs = _outputs(template, tuple(shape))
+    setattr(template, _CHANNELS_LAST, _takes_channels_last(template, tuple(shape)))
     state = {name: torch.stack([s[name].detach() for s in states]) for name in states[0]}
     masks = tuple(state[name] != 0 for name in prunable_names(template))
     return ModuleEnsemble(template, state, masks, tuple(shape), outputs)
@@ -281,6 +285,19 @@ def _unit_rows(logits: Tensor) -> list[Tensor]:
         rows.append(torch.zeros_like(logits))
         rows[-1][..., k] = 1.0
     return rows
+
+
+def _takes_channels_last(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether the module, in eval mode, takes images whose channels lie together: one with a view may not."""
+    if len(shape) != 3:
+        return False
+    like = next(module.parameters())
+    try:
+        with torch.no_grad():
+            module(like.new_zeros(2, *shape).contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:

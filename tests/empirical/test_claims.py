@@ -180,9 +180,8 @@ def test_predictions_are_held_against_what_they_predict(factor, verdict):
 def test_activation_sparsity_is_judged_by_its_own_claim():
     """A rise and a fall under the activation condition support C6 twice, and say nothing of C3 and C4."""
     frame = made_up(lambda alpha: 0.8 * alpha * (1 - alpha), noise=1e-3)
-    frame = frame[frame["family"] == "mlp"].assign(
-        pruning=frame["pruning"].replace("magnitude", "activation")
-    )
+    frame = frame[frame["family"] == "mlp"]
+    frame = frame.assign(pruning=frame["pruning"].cat.rename_categories({"magnitude": "activation"}))
     judged = judge(frame)
     assert set(judged["claim"]) == {"C6"}
     assert set(judged[judged["measure"].str.endswith("rise")]["verdict"]) == {"supported"}

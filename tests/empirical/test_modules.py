@@ -66,6 +66,21 @@ def test_logits_and_gradients_are_those_of_the_members(examples):
     torch.testing.assert_close(ensemble.logits(x), logits, rtol=1e-12, atol=1e-12)
 
 
+class Viewing(Small):
+    """As people write it: a view of what the convolutions give, which cannot have channels last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).relu().view(x.size(0), -1)) + 0 * x.view(x.size(0), -1)[:, :1]
+
+
+def test_a_view_is_no_obstacle():
+    torch.manual_seed(0)
+    net = Viewing().double().eval()
+    x = torch.randn(5, 72, dtype=torch.float64)
+    logits = from_modules([net], shape=SHAPE).logits(x)
+    torch.testing.assert_close(logits[0], net(x.unflatten(1, SHAPE)).detach())
+
+
 def test_a_stack_of_linear_layers_equals_the_mlp_ensemble():
     mlp = initialise([6, 5, 4, 3], seeds=[3, 1], device=CPU).to(dtype=torch.float64, device=CPU)
     ensemble = from_modules([to_module(mlp, k) for k in range(2)], shape=(6,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,7 @@ def lower_bounds(
         if i not in arriving:
             continue
         coefficients, here = arriving.pop(i), graph.nodes[i]
-        count = coefficients[0, 0].numel() + EXTRA
+        count = math.prod(coefficients.shape[2:]) + EXTRA
         most = max(most, count)
         if graph.linear[i]:
             affine[i] = coefficients
