@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from empirical.data.npz import SUMS, read_npz
+from empirical.data.npz import LARGEST, SUMS, read_npz
 from theory.types import InvalidInput
 
 # <name>_train<anything>.npz and <name>_test<anything>.npz
@@ -38,17 +38,19 @@ class Source:
         """The arrays x_<part> and y_<part> of every part asked for, file by file.
 
         Raises: InvalidInput if a file is missing or damaged, lacks an array or does not match its checksum,
-        or if shards of one part differ in the shape or the type of their examples.
+        if shards of one part differ in the shape or the type of their examples, or if all is too much.
         """
         if not self.shards:
             keys = [f"{array}_{part}" for part in parts for array in "xy"]
             return {key: [value] for key, value in read_npz(self.train[0], keys).items()}
         found: dict[str, list[np.ndarray]] = {}
+        room = LARGEST
         for part in parts:
-            paths = self.train if part == "train" else self.test
-            read = [read_npz(path, ("x", "y")) for path in paths]
-            for path, arrays in zip(paths, read, strict=True):
-                _check_alike(path, arrays, read[0])
+            read: list[dict[str, np.ndarray]] = []
+            for path in self.train if part == "train" else self.test:
+                read.append(read_npz(path, ("x", "y"), room=room))
+                _check_alike(path, read[-1], read[0])
+                room -= sum(array.nbytes for array in read[-1].values())
             for array in "xy":
                 found[f"{array}_{part}"] = [arrays[array] for arrays in read]
         return found

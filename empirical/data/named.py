@@ -101,9 +101,10 @@ def _download(name: str, path: Path) -> None:
             )
         images, labels = _checked(known, np.asarray(x), np.asarray(y))
         write_atomically(path, lambda temporary: _save(temporary, images, labels, train=known.train))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # networks, compressed streams and the ARFF reader have their own ways to fail
+        what = " ".join(str(error).split()) or type(error).__name__
         raise InvalidInput(
-            f"data {name!r} is not in {path.parent} and cannot be had from OpenML ({error}); put {path.name} "
+            f"data {name!r} is not in {path.parent} and cannot be had from OpenML ({what}); put {path.name} "
             f"there with x_train, y_train, x_test and y_test, or name another folder in {FOLDER}"
         ) from error
 

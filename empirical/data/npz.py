@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BufferedReader
 from math import prod
 from pathlib import Path
@@ -21,20 +23,27 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 # many times as large as what is stored, which every array of real examples is by far.
 _SMALL = 2**24
 _LARGEST_RATIO = 1000
+# Bytes of all arrays of a data set together, as they are stored; ImageNet at 32x32 takes a quarter.
+LARGEST = 2**34
+# What NumPy writes, and LZMA. A bzip2 member turns 40 bytes into a megabyte, and zipfile does not stop it.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
+# zipfile decompresses all the LZMA input that a call reads, whatever it returns: of so little, 28 MiB.
+_STEP = 2**12
 
 
-def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def read_npz(path: Path, keys: Sequence[str], *, room: int = LARGEST) -> dict[str, np.ndarray]:
     """The arrays of these names, once the file's checksum is right if ``SHA256SUMS`` beside it has one.
 
-    Memory stays within the arrays' own size, and that within 16 MiB or 1,000 times the file's.
-    Raises: InvalidInput naming the file for a wrong checksum, a damaged file, or a missing array.
+    Memory stays within the arrays' own size and 64 MiB. An array has at most 16 MiB or 1,000 times its
+    compressed size, and all of them together at most ``room`` bytes.
+    Raises: InvalidInput naming the file for a wrong checksum, a damaged file, a missing array, or too much.
     """
     if not path.is_file():
         raise InvalidInput(f"data is {str(path)!r}; no such file")
     try:
         with path.open("rb") as file:
             _check_sum(path, file)
-            arrays = _members(file, keys, path.stat().st_size)
+            arrays = _members(file, keys, path.stat().st_size, room=room)
     except InvalidInput:
         raise
     except Exception as error:  # zip, each compressor and NumPy's header have their own ways to fail
@@ -48,18 +57,24 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _members(file: BufferedReader, keys: Sequence[str], size: int) -> dict[str, np.ndarray]:
+def _members(file: BufferedReader, keys: Sequence[str], size: int, *, room: int) -> dict[str, np.ndarray]:
     """Those of the arrays that are there."""
     if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
         raise ValueError("it holds a single array")
     with zipfile.ZipFile(file) as archive:
         present = set(archive.namelist())
-        return {key: _member(archive, f"{key}.npy", size) for key in keys if f"{key}.npy" in present}
+        names = {key: f"{key}.npy" for key in keys if f"{key}.npy" in present}
+        claimed = sum(archive.getinfo(name).file_size for name in names.values())
+        if claimed > room:
+            raise ValueError(f"its arrays claim {claimed:,} bytes; {room:,} are left to this data set")
+        return {key: _member(archive, name, size) for key, name in names.items()}
 
 
 def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
     """One array; nothing is allocated before its declared size fits that of the member and of the file."""
     info = archive.getinfo(name)
+    if info.compress_type not in _METHODS:
+        raise ValueError(f"{name} is not stored, deflated or LZMA; save it by numpy.savez_compressed")
     if info.file_size > max(_SMALL, _LARGEST_RATIO * min(info.compress_size, size)):
         raise ValueError(f"{name} claims {info.file_size:,} bytes of {info.compress_size:,} compressed")
     shape, dtype, begin = _header(archive, info)
@@ -70,7 +85,22 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
     if begin + prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError(f"{name} declares shape {shape} of {dtype}, which is not what it holds")
     with archive.open(info) as member:
-        return np.lib.format.read_array(member, allow_pickle=False)
+        return np.lib.format.read_array(_Steps(member.read), allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A member that is read in small steps, so that no step decompresses much more than it returns."""
+
+    step: Callable[[int], bytes]
+
+    def read(self, size: int = sys.maxsize, /) -> bytes:
+        """The next ``size`` bytes, or fewer at the end."""
+        found = []
+        while size > 0 and (part := self.step(min(size, _STEP))):
+            found.append(part)
+            size -= len(part)
+        return b"".join(found)
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype, int]:

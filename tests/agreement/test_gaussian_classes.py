@@ -17,7 +17,7 @@ from theory.linear import (
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier
 
 MEANS = np.array([[-0.5, 0.25, 0.0, 1.0], [1.5, 0.0, 0.1, -0.5]])
-SIGMA, TESTS = 0.8, 40_000
+SIGMA, TESTS = 0.8, 400_000
 SIGMAS = 5.0  # sampling errors exceed it once in 2e6 draws; the seeds are fixed
 CASES = pytest.mark.parametrize(("p", "eps"), [(2.0, 0.0), (2.0, 0.4), (math.inf, 0.0), (math.inf, 0.3)])
 
@@ -47,8 +47,16 @@ def test_a_classifier_for_another_attack_does_not(two):
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
-def test_mean_radius_is_that_of_the_closed_form(two, p):
-    clf = BinaryLinear(np.array([1.0, 0.5, 0.0, -2.0]), 0.25)
+@pytest.mark.parametrize(
+    "clf",
+    [
+        BinaryLinear(np.array([1.0, 0.5, 0.0, -2.0]), 0.25),
+        optimal_robust_classifier(MEANS, p=2.0, eps=0.0),
+        optimal_robust_classifier(MEANS, p=math.inf, eps=0.3),
+    ],
+    ids=["any", "Bayes", "robust in l_inf"],
+)
+def test_mean_radius_is_that_of_the_closed_form(two, clf, p):
     data = GaussianClasses(MEANS, SIGMA**2 * np.eye(4), np.array([0.5, 0.5]))
     truth = gaussian_mean_radius(clf, data, p=p)
     spread = SIGMA * 2 / math.sqrt(TESTS)

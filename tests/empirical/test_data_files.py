@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -11,12 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from empirical.data import files
 from empirical.data.npz import read_npz
 from empirical.datasets import load, load_test
 from tests.empirical.npz_files import arrays, save
 from theory.types import InvalidInput
 
-COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+ROOT = Path(__file__).parents[2]
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
 
 
 def save_shards(folder: Path, name: str = "tiny", *, train: int = 12) -> np.ndarray:
@@ -96,9 +101,11 @@ def header(shape: tuple[int, ...], descr: str = "<f8") -> bytes:
     return file.getvalue()
 
 
-def lying(path: Path, member: bytes, *, declared: int | None = None) -> None:
+def lying(
+    path: Path, member: bytes, *, declared: int | None = None, compression: int = zipfile.ZIP_DEFLATED
+) -> None:
     """A file whose x is this member, of which the directory declares another size if one is given."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("x.npy", member)
     if declared is not None:
         content, size = path.read_bytes(), len(member).to_bytes(4, "little")
@@ -127,6 +134,57 @@ def test_small_files_that_claim_huge_arrays_take_no_memory(tmp_path):
     lying(path, header((2**31,)) + bytes(2**25))  # compresses a thousandfold
     assert path.stat().st_size < 2**16
     assert peak_of_refusal(path, "x.npy (claims|declares)") < 2**20
+
+
+def resident(path: Path) -> tuple[str, float]:
+    """The refusal of a file, and the MiB by which a process of its own grew: decompressors are not traced."""
+    program = (
+        "import sys; from pathlib import Path; from empirical.data.npz import read_npz\n"
+        "status = Path('/proc/self/status')  # getrusage counts what the parent took\n"
+        "peak = lambda: int(status.read_text().partition('VmHWM:')[2].split()[0])\n"
+        "before = peak()\n"
+        "try: read_npz(Path(sys.argv[1]), ('x',))\n"
+        "except ValueError as error: print((peak() - before) / 2**10, error)"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    grown, _, message = run.stdout.partition(" ")
+    return message, float(grown)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's peak memory is read from /proc")
+@pytest.mark.parametrize(
+    ("compression", "message"),
+    [(zipfile.ZIP_BZIP2, "not stored, deflated or LZMA"), (zipfile.ZIP_LZMA, "CRC")],
+)
+def test_members_that_hold_more_than_they_claim_take_no_memory(tmp_path, compression, message):
+    """Zeros, 260 MiB of them, in a member that declares less in its header and in the directory."""
+    claimed = 30 * 2**20  # more than one step can yield, less than a thousand times what is stored
+    head = header((claimed,), "|u1")
+    path = tmp_path / "more.npz"
+    lying(path, head + bytes(260 * 2**20), declared=len(head) + claimed, compression=compression)
+    assert path.stat().st_size < 2**16
+    said, grown = resident(path)
+    assert message in said
+    assert grown < 128
+
+
+def test_all_arrays_together_have_a_limit(tmp_path, monkeypatch):
+    path = tmp_path / "two.npz"
+    save(path, {"x": np.zeros((4, 2)), "y": np.zeros(4)})
+    stored = sum(128 + size for size in (64, 32))
+    assert set(read_npz(path, ("x", "y"), room=stored)) == {"x", "y"}
+    assert set(read_npz(path, ("y",), room=128 + 32)) == {"y"}
+    with pytest.raises(InvalidInput, match="two.npz' .*its arrays claim 352 bytes; 351 are left"):
+        read_npz(path, ("x", "y"), room=stored - 1)
+    save_shards(tmp_path / "shards")
+    # Twelve training shards leave arrays of 7 bytes each; the test shard claims 128 + 18 and 128 + 24.
+    monkeypatch.setattr(files, "LARGEST", 84 + 297)
+    with pytest.raises(InvalidInput, match="tiny_test.npz' .* claim 298 bytes; 297 are left"):
+        load(str(tmp_path / "shards"))
+    monkeypatch.setattr(files, "LARGEST", 84 + 298)
+    assert len(load(str(tmp_path / "shards")).x_train) == 12
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """MNIST, Fashion-MNIST and CIFAR-10 by name: from a folder, from OpenML, or an error that says what to do."""
 
+import http.client
 import os
 import sys
 import urllib.error
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.datasets
+import torch
+from click.testing import CliRunner
 
+from empirical.cli import main
 from empirical.data import named
 from empirical.data.named import NAMED, Named, folder
 from empirical.datasets import load, load_test
@@ -81,7 +86,16 @@ def test_another_table_is_refused_and_not_kept(here, openml, monkeypatch, change
 
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize(
-    "failure", [urllib.error.URLError("no route"), TimeoutError("late"), ValueError("Dataset not found")]
+    "failure",
+    [
+        urllib.error.URLError("no route"),
+        TimeoutError("late"),
+        ValueError("Dataset not found"),
+        http.client.IncompleteRead(b"half"),
+        EOFError(),
+        zlib.error("invalid block"),
+        RuntimeError("a table\nof another format"),
+    ],
 )
 def test_without_a_network_the_error_says_where_to_put_what(here, monkeypatch, name, failure):
     def fetch(*_, **__):
@@ -95,6 +109,36 @@ def test_without_a_network_the_error_says_where_to_put_what(here, monkeypatch, n
     assert f"put {name}.npz there with x_train, y_train, x_test and y_test" in said
     assert str(here) in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("command", ["verify", "run digits-linear", "bounds {net}", "measure {net}"])
+def test_commands_say_so_in_one_line(here, tmp_path, monkeypatch, command):
+    def fetch(*_, **__):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(3072, 10)).state_dict(), tmp_path / "net.pt")
+    arguments = command.format(net=tmp_path / "net.pt").split()
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, [*arguments, "--data", "cifar10", "--out", str(out)])
+    assert result.exit_code == 2
+    said = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(said) == 1
+    assert "put cifar10.npz there" in said[0]
+    assert "Traceback" not in result.output
+
+
+def test_networks_are_bounded_on_named_images(here, tmp_path):
+    here.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8)
+    labels = np.arange(12) % 10
+    save(here / "mnist.npz", {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels})
+    torch.manual_seed(0)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(784, 10)).state_dict(), tmp_path / "net.pt")
+    given = ["--data", "mnist", "--examples", "4", "--p", "inf", "--out", str(tmp_path / "out")]
+    for shape in ([], ["--shape", "784"]):
+        result = CliRunner().invoke(main, ["bounds", str(tmp_path / "net.pt"), *given, *shape])
+        assert result.exit_code == 0, result.output
 
 
 def test_openmls_own_client_fails_in_the_same_words(here, monkeypatch):
