@@ -138,7 +138,7 @@ def reaches(graph: Graph, part: AffinePart, arriving: dict[int, Tensor], error: 
     factor = part.factor if part.factor is not None and set(arriving) == {part.factor.node} else None
     before = graph.nodes[: max(arriving) + 1]
     columns = len(factor.root) if factor else max(prod(node.shape) for node in before)
-    group = max(1, GROUP_ENTRIES // (columns * count))
+    group = max(1, GROUP_ENTRIES // max(1, columns * count))
     found = []
     for start in range(0, examples, group):
         here = {i: c if len(c) == 1 else c[start : start + group] for i, c in arriving.items()}
