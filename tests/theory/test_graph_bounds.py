@@ -141,6 +141,16 @@ def test_bounds_do_not_depend_on_the_chunks_and_use_what_is_known(graph, p, data
     )
 
 
+def test_an_example_without_open_signs_in_a_group_of_its_own(monkeypatch):
+    eye = np.eye(2)
+    net = ReLUNetwork((eye, eye, eye), (np.zeros(2), np.zeros(2), np.zeros(2)))
+    ball = Ball(torch.ones(2, 2).double(), torch.tensor([2.0, 0.1]).double(), math.inf)
+    whole = node_bounds(from_relu_network(net), ball)
+    monkeypatch.setattr(bounds_module, "ROW_ENTRIES", 1)
+    for one, other in zip(whole.intervals, node_bounds(from_relu_network(net), ball).intervals, strict=True):
+        assert torch.allclose(one.lower, other.lower) and torch.allclose(one.upper, other.upper)
+
+
 @settings(max_examples=25)
 @given(dtype=st.just(torch.float32), graph=graphs(dtype=torch.float32), p=attack_norms(), data=st.data())
 def test_float32_bounds_hold_for_the_float64_network(dtype, graph, p, data):

@@ -99,14 +99,17 @@ def open_signs(
     lower, upper = interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone()
     entries = ROW_ENTRIES * (1 if graph.device.type == "cpu" else ON_GPU)
     row = 2 * max(prod(n.shape) for i, n in enumerate(graph.nodes[: node + 1]) if i)  # twice: for both sides
-    group = max(1, entries // max(1, row * most))
+    group = max(1, entries // (row * most))
     for examples in counts.argsort(descending=True).split(group):  # alike ones share a number of rows
+        most = int(counts[examples].max())
+        if most == 0:
+            break
         here = before if len(examples) == len(counts) else before.take(examples)
         balls = ball if len(examples) == len(counts) else ball.take(examples)
         if here is before:
             examples = torch.arange(len(counts), device=counts.device)
-        places = open_[examples].to(torch.uint8).topk(int(counts[examples].max()), dim=1).indices
-        for columns in places.split(max(1, entries // max(1, row)), dim=1):
+        places = open_[examples].to(torch.uint8).topk(most, dim=1).indices
+        for columns in places.split(max(1, entries // row), dim=1):
             at = examples[:, None], columns
             below, above = _entries(graph, node, columns, here, balls, part)
             lower[at] = torch.fmax(lower[at], below)
