@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,24 +13,14 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 from torch import Tensor
 
-from empirical.attacks import (
-    carlini_wagner,
-    ddn,
-    deepfool,
-    fgs,
-    fmn,
-    minimal_fgs,
-    minimal_pgd,
-    minimal_rfgs,
-    shorten,
-)
+from empirical.attacks import fgs
 from empirical.attacks.active import margins
+from empirical.attacks.by_name import attacked
 from empirical.compaction import compact, products
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.results import NORMS, Members, Rows
-from theory.types import InvalidInput
 
 # Networks measured together, and bytes of their Jacobians: enough to fill a GPU, few enough to stay in a
 # CPU's cache and memory.
@@ -70,10 +60,10 @@ def measure(
 ) -> Measurement:
     """Attack every network at every test example (*measured*: each radius is an upper bound on rho_p).
 
-    Attacks run in float64 and every hit is checked by running the network again on the point found.
-    Methods: ``fgs`` (smallest step, l_inf), ``deepfool`` (as published, overshoot 0.02) and
-    ``deepfool+line`` (pulled back to the first boundary on its ray), in l_2 and l_inf; ``best``, the
-    smallest of the same norm.
+    Every hit is checked in float64 by running the network again on the point found. Methods: ``fgs`` and
+    ``rfgs`` (smallest step, l_inf); ``deepfool`` (as published, overshoot 0.02) and ``deepfool+line``, in l_2
+    and l_inf; ``fmn`` and ``pgd`` in both, ``ddn`` and ``cw`` in l_2; ``best``, the smallest of the same
+    norm. All but ``deepfool`` end at the first boundary on their ray from x.
 
     On a CPU a network that loses most of its products with its dead inputs and units is measured without them
     (:mod:`empirical.compaction`): dead inputs have no gradient, so attacks that start at x do not move them.
@@ -231,7 +221,8 @@ def _measure(
     correct = margins(linearised[0], y) > 0
     radius: dict[tuple[float, str], Tensor] = {}
     for name in attacks:
-        for p, method, x_adv, found in _attacked(name, nets, x, y, linearised, limits if box else None):
+        found_points = attacked(name, nets, x, y, linearised=linearised, box=limits if box else None)
+        for p, method, x_adv, found in found_points:
             radius[p, method] = verified_radius(nets, x, y, x_adv, found, p=p)
     for p in NORMS:
         of_norm = [value for (norm, _), value in radius.items() if norm == p]
@@ -249,38 +240,6 @@ def _measure(
         margin={p: value.cpu().numpy() for p, value in margin.items()},
         gradient_norm={p: value.cpu().numpy() for p, value in gradient_norm.items()},
     )
-
-
-def _attacked(
-    name: str,
-    nets: Ensemble,
-    x: Tensor,
-    y: Tensor,
-    linearised: tuple[Tensor, Tensor],
-    box: tuple[float, float] | None,
-) -> Iterator[tuple[float, str, Tensor, Tensor]]:
-    """What an attack finds, as (p, method, x_adv, found); DeepFool also pulled back along its ray."""
-    if name == "fgs":
-        yield math.inf, name, *minimal_fgs(nets, x, y, box=box)
-    elif name == "rfgs":
-        yield math.inf, name, *minimal_rfgs(nets, x, y, box=box)
-    elif name == "deepfool":
-        for p in NORMS:
-            x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised, box=box)
-            yield p, name, x_adv, found
-            yield p, f"{name}+line", *shorten(nets, x, y, x_adv, found)
-    elif name == "pgd":
-        for p in NORMS:
-            yield p, name, *minimal_pgd(nets, x, y, p=p, box=box)
-    elif name == "ddn":
-        yield 2.0, name, *ddn(nets, x, y, box=box)
-    elif name == "fmn":
-        for p in NORMS:
-            yield p, name, *fmn(nets, x, y, p=p, box=box)
-    elif name == "cw":
-        yield 2.0, name, *carlini_wagner(nets, x, y, box=box)
-    else:
-        raise InvalidInput(f"attack {name!r} is unknown")
 
 
 def verified_radius(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from empirical.ensembles.mlp import MLPEnsemble
+from empirical.ensembles.narrow import NarrowConvolutions
 from empirical.ensembles.protocol import Cotangent, share_of_zeros
 from theory.types import InvalidInput
 
@@ -177,10 +179,18 @@ def _one_by_one(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Te
     # Buffers, which batch-norm changes in place, must be indexed.
     rows = {n: t.unbind() if t.requires_grad else [t[k] for k in range(len(t))] for n, t in state.items()}
     members = [{name: row[k] for name, row in rows.items()} for k in range(len(x))]
-    # A CPU's convolutions are faster on images whose channels lie together.
-    last = getattr(module, _CHANNELS_LAST, False)
-    parts = [part.contiguous(memory_format=torch.channels_last) if last else part for part in x]
-    return torch.stack([functional_call(module, m, (part,)) for m, part in zip(members, parts, strict=True)])
+    parts = [_channels_last(part) if getattr(module, _CHANNELS_LAST, False) else part for part in x]
+    with NarrowConvolutions() if x.requires_grad else nullcontext():
+        return torch.stack(
+            [functional_call(module, m, (part,)) for m, part in zip(members, parts, strict=True)]
+        )
+
+
+def _channels_last(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Images whose channels lie together: a CPU's convolutions and poolings are faster on these."""
+    if x.shape[1] > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x[:, 0, :, :, None].permute(0, 3, 1, 2)  # only the strides change: they decide
 
 
 def _at_once(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -294,7 +304,7 @@ def _takes_channels_last(module: nn.Module, shape: tuple[int, ...]) -> bool:
     like = next(module.parameters())
     try:
         with torch.no_grad():
-            module(like.new_zeros(2, *shape).contiguous(memory_format=torch.channels_last))
+            module(_channels_last(like.new_zeros(2, *shape)))
     except RuntimeError:
         return False
     return True

@@ -1,0 +1,131 @@
+"""The attacks that experiments name, each run the fastest way that measures the same.
+
+The long searches (FMN, DDN, PGD, C&W) need hundreds of passes to end next to a boundary; where exactly it
+lies is then one ray's question. So they run in float32, and in float64 every point is moved a little further
+out and pulled back to the first boundary on its ray. An example for which that finds nothing is searched
+again in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from empirical.attacks.active import margins
+from empirical.attacks.carlini_wagner import carlini_wagner
+from empirical.attacks.ddn import ddn
+from empirical.attacks.deepfool import deepfool
+from empirical.attacks.fgsm import minimal_fgs, minimal_rfgs
+from empirical.attacks.fmn import fmn
+from empirical.attacks.geometry import clip
+from empirical.attacks.pgd import minimal_pgd
+from empirical.attacks.ray import shorten
+from empirical.attacks.strongest import closest
+from empirical.ensembles import Ensemble
+from theory.types import InvalidInput
+
+Box = tuple[float, float] | None
+Search = Callable[[Ensemble, Tensor, Tensor, Box], tuple[Tensor, Tensor]]
+
+# How much further out a float32 search's point is moved: well beyond the rounding of float32 logits.
+_BEYOND = 1e-4
+# A change of every entry below this share of the largest entry is no longer many float32 roundings.
+_COARSE = 1e-3
+
+
+def attacked(
+    name: str,
+    nets: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    *,
+    linearised: tuple[Tensor, Tensor],
+    box: Box,
+) -> Iterator[tuple[float, str, Float[Tensor, "K n d"], Bool[Tensor, "K n"]]]:
+    """What the attack ``name`` finds, as (p, method, x_adv, found); DeepFool also pulled back along its ray.
+
+    ``linearised`` are the networks' logits and Jacobian at x. Raises: InvalidInput for an unknown name.
+    """
+    if name == "fgs":
+        yield math.inf, name, *minimal_fgs(nets, x, y, box=box)
+    elif name == "rfgs":
+        yield math.inf, name, *minimal_rfgs(nets, x, y, box=box)
+    elif name == "deepfool":
+        for p in (2.0, math.inf):
+            x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised, box=box)
+            yield p, name, x_adv, found
+            yield p, f"{name}+line", *shorten(nets, x, y, x_adv, found)
+    elif name in _SEARCHES:
+        for p in _SEARCHES[name]:
+            yield p, name, *searched(_search(name, p=p), nets, x, y, p=p, box=box)
+    else:
+        raise InvalidInput(f"attack {name!r} is unknown")
+
+
+# The norms of the long searches.
+_SEARCHES = {"pgd": (2.0, math.inf), "fmn": (2.0, math.inf), "ddn": (2.0,), "cw": (2.0,)}
+
+
+def _search(name: str, *, p: float) -> Search:
+    if name == "pgd":
+        return lambda nets, x, y, box: minimal_pgd(nets, x, y, p=p, box=box)
+    if name == "fmn":
+        return lambda nets, x, y, box: fmn(nets, x, y, p=p, box=box)
+    l2 = ddn if name == "ddn" else carlini_wagner
+    return lambda nets, x, y, box: l2(nets, x, y, box=box)
+
+
+def searched(
+    search: Search,
+    nets: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    *,
+    p: float,
+    box: Box = None,
+) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
+    """The points of a search in float32, each pulled back in float64 to the first boundary on its ray.
+
+    ``nets`` and ``x`` are float64, and so is what says that a point is found. What float32 cannot hold, finds
+    nothing for, or finds so near that rounding led it, is searched in float64.
+    """
+    x_adv = x.expand(nets.members, *x.shape).clone()
+    found = torch.zeros(x_adv.shape[:2], dtype=torch.bool, device=x.device)
+    try:
+        fast = nets.to(dtype=torch.float32, device=x.device)
+    except InvalidInput:  # a weight is too large
+        pass
+    else:
+        rounded = None if box is None else (float(np.float32(box[0])), float(np.float32(box[1])))
+        rough = clip(x.float(), rounded)
+        x_adv, found = _pulled_back(nets, x, y, *search(fast, rough, y, rounded), box=box)
+    moved = (x_adv - x).abs().amax(2)
+    wrong = margins(nets.logits(x), y) <= 0
+    again = (~wrong & (~found | (moved < _COARSE * x.abs().amax(1)))).any(0)
+    if again.any():
+        some_x, some_y = x[again], y[again]
+        found_again = _pulled_back(nets, some_x, some_y, *search(nets, some_x, some_y, box), box=box)
+        x_adv[:, again], found[:, again] = closest(
+            some_x, [found_again, (x_adv[:, again], found[:, again])], p=p
+        )
+    return x_adv, found
+
+
+def _pulled_back(
+    nets: Ensemble, x: Tensor, y: Tensor, x_adv: Tensor, found: Tensor, *, box: Box
+) -> tuple[Tensor, Tensor]:
+    """Found points moved a little out, then back to the first boundary on their ray; x where that fails.
+
+    A point that cannot be moved out stays, if it is misclassified.
+    """
+    x_adv = x_adv.to(x.dtype)
+    points, _ = shorten(nets, x, y, clip(x + (1 + _BEYOND) * (x_adv - x), box), found)
+    points = torch.where((margins(nets.logits(points), y) < 0)[..., None], points, clip(x_adv, box))
+    wrong = margins(nets.logits(x), y) <= 0
+    found = wrong | (found & (margins(nets.logits(points), y) < 0))
+    return torch.where((found & ~wrong)[..., None], points, x), found

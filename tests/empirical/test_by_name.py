@@ -1,0 +1,86 @@
+"""Searches in float32 measure what the same searches in float64 do."""
+
+import math
+
+import pytest
+import torch
+
+from empirical.attacks import carlini_wagner, ddn, fmn, minimal_pgd
+from empirical.attacks.by_name import attacked, searched
+from empirical.ensembles import MLPEnsemble
+from empirical.measurement import verified_radius
+from theory.types import InvalidInput
+
+SEARCHES = {
+    ("fmn", 2.0): lambda nets, x, y, box: fmn(nets, x, y, p=2.0, box=box),
+    ("fmn", math.inf): lambda nets, x, y, box: fmn(nets, x, y, p=math.inf, box=box),
+    ("pgd", math.inf): lambda nets, x, y, box: minimal_pgd(nets, x, y, p=math.inf, box=box),
+    ("ddn", 2.0): lambda nets, x, y, box: ddn(nets, x, y, box=box),
+    ("cw", 2.0): lambda nets, x, y, box: carlini_wagner(nets, x, y, box=box),
+}
+# Chaotic walks part after some steps: single examples end elsewhere, their mean does not.
+MEAN = 2e-3
+
+
+@pytest.mark.parametrize("box", [None, (0.0, 1.0)])
+@pytest.mark.parametrize(("name", "p"), SEARCHES)
+def test_as_close_as_in_float64(trained_digits, name, p, box):
+    nets, x, y = trained_digits
+    x, y, search = x[:60], y[:60], SEARCHES[name, p]
+    x_adv, found = searched(search, nets, x, y, p=p, box=box)
+    radius = verified_radius(nets, x, y, x_adv, found, p=p)
+    double = verified_radius(nets, x, y, *search(nets, x, y, box), p=p)
+    assert found.all()
+    assert radius.isfinite().all()
+    assert ((radius == 0) == (double == 0)).all()
+    assert (radius.mean(1) <= (1 + MEAN) * double.mean(1)).all()
+    assert box is None or (x_adv.min() >= 0 and x_adv.max() <= 1)
+
+
+def linear(weight, bias=0.0):
+    """One logit w.x + b, of class 1."""
+    weight = torch.tensor(weight, dtype=torch.float64)[None, None]
+    return MLPEnsemble((weight,), (torch.full((1, 1), bias).double(),), (weight != 0,))
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-7, 1e-9, 1e-12])
+def test_next_to_the_boundary_float64_decides(gap):
+    """Float32 logits call such an example wrong, or cannot be told to change."""
+    nets = linear([1.0, 2.0], bias=-1.0)
+    x = torch.tensor([[0.2, 0.4 + gap], [0.2, 0.4 - gap]], dtype=torch.float64)
+    x_adv, found = searched(SEARCHES["fmn", 2.0], nets, x, torch.tensor([1, 0]), p=2.0)
+    radius = verified_radius(nets, x, torch.tensor([1, 0]), x_adv, found, p=2)
+    assert found.all()
+    torch.testing.assert_close(
+        radius[0], torch.full((2,), 2 * gap / math.sqrt(5)).double(), rtol=0.01, atol=1e-15
+    )
+
+
+def test_weights_that_float32_cannot_hold_are_searched_in_float64():
+    nets = linear([1e50, 2e50])
+    x, y = torch.tensor([[0.5, 0.1]], dtype=torch.float64), torch.tensor([1])
+    x_adv, found = searched(SEARCHES["fmn", 2.0], nets, x, y, p=2.0)
+    assert float(verified_radius(nets, x, y, x_adv, found, p=2)) == pytest.approx(
+        0.7 / math.sqrt(5), rel=0.01
+    )
+
+
+def test_nothing_is_found_where_nothing_can_be():
+    nets, x, y = linear([0.0, 0.0], bias=1.0), torch.rand(3, 2).double(), torch.tensor([1, 1, 0])
+    x_adv, found = searched(SEARCHES["fmn", math.inf], nets, x, y, p=math.inf)
+    assert found.tolist() == [[False, False, True]]
+    assert torch.equal(x_adv[0], x)
+
+
+def test_a_member_gets_what_it_gets_alone(trained_digits):
+    nets, x, y = trained_digits
+    x, y = x[:20], y[:20]
+    together = searched(SEARCHES["fmn", 2.0], nets, x, y, p=2.0)[0]
+    alone = [searched(SEARCHES["fmn", 2.0], nets.select([k]), x, y, p=2.0)[0][0] for k in range(2)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-3, atol=1e-3)
+
+
+def test_an_unknown_name_is_an_error(trained_digits):
+    nets, x, y = trained_digits
+    with pytest.raises(InvalidInput, match="'fgsm' is unknown"):
+        list(attacked("fgsm", nets, x[:2], y[:2], linearised=nets.logits_and_jacobian(x[:2]), box=None))
