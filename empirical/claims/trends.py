@@ -17,8 +17,8 @@ from empirical.claims.verdicts import (
     RESAMPLES,
     Measure,
     Verdict,
-    curve,
     gains_over_dense,
+    share_of_dense,
     verdict_on,
 )
 
@@ -166,10 +166,13 @@ def some_improvement(
 def falls_again(
     table: pd.DataFrame, family: str, measure: Measure, *, claim: str = "C4", pruning: str = "magnitude"
 ) -> Verdict:
-    """C4, C6: bootstrap over seeds of the best sparsity, and of the fall from there to the last one."""
-    values, label = curve(table, family, pruning, measure), measure[0]
+    """C4, C6: bootstrap over seeds of the best sparsity, and of the fall from there to the last one.
+
+    Best is the largest share of what the equally trained dense network has: a rise that is in both is training.
+    """
+    values, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
     grid, draws = values.columns.to_numpy(), values.to_numpy()
-    if len(draws) < 2 or len(grid) < 3 or not draws.any():
+    if len(draws) < 2 or len(grid) < 3:
         note = "an optimum inside the grid needs 2 seeds, 3 sparsities and some robustness"
         return verdict_on(claim, family, label, "inconclusive", seeds=len(draws), note=note)
     rng = np.random.default_rng(0)

@@ -101,7 +101,17 @@ def gains_over_dense(
     Only sparsities above 0, without collapse, at which every dense network has some robustness.
     """
     kept, reference = (curve(table, family, condition, ACCURACY).mean() for condition in (pruning, "dense"))
-    pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
-    gains = (pruned - dense) / dense.where(dense > 0)
-    sound = (kept >= (1 - COLLAPSE) * reference) & gains.notna().all()
+    gains = share_of_dense(table, family, measure, pruning=pruning) - 1
+    sound = kept >= (1 - COLLAPSE) * reference
     return gains[[alpha for alpha in gains.columns if alpha != 0 and sound[alpha]]]
+
+
+def share_of_dense(
+    table: pd.DataFrame, family: str, measure: Measure, *, pruning: str = "magnitude"
+) -> pd.DataFrame:
+    """A pruning's robustness relative to the equally trained dense network's, seeds x sparsities.
+
+    Only sparsities at which every dense network has some robustness.
+    """
+    pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
+    return (pruned / dense.where(dense > 0)).dropna(axis=1)

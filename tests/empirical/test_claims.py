@@ -11,8 +11,13 @@ PROVENANCE = {"settings": "s", "version": "0", "commit": "c", "device": "cpu", "
 SPARSITIES = (0.0, 0.3, 0.6, 0.9, 0.99)
 
 
-def made_up(gain, *, seeds: int = 8, noise: float = 0.01, accuracy=lambda alpha: 0.95) -> pd.DataFrame:
-    """A table in which magnitude pruning changes every robustness by the factor 1 + gain(alpha)."""
+def made_up(
+    gain, *, seeds: int = 8, noise: float = 0.01, accuracy=lambda alpha: 0.95, training=lambda alpha: 1.0
+) -> pd.DataFrame:
+    """A table in which magnitude pruning changes every robustness by the factor 1 + gain(alpha).
+
+    ``training`` is the factor by which what is trained on, dense or pruned, is more robust.
+    """
     rng = np.random.default_rng(0)
     parts = []
     measures = [
@@ -34,7 +39,7 @@ def made_up(gain, *, seeds: int = 8, noise: float = 0.01, accuracy=lambda alpha:
                 clean = np.full(seeds, accuracy(alpha) if pruning == "magnitude" else 0.95)
                 parts.append(Rows(members, clean, "accuracy", "clean", "measured"))
                 for quantity, norm, method, kind in measures:
-                    values = factor * 0.1 * (1 + noise * rng.normal(size=seeds))
+                    values = factor * training(alpha) * 0.1 * (1 + noise * rng.normal(size=seeds))
                     parts.append(Rows(members, values, quantity, method, kind, norm))
     return table(parts, provenance=PROVENANCE).to_pandas()
 
@@ -63,6 +68,12 @@ def test_a_fall_is_found():
 
 def test_a_rise_and_a_fall_are_found():
     assert verdicts(made_up(lambda alpha: 0.8 * alpha * (1 - alpha)), "C4") == {"supported"}
+
+
+def test_a_rise_that_the_dense_network_shares_is_training():
+    frame = made_up(lambda alpha: -0.2 * alpha, training=lambda alpha: 1.5 if alpha else 1.0)
+    assert verdicts(frame, "C3") == {"refuted"}
+    assert verdicts(frame, "C4") == {"refuted"}
 
 
 def test_nothing_is_not_called_an_effect():
