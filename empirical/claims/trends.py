@@ -168,7 +168,7 @@ def falls_again(
 ) -> Verdict:
     """C4, C6: bootstrap over seeds of the best sparsity, and of the fall from there to the last one.
 
-    Best is the largest share of what the equally trained dense network has: a rise that is in both is training.
+    Best is where most is left of what the equally trained dense network has: a rise of both is training.
     """
     values, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
     grid, draws = values.columns.to_numpy(), values.to_numpy()
