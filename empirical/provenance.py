@@ -26,9 +26,13 @@ def package_version() -> str:
 
 
 def log_command(folder: Path, *, seconds: float, workers: int, device: torch.device) -> None:
-    """Append the command that is running, how long it took and with which versions to runs.jsonl."""
+    """Append the command that is running, how long it took and with which versions to runs.jsonl.
+
+    Of absolute paths only the last name is kept: tables are committed, one machine's folders say nothing.
+    """
+    arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
     entry = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["sparse-robustness", *arguments]),
         "seconds": round(seconds, 1),
         "workers": workers,
         "device": device_name(device),
