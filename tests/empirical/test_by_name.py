@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from empirical.attacks import carlini_wagner, ddn, fmn, minimal_pgd
+from empirical.attacks.active import margins
 from empirical.attacks.by_name import attacked, searched
-from empirical.ensembles import MLPEnsemble
+from empirical.ensembles import MLPEnsemble, initialise_modules
 from empirical.measurement import verified_radius
 from theory.types import InvalidInput
 
@@ -35,6 +37,25 @@ def test_as_close_as_in_float64(trained_digits, name, p, box):
     assert ((radius == 0) == (double == 0)).all()
     assert (radius.mean(1) <= (1 + MEAN) * double.mean(1)).all()
     assert box is None or (x_adv.min() >= 0 and x_adv.max() <= 1)
+
+
+def test_convolutions_are_bracketed():
+    """Every point lies on a boundary: a little nearer, on the same ray, the class is kept."""
+    torch.manual_seed(0)
+    build = lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))  # noqa: E731
+    nets = initialise_modules(build, shape=(1, 8, 8), seeds=[0, 1], device=torch.device("cpu"))
+    nets = nets.to(dtype=torch.float64, device=torch.device("cpu"))
+    x = torch.rand(30, 64, dtype=torch.float64)
+    y = nets.logits(x)[0].argmax(1)
+    x_adv, found = searched(SEARCHES["fmn", 2.0], nets, x, y, p=2.0)
+    assert found.all()
+    radius = verified_radius(nets, x, y, x_adv, found, p=2)
+    assert radius.isfinite().all()
+    attacked = radius > 0
+    nearer = margins(nets.logits(x + (1 - 1e-6) * (x_adv - x)), y)
+    assert (nearer[attacked] > 0).all()
+    raw = verified_radius(nets, x, y, *SEARCHES["fmn", 2.0](nets, x, y, None), p=2)
+    assert (radius.mean(1) <= (1 + MEAN) * raw.mean(1)).all()
 
 
 def linear(weight, bias=0.0):
