@@ -24,18 +24,24 @@ CUT, SPLICE = 0.9, 1.1
 class Surgery:
     """``rates`` has one entry for all layers, or one per layer; None spares a layer.
 
-    At step t the masks of a member are updated with probability (1 + decay * t)^-power, all layers at once.
-    Raises: InvalidInput for no rates, one that is not finite, or a negative decay or power.
+    Instead of rates, ``share``: that of every layer's weights which lies below its cutting threshold, 0.9 t,
+    at the start. At step t the masks of a member are updated with probability (1 + decay * t)^-power, all
+    layers at once.
+    Raises: InvalidInput for no rates, one that is not finite, rates and a share, a share outside [0, 1), or a
+    negative decay or power.
     """
 
-    rates: tuple[float | None, ...]
+    rates: tuple[float | None, ...] = ()
+    share: float | None = None
     decay: float = 0.0
     power: float = 1.0
 
     def __post_init__(self) -> None:
         known = [rate for rate in self.rates if rate is not None]
-        if not known or not all(math.isfinite(rate) for rate in known):
+        if self.share is None and not (known and all(math.isfinite(rate) for rate in known)):
             raise InvalidInput(f"rates is {list(self.rates)}; give finite ones: one in all, or one per layer")
+        if self.share is not None and (self.rates or not 0 <= self.share < 1):
+            raise InvalidInput(f"share is {self.share}; it lies in [0, 1), and there are no rates beside it")
         for name in ("decay", "power"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be finite and not negative")
@@ -50,6 +56,8 @@ def thresholds(weights: Sequence[Float[Tensor, "K *_"]], surgery: Surgery) -> li
 
     Raises: InvalidInput if there are neither one rate nor as many as layers.
     """
+    if surgery.share is not None:
+        return [_quantile(weight, surgery.share) / CUT for weight in weights]
     rates = surgery.rates * len(weights) if len(surgery.rates) == 1 else surgery.rates
     if len(rates) != len(weights):
         raise InvalidInput(f"rates has {len(rates)} entries; the networks have {len(weights)} layers")
@@ -62,6 +70,13 @@ def thresholds(weights: Sequence[Float[Tensor, "K *_"]], surgery: Surgery) -> li
         limit = (mean + (math.nan if rate is None else rate) * spread).clamp(min=0)
         found.append(limit.view(-1, *[1] * (weight.ndim - 1)))
     return found
+
+
+def _quantile(weight: Float[Tensor, "K *_"], share: float) -> Float[Tensor, "K *_"]:
+    """The |w| below which this share of every member's weights lies."""
+    size = weight.abs().flatten(1)
+    limit = size.kthvalue(1 + min(round(share * size.shape[1]), size.shape[1] - 1), dim=1).values
+    return limit.view(-1, *[1] * (weight.ndim - 1))
 
 
 def operate(

@@ -38,7 +38,7 @@ from empirical.experiments.specification import Experiment
 from empirical.models import VGG_GROUPS, dense_small, lenet5, resnet, vgg_like
 from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks, threshold_masks
 from empirical.recipe import Recipe
-from empirical.surgery import CUT, Surgery
+from empirical.surgery import Surgery
 from empirical.training import train
 from theory.types import InvalidInput
 
@@ -145,7 +145,7 @@ def next_networks(
             )
             return bench.train(small, as_long, level=level)
         case "surgery":
-            return bench.train(dense, replace(as_long, surgery=_surgery(dense, s)), level=level)
+            return bench.train(dense, replace(as_long, surgery=Surgery(share=s)), level=level)
         case "l1":
             thinned = bench.train(previous, replace(retrain, l1=s), level=level)
             return thinned.masked(threshold_masks(thinned))
@@ -169,16 +169,3 @@ def achieved_sparsity(bench: Bench, condition: str, networks: Ensemble) -> list[
     whole = sum(mask[0].numel() for mask in bench.initial().masks)
     kept = torch.stack([mask.flatten(1).sum(1) for mask in networks.masks]).sum(0)
     return (1 - kept.double() / whole).tolist()
-
-
-def _surgery(dense: Ensemble, sparsity: float) -> Surgery:
-    """Thresholds below which, times CUT, the share ``sparsity`` of every layer lies at the start.
-
-    One rate per layer serves all members: the mean of theirs.
-    """
-    rates = []
-    for weight in dense.weights:
-        size = weight.abs().flatten(1).double()
-        limit = size.kthvalue(max(1, round(sparsity * size.shape[1])), dim=1).values / CUT
-        rates.append(float(((limit - size.mean(1)) / size.std(1, unbiased=False)).mean()))
-    return Surgery(rates=tuple(rates))

@@ -125,9 +125,7 @@ def test_penalties_make_zeros(bench, dense):
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_member_does_not_depend_on_the_others(bench, dense, condition):
-    """Alone, a member ends where it does beside others; surgery's thresholds are the members' mean."""
-    if condition == "surgery":
-        pytest.skip("one rate serves all members")
+    """Alone, a member ends where it does beside others."""
     both = at(bench, condition, dense, level=2)
     alone = replace(bench, seeds=(4,))
     single = at(alone, condition, dense_networks(alone), level=2)

@@ -20,7 +20,7 @@ from empirical.ensembles import (
 from empirical.ensembles.modules import prunable_names
 from empirical.gradients import TrainedMLP
 from empirical.pruning import magnitude_masks, threshold_masks
-from empirical.surgery import Surgery
+from empirical.surgery import CUT, Surgery, thresholds
 from empirical.training import Recipe, Schedule, TrainingDiverged, train
 from theory.types import InvalidInput
 
@@ -318,6 +318,14 @@ def test_surgery_is_that_of_the_paper(rates):
     assert 0.05 < float(trained.sparsity().mean()) < 0.9
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.75, 0.99])
+def test_surgery_cuts_a_share_of_every_layer_and_member(share):
+    nets = double(initialise([6, 8, 3], seeds=[0, 1], device=CPU))
+    for weight, limit in zip(nets.weights, thresholds(nets.weights, Surgery(share=share)), strict=True):
+        cut = (weight.abs() < CUT * limit * (1 - 1e-12)).flatten(1).sum(1)
+        assert cut.tolist() == [min(round(share * weight[0].numel()), weight[0].numel() - 1)] * 2
+
+
 def surgery_by_hand(nets: MLPEnsemble, k: int, x, y, recipe: Recipe, seed: int):
     weights, biases = [w[k].clone() for w in nets.weights], [b[k].clone() for b in nets.biases]
     masks, limits, back = [torch.ones_like(w, dtype=torch.bool) for w in weights], [], 0
@@ -450,6 +458,8 @@ def test_bad_recipes_are_named(arguments, message):
         (lambda: Surgery(()), "rates is"),
         (lambda: Surgery((None,)), "rates is"),
         (lambda: Surgery((1.0,), decay=-1.0), "decay is -1"),
+        (lambda: Surgery((1.0,), share=0.5), "no rates beside it"),
+        (lambda: Surgery(share=1.0), "share is 1.0"),
         (lambda: begin_surgery((1.0, 1.0, 1.0)), "rates has 3 entries; the networks have 2 layers"),
     ],
 )
