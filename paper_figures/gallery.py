@@ -102,9 +102,9 @@ ENTRIES = (
         "activation_sparsity",
         "Robustness against the sparsity of activations",
         activation_sparsity.figure,
-        "Mean radius (best attack), FGS accuracy and clean accuracy of networks trained with an L1 term "
-        "on the inputs of the last layer, against the share of these that is zero ({over}); the dense "
-        "networks beside them were trained equally long without it.",
+        "Networks trained with an L1 term on the inputs of the last layer, against the share of these that "
+        "is zero ({over}): mean radius over that of the dense networks that were trained equally long without "
+        "it, by DeepFool or the smallest FGS step and by the strongest attack; FGS accuracy; clean accuracy.",
     ),
     Entry(
         "mask_ladder",

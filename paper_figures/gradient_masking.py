@@ -12,13 +12,9 @@ from matplotlib.lines import Line2D
 from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
 from paper_figures.curves import Curve, arithmetic, intact, ratio_to_dense, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
-from paper_figures.looks import GREY, Look, look_of
+from paper_figures.looks import GREY, STRONG_LOOK, WEAK, WEAK_LOOK, look_of
 from paper_figures.subjects import Subject, relu, seed_values, subjects
 
-# The attack of the paper in each norm.
-_WEAK = {"linf": ("fgs", "FGS"), "l2": ("deepfool", "DeepFool")}
-_WEAK_LOOK = Look("FGS or DeepFool", "#E69F00", (0, (4, 1.2)))
-_STRONG_LOOK = Look("strongest attack", "#332288", "solid")
 # Verdicts differ if they lie on both sides of 1 and this far apart.
 _APART = 0.01
 # Whose radii are compared: the first of these that the table holds.
@@ -74,7 +70,7 @@ def _judged(found: list[Subject]) -> tuple[str, list[Subject]]:
 def _against_dense(axes: Axes, subject: Subject, condition: str, norm: str) -> None:
     whole = intact(subject, condition)
     curves, held = [], [np.ones(1)]
-    for method, look in ((_WEAK[norm][0], _WEAK_LOOK), ("best", _STRONG_LOOK)):
+    for method, look in ((WEAK[norm][0], WEAK_LOOK), ("best", STRONG_LOOK)):
         curve = arithmetic(ratio_to_dense(subject, condition, "mean_radius", method=method, norm=norm))
         shown = uncapped(subject, condition, method=method, norm=norm)
         held.append(draw(axes, curve, look, shown, whole))
@@ -112,10 +108,10 @@ def _excess(axes: Axes, subject: Subject, norm: str) -> None:
     for condition in subject.conditions:
         weak, best = (
             seed_values(subject, condition, "mean_radius", method=method, norm=norm)
-            for method in (_WEAK[norm][0], "best")
+            for method in (WEAK[norm][0], "best")
         )
         curve = arithmetic(100 * (weak / best.where(best > 0) - 1))
-        shown = uncapped(subject, condition, method=_WEAK[norm][0], norm=norm)
+        shown = uncapped(subject, condition, method=WEAK[norm][0], norm=norm)
         held.append(draw(axes, curve, look_of(condition), shown, intact(subject, condition)))
     linear_limits(axes, held, zero=False)
 
@@ -123,7 +119,7 @@ def _excess(axes: Axes, subject: Subject, norm: str) -> None:
 def _handles() -> list[Line2D]:
     attacks = [
         Line2D([], [], color=look.colour, linestyle=look.line, label=f"{look.label} (above)")
-        for look in (_WEAK_LOOK, _STRONG_LOOK)
+        for look in (WEAK_LOOK, STRONG_LOOK)
     ]
     star = Line2D([], [], color=GREY, marker="*", markersize=7, linestyle="none", label="best sparsity")
     shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="verdicts differ")

@@ -59,3 +59,9 @@ def look_of(condition: str) -> Look:
 def in_order(names: set[str], known: Mapping[str, object]) -> list[str]:
     """Names in the order of ``known``, then the others by the alphabet."""
     return [name for name in known if name in names] + sorted(names - set(known))
+
+
+# The attack of the paper in each norm, and what it and the strongest one look like beside each other.
+WEAK = {"linf": ("fgs", "FGS"), "l2": ("deepfool", "DeepFool")}
+WEAK_LOOK = Look("FGS or DeepFool", "#E69F00", (0, (4, 1.2)))
+STRONG_LOOK = Look("strongest attack", "#332288", "solid")

@@ -389,14 +389,23 @@ def test_activation_sparsity_is_drawn_against_the_achieved_share() -> None:
     panels = _panels(activation_sparsity.figure(table))
     own = table[table["pruning"] == "activation"]
     shares = own.groupby("sparsity")["achieved_sparsity"].mean()
-    for axes, norm in zip(panels, ("l2", "linf"), strict=False):
-        for condition, label in {
-            "activation": "L1 term on activations",
-            "dense": "dense, equally trained",
-        }.items():
+    weak, strong = "FGS or DeepFool", "strongest attack"
+    for axes, norm, attack in zip(panels, ("l2", "linf"), ("deepfool", "fgs"), strict=False):
+        for label, method in {weak: attack, strong: "best"}.items():
+            radii = table[(table["quantity"] == "mean_radius") & (table["method"] == method)]
+            radii = radii[radii["norm"] == norm].pivot_table(
+                index="seed", columns=["pruning", "sparsity"], values="value", observed=True
+            )
             np.testing.assert_allclose(_points(_line(axes, label))[:, 0], shares)
-            means = _means(table, pruning=condition, quantity="mean_radius", method="best", norm=norm)
-            np.testing.assert_allclose(_values(axes, label), means)
+            np.testing.assert_allclose(
+                _values(axes, label), (radii["activation"] / radii["dense"]).mean(), rtol=1e-12
+            )
+    for condition, label in {
+        "activation": "L1 term on activations",
+        "dense": "dense, equally trained",
+    }.items():
+        means = _means(table, pruning=condition, quantity="accuracy", method="clean", norm="")
+        np.testing.assert_allclose(_values(panels[3], label), means)
 
 
 def test_networks_of_an_l1_term_never_stand_on_the_axis_of_sparsities() -> None:

@@ -188,7 +188,7 @@ def falls_again(
     if high == grid[0]:
         verdict, note = "refuted", f"no rise before the fall of {fall}"
     elif low == grid[-1]:
-        verdict, note = "refuted", "best at the last sparsity: no fall seen"
+        note = "best at the last sparsity before collapse: no fall seen"
     return verdict_on(
         claim,
         family,

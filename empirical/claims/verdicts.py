@@ -10,8 +10,8 @@ import pandas as pd
 LEVEL = 0.05
 # A change of less than this share of the robustness counts as none (C2, C3, C4, C6).
 MARGIN = 0.05
-# A sparsity has collapsed once this share of the dense network's accuracy is lost: what is left of such a
-# network is no classifier, and its radii decide none of C1, C2, C3 and C6.
+# A sparsity has collapsed once one of its networks has lost this share of the dense network's accuracy: what
+# is left is no classifier; one that gives every input the same class cannot even be attacked.
 COLLAPSE = 0.10
 RESAMPLES = 2000
 
@@ -96,14 +96,9 @@ def curve_of_kind(
 def gains_over_dense(
     table: pd.DataFrame, family: str, measure: Measure, *, pruning: str = "magnitude"
 ) -> pd.DataFrame:
-    """Relative gain of a pruning over the equally trained dense network, seeds x sparsities.
-
-    Only sparsities above 0, without collapse, at which every dense network has some robustness.
-    """
-    kept, reference = (curve(table, family, condition, ACCURACY).mean() for condition in (pruning, "dense"))
-    gains = share_of_dense(table, family, measure, pruning=pruning) - 1
-    sound = kept >= (1 - COLLAPSE) * reference
-    return gains[[alpha for alpha in gains.columns if alpha != 0 and sound[alpha]]]
+    """Relative gain of a pruning over the equally trained dense network, seeds x sparsities above 0."""
+    shares = share_of_dense(table, family, measure, pruning=pruning)
+    return shares[[alpha for alpha in shares.columns if alpha != 0]] - 1
 
 
 def share_of_dense(
@@ -111,7 +106,10 @@ def share_of_dense(
 ) -> pd.DataFrame:
     """A pruning's robustness relative to the equally trained dense network's, seeds x sparsities.
 
-    Only sparsities at which every dense network has some robustness.
+    Only sparsities at which no network has collapsed and every dense network has some robustness.
     """
+    kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
     pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
-    return (pruned / dense.where(dense > 0)).dropna(axis=1)
+    shares = (pruned / dense.where(dense > 0)).dropna(axis=1)
+    sound = (kept >= (1 - COLLAPSE) * reference).all()
+    return shares[[alpha for alpha in shares.columns if sound.get(alpha, False)]]

@@ -54,8 +54,8 @@ def test_a_rise_is_found():
     assert verdicts(rising, "C1") == {"supported"}
     assert verdicts(rising, "C2") == {"refuted"}
     assert verdicts(rising, "C3") == {"supported"}
-    # The best sparsity is the last one: no fall was seen.
-    assert verdicts(rising, "C4") == {"refuted"}
+    # The best sparsity is the last one: no fall was seen, and none is ruled out.
+    assert verdicts(rising, "C4") == {"inconclusive"}
 
 
 def test_a_fall_is_found():
@@ -72,6 +72,19 @@ def test_a_rise_and_a_fall_are_found():
 
 def test_a_rise_that_the_dense_network_shares_is_training():
     frame = made_up(lambda alpha: -0.2 * alpha, training=lambda alpha: 1.5 if alpha else 1.0)
+    assert verdicts(frame, "C3") == {"refuted"}
+    assert verdicts(frame, "C4") == {"refuted"}
+
+
+def test_one_collapsed_network_disqualifies_a_sparsity():
+    """What gives every input the same class cannot be attacked: no gain, whatever the mean accuracy."""
+    frame = made_up(lambda alpha: 20.0 if alpha == 0.99 else -0.2 * alpha)
+    assert verdicts(frame, "C3") == {"supported"}
+    last = (frame["pruning"] == "magnitude") & (frame["sparsity"] == 0.99)
+    lost = last & (frame["seed"] == 3) & (frame["quantity"] == "accuracy")
+    assert lost.sum() == 2
+    frame.loc[lost, "value"] = 0.5
+    assert frame.loc[last & (frame["quantity"] == "accuracy"), "value"].mean() > 0.9 * 0.95
     assert verdicts(frame, "C3") == {"refuted"}
     assert verdicts(frame, "C4") == {"refuted"}
 
