@@ -103,7 +103,7 @@ ENTRIES = (
         "Robustness against the sparsity of activations",
         activation_sparsity.figure,
         "Networks trained with an L1 term on the inputs of the last layer, against the share of these that "
-        "is zero ({over}): mean radius over that of the dense networks that were trained equally long without "
+        "is zero ({over}): mean radius over that of the dense networks, trained equally long without "
         "it, by DeepFool or the smallest FGS step and by the strongest attack; FGS accuracy; clean accuracy.",
     ),
     Entry(
