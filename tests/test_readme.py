@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
@@ -54,19 +55,34 @@ def test_the_authors_networks_are_told_as_measured():
     wanted = {
         "accuracy": ("accuracy", "clean", ""),
         "FGS accuracy, eps 0.1, clipped": ("fgs_accuracy", "fgs in the box", "linf"),
+        "FGS accuracy, eps 0.1, not clipped": ("fgs_accuracy", "fgs", "linf"),
         "R_inf, smallest FGS step": ("mean_radius", "fgs", "linf"),
         "R_inf, best attack": ("mean_radius", "best", "linf"),
+        "R_inf, certified": ("mean_radius", "CROWN", "linf"),
         "R_2, DeepFool": ("mean_radius", "deepfool", "l2"),
+        "mean squared distance, DeepFool": ("mean_squared_distance", "deepfool", "l2"),
         "R_2, best attack": ("mean_radius", "best", "l2"),
+        "R_2, certified": ("mean_radius", "CROWN", "l2"),
+        "margin at the nearest l_2 boundary": ("margin", "nearest boundary", "l2"),
+        "its gradient's l_2 norm": ("gradient_norm", "nearest boundary", "l2"),
+        "gradient's l_1 norm at the nearest l_inf boundary": ("gradient_norm", "nearest boundary", "linf"),
     }
     for label, (quantity, method, norm) in wanted.items():
-        cells = []
+        values = []
         for name in ("dense", "pruned"):
-            rows = read_table(TABLE.with_name(f"E0-{name}.parquet")).to_pandas()
+            proved = method == "CROWN"
+            path = (
+                TABLE.with_name("bounds") / f"E0-{name}.parquet"
+                if proved
+                else TABLE.with_name(f"E0-{name}.parquet")
+            )
+            rows = pd.read_parquet(path)
             chosen = (rows["quantity"] == quantity) & (rows["method"] == method) & (rows["norm"] == norm)
-            cells.append(f"{rows[chosen]['value'].item():.3g}")
+            values.append(rows[chosen]["value"].item())
         (line,) = [line for line in FINDINGS.splitlines() if line.startswith(f"| {label} |")]
-        assert [f"{float(cell):.3g}" for cell in line.split("|")[2:4]] == cells
+        *cells, change = [cell.strip() for cell in line.split("|")[2:5]]
+        assert [f"{float(cell):.3g}" for cell in cells] == [f"{value:.3g}" for value in values]
+        assert change in ("", f"{100 * (values[1] / values[0] - 1):+.0f} %")
 
 
 @pytest.mark.parametrize("options", [[], ["--markdown"]])
