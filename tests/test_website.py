@@ -129,7 +129,7 @@ def test_nothing_is_fetched_from_elsewhere():
 
 
 def test_the_recipes_run_as_they_stand(tmp_path, monkeypatch):
-    """A pruned checkpoint through bounds and measure, at fewer examples; a conjecture to its counterexample."""
+    """A pruned checkpoint through both commands, at fewer examples; a conjecture to its counterexample."""
     monkeypatch.chdir(tmp_path)
     train, conjecture = re.findall(r"```python\n(.*?)```", RECIPES, flags=re.DOTALL)
     Path("train.py").write_text(train)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from griffe import Extension, GriffeError, GriffeLoader, Module, Object
+from griffe import Alias, Extension, GriffeError, GriffeLoader, Module, Object
 
 _ROLE = re.compile(r":(?:func|class|mod|meth|data|attr):`~?([\w.]+)`")
 _PART = re.compile(r"^(Raises|Assumes|Source|Reference|Proof): ", flags=re.MULTILINE)
@@ -49,7 +49,7 @@ def _literal(part: str) -> str:
 def _objects(item: Object) -> Iterator[Object]:
     yield item
     for member in item.members.values():
-        if not member.is_alias:
+        if not isinstance(member, Alias):
             yield from _objects(member)
 
 
