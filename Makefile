@@ -1,17 +1,17 @@
 # make verify: the main job on scikit-learn's digits.   make test: all tests.
-# make figures: all figures of the committed results, into figures/.
+# make figures: all figures of the committed results, into figures/.   make docs: the site, into site/.
 # One environment, .venv, built from constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: verify test lint bench figures clean
+.PHONY: verify test lint bench figures docs clean
 .DEFAULT_GOAL := verify
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
 verify: $(INSTALLED)
@@ -29,5 +29,8 @@ bench: $(INSTALLED)
 figures: $(INSTALLED)
 	$(BIN)/python -m paper_figures
 
+docs: figures
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv site .pytest_cache .hypothesis .ruff_cache

@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from empirical.cli_bounds import bounds
+from empirical.cli_doctor import doctor
 from empirical.cli_measure import measure
 from empirical.cli_run import run, verify
+from empirical.completion import completion
 from empirical.falsify import falsify
 from empirical.terminal import OK, VIOLATED, console, one_line_errors
 from paper_figures.command import figures
@@ -17,9 +19,9 @@ from paper_figures.command import figures
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
     if asked:
-        from empirical.provenance import package_version
+        from empirical.provenance import commit, package_version
 
-        click.echo(f"sparse-robustness {package_version()}")
+        click.echo(f"sparse-robustness {package_version()} (commit {commit()})")
         context.exit()
 
 
@@ -30,7 +32,7 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Show the version and exit.",
+    help="Show the version and the commit and exit.",
 )
 def main() -> None:
     """What weight sparsity does to adversarial robustness: theorems, measurements, and their agreement.
@@ -45,6 +47,8 @@ main.add_command(falsify)
 main.add_command(bounds)
 main.add_command(measure)
 main.add_command(figures)
+main.add_command(doctor)
+main.add_command(completion)
 
 
 @main.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from empirical.completion import complete_data
 from empirical.terminal import OK, console, one_line_errors, progress
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ Cells = tuple[str, ...]
     "--data",
     required=True,
     metavar="NAME|FILE|FOLDER",
+    shell_complete=complete_data,
     help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
 )
 @click.option("--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli_bounds import json_arguments, numbers, print_tables
+from empirical.completion import complete_attacks, complete_data
 from empirical.terminal import OK, one_line_errors, progress
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _NORMS = {"linf": "l_inf", "l2": "l_2"}
     "--data",
     required=True,
     metavar="NAME|FILE|FOLDER",
+    shell_complete=complete_data,
     help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
 )
 @click.option("--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module.")
@@ -35,6 +37,7 @@ _NORMS = {"linf": "l_inf", "l2": "l_2"}
 @click.option(
     "--attacks",
     metavar="A,B,...",
+    shell_complete=complete_attacks,
     help="Any of fgs, rfgs, deepfool, pgd, ddn, fmn, cw.  [default: fgs,deepfool,ddn,fmn]",
 )
 @click.option("--eps", default=0.1, show_default=True, help="Size at which robust accuracy is counted.")

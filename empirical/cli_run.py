@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from empirical.completion import complete_data, complete_experiment
 from empirical.terminal import OK, VIOLATED, console, one_line_errors, progress
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--data",
             metavar="NAME|FILE|FOLDER",
+            shell_complete=complete_data,
             help="Another data set: digits, mnist, fashion-mnist, cifar10, a file with x_train, y_train, "
             "x_test and y_test, or shards.",
         ),
@@ -96,7 +98,7 @@ def verify(
 
 
 @click.command()
-@click.argument("experiments", nargs=-1, metavar="EXPERIMENT...")
+@click.argument("experiments", nargs=-1, metavar="EXPERIMENT...", shell_complete=complete_experiment)
 @click.option("--list", "listed", is_flag=True, help="List the shipped experiments and exit.")
 @click.option("--quick", is_flag=True, help="The reduced size that the experiment's [quick] table gives.")
 @click.option("--test-examples", type=int, help="Attack this many test examples.")

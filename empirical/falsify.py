@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from empirical.completion import complete_conjecture, complete_law
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -27,7 +29,7 @@ _RULE_OF_THREE = 3
 
 
 @click.command()
-@click.argument("laws", nargs=-1, metavar="[LAW ...]")
+@click.argument("laws", nargs=-1, metavar="[LAW ...]", shell_complete=complete_law)
 @click.option("--examples", default=1000, show_default=True, metavar="N", help="Cases to try per law.")
 @click.option("--seed", default=0, show_default=True, metavar="S", help="The same seed tries the same cases.")
 @click.option("--jobs", type=int, metavar="J", help="Processes.  [default: one per core]")
@@ -35,6 +37,7 @@ _RULE_OF_THREE = 3
     "--conjecture",
     "source",
     metavar="FILE.py|NAME",
+    shell_complete=complete_conjecture,
     help="Hunt the conjectures in a file, which is run, or a shipped one (see --list), instead of the laws.",
 )
 @click.option("--list", "list_only", is_flag=True, help="List the laws and the shipped conjectures.")

@@ -1,4 +1,7 @@
-"""Where numbers come from: the commit of the source tree, and the device that computed them."""
+"""Where numbers come from: the commit of the source tree, and the device that computed them.
+
+PyTorch is imported where it is needed, so that the version alone is told at once.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from theory.types import InvalidInput
+_HERE = Path(__file__)
 
 
 def package_version() -> str:
@@ -30,6 +34,9 @@ def log_command(folder: Path, *, seconds: float, workers: int, device: torch.dev
 
     Of absolute paths only the last name is kept: tables are committed, one machine's folders say nothing.
     """
+    import numpy as np
+    import torch
+
     arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
     entry = {
         "command": shlex.join(["sparse-robustness", *arguments]),
@@ -51,6 +58,10 @@ def choose_device(name: str) -> torch.device:
 
     Raises: InvalidInput for another name, or "cuda" where there is none.
     """
+    import torch
+
+    from theory.types import InvalidInput
+
     if name not in ("auto", "cpu", "cuda"):
         raise InvalidInput(f"device is {name!r}; choose auto, cpu or cuda")
     available = torch.cuda.is_available()
@@ -61,25 +72,31 @@ def choose_device(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """The GPU's model, or the CPU's architecture and the number of threads."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def commit() -> str:
-    """The source tree's commit, marked if the tree differs from it; "unknown" outside a work tree."""
+    """The source tree's commit, marked if the tree differs from it; "unknown" outside a work tree.
+
+    A package that is installed inside somebody else's work tree does not take that tree's commit for its own.
+    """
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", _HERE.name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return described.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    """What git says in this file's folder. Raises: OSError or SubprocessError if it says nothing."""
+    done = subprocess.run(
+        ["git", *arguments], cwd=_HERE.parent, capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
 
 
 def cores() -> int:

@@ -53,6 +53,8 @@ def _percent(share: float) -> str:
 def draw(axes: Axes, curve: Curve, look: Look, shown: pd.Series, whole: pd.Series) -> np.ndarray:
     """A condition's curve with its band: strong where ``whole``, thin where only ``shown``, else absent.
 
+    A level between two that are not strong is a dot: a single network's table has no other.
+
     Returns the values that the axis must hold: mean and band where strong.
     """
     visible = shown.reindex(curve.sparsity, fill_value=False).to_numpy(dtype=bool)
@@ -63,7 +65,10 @@ def draw(axes: Axes, curve: Curve, look: Look, shown: pd.Series, whole: pd.Serie
     axes.fill_between(curve.sparsity, low, high, color=look.colour, alpha=0.18, linewidth=0)
     faded = np.where(weak, curve.mean, np.nan)
     axes.plot(curve.sparsity, faded, color=look.colour, linestyle=look.line, linewidth=0.6, alpha=0.45)
-    axes.plot(curve.sparsity, mean, color=look.colour, linestyle=look.line, label=look.label)
+    (line,) = axes.plot(curve.sparsity, mean, color=look.colour, linestyle=look.line, label=look.label)
+    alone = strong & ~(np.append(strong[1:], False) | np.append(False, strong[:-1]))
+    if alone.any():  # a line has no length there
+        line.set(marker="o", markersize=3, markevery=alone)
     return np.concatenate([mean, low, high])
 
 

@@ -35,12 +35,17 @@ def figures(tables: tuple[Path, ...], *, out: Path, width: str) -> None:
     """Draw every figure of results TABLEs as SVG and PNG.
 
     One TABLE's figures lie in the folder, those of several in one folder each. Without a TABLE those of all
-    committed results are drawn.
+    committed results are drawn, which only a source tree holds.
     """
+    paths = tables or tuple(sorted(DATA.glob("*.parquet")))
+    if not paths:
+        raise BadInput(
+            f"no TABLE is given and none is in {DATA}; give the results.parquet of a run, or draw the "
+            "committed results from a source tree"
+        )
     from paper_figures.files import BadTable, table_names, write_all
     from paper_figures.layout import WIDTHS
 
-    paths = tables or tuple(sorted(DATA.glob("*.parquet")))
     try:
         outs = [out] if len(tables) == 1 else [out / name for name in table_names(paths)]
         for file in write_all(paths, outs, width=WIDTHS[width]):

@@ -227,6 +227,14 @@ def test_collapsed_networks_never_look_robust(capped: float, drawn: bool) -> Non
         assert axes.get_ylim()[1] < 5
 
 
+@pytest.mark.parametrize(("levels", "dots"), [([0.0], [True]), ([0.0, 0.5], [])])
+def test_a_single_network_is_a_dot_and_a_curve_has_none(table, levels, dots) -> None:
+    axes = _panels(accuracy.figure(table[table["sparsity"].isin(levels)]))[0]
+    line = _line(axes, "dense, equally trained")
+    assert len(_points(line)) == len(levels)
+    assert list(line.get_markevery() if line.get_marker() == "o" else []) == dots  # type: ignore[arg-type]
+
+
 def test_accuracy_shows_where_curves_fade(table) -> None:
     axes = _panels(accuracy.figure(table))[0]
     dense = _means(table, family="linear-binary", pruning="dense", quantity="accuracy")

@@ -56,15 +56,25 @@ def named_source(name: str) -> Source:
     What OpenML sends is kept as ``<name>.npz``. Raises: InvalidInput if the files are neither there nor to
     be had, saying where to put them.
     """
+    found = local_source(name)
+    if found:
+        return found
+    path = folder() / f"{name}.npz"
+    _download(name, path)
+    return single(path, name)
+
+
+def local_source(name: str) -> Source | None:
+    """The files of a named data set that lie in the folder; None if there are none.
+
+    Raises: InvalidInput for training without test shards, or the reverse.
+    """
     here = folder()
     path = here / f"{name}.npz"
     if path.is_file():
         return single(path, name)
     candidates = [*here.glob(f"{name}_train*.npz"), *here.glob(f"{name}_test*.npz")]
-    if candidates:
-        return shards(str(here / f"{name}_*.npz"), candidates)
-    _download(name, path)
-    return single(path, name)
+    return shards(str(here / f"{name}_*.npz"), candidates) if candidates else None
 
 
 def channels_first(name: str, x: np.ndarray) -> np.ndarray:

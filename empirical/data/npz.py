@@ -116,17 +116,27 @@ def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int,
         return shape, dtype, member.tell()
 
 
-def _check_sum(path: Path, file: BufferedReader) -> None:
-    """Raises: InvalidInput if ``SHA256SUMS`` beside ``path`` has another checksum for the open file."""
+def has_right_sum(path: Path) -> bool:
+    """Whether ``SHA256SUMS`` beside the file vouches for it; False if there is none, or it has no such line.
+
+    Raises: InvalidInput if the file has another checksum; OSError if it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _check_sum(path, file)
+
+
+def _check_sum(path: Path, file: BufferedReader) -> bool:
+    """Whether the open file has a checksum. Raises: InvalidInput if ``SHA256SUMS`` has another one."""
     wanted = _sums(path.with_name(SUMS)).get(path.name)
     if wanted is None:
-        return
+        return False
     found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:
         raise InvalidInput(
             f"data {str(path)!r} has SHA-256 {found}, {SUMS} beside it says {wanted}; fetch it again"
         )
     file.seek(0)
+    return True
 
 
 def _sums(path: Path) -> Mapping[str, str]:

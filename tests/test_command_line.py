@@ -1,0 +1,185 @@
+"""The command line as a whole: the version, completion in real shells, and what it imports before it must."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+from empirical import completion, provenance
+from empirical.cli import main
+from empirical.data.named import NAMED
+from empirical.experiments import catalog
+from empirical.experiments.specification import ATTACKS
+from theory.laws import claim
+from theory.laws.catalog import LAWS
+
+ROOT = Path(__file__).parents[1]
+RENEW = (
+    "python -c 'from theory.laws.catalog import LAWS; print(*(law.name for law in LAWS), sep=chr(10))' "
+    "> theory/laws/catalog/names.txt"
+)
+# Seconds away from what anybody asks of a help text, and what no help text needs.
+HEAVY = ("torch", "numpy", "scipy", "sklearn", "pandas", "matplotlib", "hypothesis", "rich")
+
+
+def completed(*arguments: str) -> list[str]:
+    """What may stand in the place of the last argument."""
+    shell = ShellComplete(main, {}, completion.PROGRAM, "_SPARSE_ROBUSTNESS_COMPLETE")
+    return [item.value for item in shell.get_completions(list(arguments[:-1]), arguments[-1])]
+
+
+def test_the_version_comes_with_the_commit():
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.exit_code == 0
+    expected = f"sparse-robustness {provenance.package_version()} (commit {provenance.commit()})\n"
+    assert result.output == expected
+
+
+def test_the_commit_is_that_of_the_package_and_of_no_tree_around_it(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        names = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        done = subprocess.run(
+            ["git", *names, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    here = tmp_path / "provenance.py"
+    here.write_text("")
+    monkeypatch.setattr(provenance, "_HERE", here)
+    assert provenance.commit() == "unknown"  # no work tree
+    git("init", "--quiet")
+    (tmp_path / "theirs").write_text("")
+    git("add", "theirs")
+    git("commit", "--quiet", "-m", "theirs")
+    assert provenance.commit() == "unknown"  # a work tree that does not hold the package
+    git("add", "provenance.py")
+    git("commit", "--quiet", "-m", "ours")
+    assert provenance.commit() == git("rev-parse", "HEAD")[:12]
+    here.write_text("changed")
+    assert provenance.commit() == f"{git('rev-parse', 'HEAD')[:12]}-dirty"
+
+
+def test_what_is_completed_is_what_there_is():
+    assert completion.experiment_names() == list(catalog())
+    assert completion.law_names() == [law.name for law in LAWS], f"renew the list: {RENEW}"
+    assert completion.conjecture_names() == list(claim.shipped())
+    assert completion.DATA == ("digits", *NAMED)
+    assert completion.ATTACKS == ATTACKS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "E8"], ["E8"]),
+        (["run", "E3", "digits-l"], ["digits-linear-binary", "digits-linear"]),
+        (["falsify", "relu.P1<"], ["relu.P1<=M", "relu.P1<=rows"]),
+        (["falsify", "graph.*"], ["graph.*"]),
+        (["falsify", "masks.e"], ["masks.expected-margin", "masks.expected-lipschitz"]),
+        (["falsify", "--conjecture", "linf"], ["linf_radius_is_smaller"]),
+        (["bounds", "net.pt", "--data", "m"], ["mnist"]),
+        (["measure", "net.pt", "--data", ""], ["digits", "mnist", "fashion-mnist", "cifar10"]),
+        (["measure", "net.pt", "--attacks", "fgs,d"], ["fgs,deepfool", "fgs,ddn"]),
+        (["measure", "net.pt", "--attacks", "fgs,fg"], []),
+        (["verify", "--device", "c"], ["cpu", "cuda"]),
+        (["comp"], ["completion"]),
+        (["completion", ""], ["bash", "fish", "zsh"]),
+    ],
+)  # fmt: skip
+def test_completion(arguments, expected):
+    assert completed(*arguments) == expected
+
+
+def test_where_no_name_fits_files_are_completed():
+    shell = ShellComplete(main, {}, completion.PROGRAM, "_SPARSE_ROBUSTNESS_COMPLETE")
+    for arguments in (["run"], ["falsify", "--conjecture"], ["measure", "net.pt", "--data"]):
+        (item,) = shell.get_completions(arguments, "./my")
+        assert (item.type, item.value) == ("file", "./my")
+
+
+# Each asks its shell, as a user's key would, for what may follow; the program is on the path.
+BASH = """
+eval "$(sparse-robustness completion bash)"
+COMP_WORDS=(sparse-robustness {words}) COMP_CWORD={last}
+_sparse_robustness_completion sparse-robustness
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+FISH = 'sparse-robustness completion fish | source; complete --do-complete "sparse-robustness {words}"'
+
+
+@pytest.fixture
+def program(tmp_path) -> dict[str, str]:
+    """An environment in which the shell finds the program of this source tree."""
+    file = tmp_path / completion.PROGRAM
+    file.write_text(
+        f"#!{sys.executable}\nfrom empirical.cli import main\nmain(prog_name='{completion.PROGRAM}')\n"
+    )
+    file.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    return os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+
+
+def test_bash_completes_and_escapes(program):
+    def replies(words: str) -> list[str]:
+        script = BASH.format(words=words, last=len(words.split()))
+        done = subprocess.run(
+            ["bash", "--norc", "-c", script], env=program, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert replies("run digits-m") == ["digits-mlp"]
+    offered = replies("falsify relu.M relu.P2")
+    assert "relu.P2\\<=F" in offered  # else the shell would read from a file =F
+    assert all(name.startswith("relu.P2") for name in offered)
+    assert replies("falsify relu.\\*") == ["relu.\\*"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_completes(program):
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", FISH.format(words="run digits-m")],
+        env=program, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["digits-mlp"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+def test_zsh_reads_the_script(program):
+    script = 'autoload -U compinit; compinit -u; eval "$(sparse-robustness completion zsh)"; '
+    script += "echo $_comps[sparse-robustness]"
+    done = subprocess.run(
+        ["zsh", "-f", "-c", script], env=program, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "_sparse_robustness_completion"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["--help"], {}),
+        (["--version"], {}),
+        (["doctor", "--help"], {}),
+        (["falsify", "--help"], {}),
+        (["completion", "bash"], {}),
+        ([], {"COMP_WORDS": "sparse-robustness falsify relu.P", "COMP_CWORD": "2"}),
+        ([], {"COMP_WORDS": "sparse-robustness run E", "COMP_CWORD": "2"}),
+    ],
+)
+def test_nothing_slow_is_imported_for_help_version_or_completion(arguments, variables):
+    if variables:
+        variables = variables | {"_SPARSE_ROBUSTNESS_COMPLETE": "bash_complete"}
+    code = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: print(*(set(sys.modules) & set({HEAVY})), file=sys.stderr))\n"
+        f"from empirical.cli import main\nmain({arguments}, prog_name='sparse-robustness')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout
+    assert done.stderr.strip() == ""
