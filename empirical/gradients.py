@@ -188,6 +188,7 @@ class TrainedModule:
         """A copy of the ensemble's values, and of its module in train mode, compiled for one on a GPU."""
         module, like = copy.deepcopy(ensemble.module).train(), ensemble.weights[0]
         if compiled and like.device.type == "cuda" and ensemble.members == 1:
+            torch.compiler.reset()  # of earlier trainings' modules, which would fill its cache
             module.compile(mode=compiled)
         weights = prunable_names(module)
         others = [name for name, _ in module.named_parameters() if name not in weights]
