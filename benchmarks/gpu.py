@@ -69,10 +69,11 @@ class Size:
     batches: tuple[int, ...]
     epochs: int
     product: int
+    attacks: tuple[str, ...]
 
 
-FULL = Size((Network("resnet-32"), Network("vgg")), 50_000, 200, 3, (128, 256, 512), 2, 8192)
-QUICK = Size((Network("resnet-32", scale=0.06), Network("vgg", scale=0.01)), 40, 2, 2, (20,), 1, 256)
+FULL = Size((Network("resnet-32"), Network("vgg")), 50_000, 200, 3, (128, 256, 512), 2, 8192, ATTACKS)
+QUICK = Size((Network("vgg", scale=0.01),), 20, 1, 2, (10,), 1, 256, ("fgs", "deepfool"))
 
 
 def ways(size: Size) -> Iterator[tuple[bool, Recipe]]:
@@ -157,7 +158,7 @@ def training_lines(network: Network, size: Size, data: Dataset, device: torch.de
 def attack_lines(network: Network, size: Size, data: Dataset, device: torch.device) -> Iterator[Row]:
     """A line for every attack on one untrained network."""
     nets = started(network, 1, device)
-    for attack in ATTACKS:
+    for attack in size.attacks:
         begun = time.perf_counter()
         measure(nets, data, eps=0.01, attacks=(attack,))  # ends in NumPy arrays: the GPU is waited for
         yield {

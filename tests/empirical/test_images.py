@@ -159,7 +159,6 @@ def test_the_command_stops_with_status_3(tmp_path):
     assert stopped.exit_code == 3
     assert "Stopped after 1e-06 minutes; the same command goes on" in stopped.output
     assert not (tmp_path / "out" / "results.parquet").exists()
-    assert CliRunner().invoke(main, command).exit_code == 0
     refused = CliRunner().invoke(main, [*command, "--minutes", "-1"])
     assert refused.exit_code == 2
     assert "minutes is -1" in refused.output
@@ -175,17 +174,17 @@ def test_deadlines():
 
 @pytest.mark.parametrize("kind", ["vgg", "resnet-32"])
 def test_all_attacks_on_small_networks(kind):
-    found = images(40, 2)
+    found = images(40, 1)
     network = Network(kind, scale=0.01 if kind == "vgg" else 0.06)
     experiment = replace(TINY, network=network, first=RECIPE, attacks=ATTACKS)
-    networks = dense_networks(Bench(experiment, found, (0, 1), CPU))
-    members = Members("images", kind, ["dense"] * 2, [0.0] * 2, [0.0] * 2, [0, 1])
+    networks = dense_networks(Bench(experiment, found, (0,), CPU))
+    members = Members("images", kind, ["dense"], [0.0], [0.0], [0])
     provenance = dict.fromkeys(("settings", "version", "commit", "device", "dtype"), "")
     measured = table(level_rows(experiment, found, members, networks), provenance=provenance).to_pandas()
     radii = measured[measured["quantity"] == "radius"]
     methods = {"fgs", "rfgs", "deepfool", "deepfool+line", "pgd", "ddn", "fmn", "cw"}
     assert set(radii["method"]) == methods
-    assert len(radii) == 2 * 2 * (len(methods) + 4)  # both of DeepFool, PGD and FMN are in two norms
+    assert len(radii) == len(methods) + 4  # both DeepFools, PGD and FMN are in two norms
     assert (radii["value"] >= 0).all()
     curve = measured[measured["quantity"] == "fgs_curve"].groupby("eps")["value"].mean()
     assert curve.index.tolist() == [0.005, 0.02]
