@@ -151,7 +151,7 @@ def training_lines(network: Network, size: Size, data: Dataset, device: torch.de
         yield line | {
             "seconds": f"{seconds:.3g}",
             "first": f"{first:.3g}",
-            "share": f"{floor / seconds:.3f}",
+            "share": f"{floor / seconds:.2g}",
         }
 
 
