@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.completion import complete_data, complete_experiment
-from empirical.terminal import OK, VIOLATED, console, one_line_errors, progress
+from empirical.terminal import OK, PAUSED, VIOLATED, console, one_line_errors, progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def verify(
         from empirical.experiments import read_experiment
 
         chosen = [_changed(read_experiment(name), changes) for name in MAIN_JOB]
-    _execute(chosen, out, device=device, workers=workers, backend="loky")
+    _execute(chosen, out, device=device, workers=workers)
 
 
 @click.command()
@@ -103,6 +103,11 @@ def verify(
 @click.option("--quick", is_flag=True, help="The reduced size that the experiment's [quick] table gives.")
 @click.option("--test-examples", type=int, help="Attack this many test examples.")
 @click.option("--backend", default="loky", show_default=True, help="joblib's backend for several workers.")
+@click.option(
+    "--minutes",
+    type=float,
+    help="Stop after so many minutes, with exit status 3; the same command goes on from there.",
+)
 @_shared
 def run(
     experiments: tuple[str, ...],
@@ -111,6 +116,7 @@ def run(
     quick: bool,
     test_examples: int | None,
     backend: str,
+    minutes: float | None,
     data: str | None,
     out: Path | None,
     seeds: int | None,
@@ -135,7 +141,7 @@ def run(
         from empirical.experiments import read_experiment
 
         chosen = [_changed(read_experiment(name, quick=quick), changes) for name in experiments]
-    _execute(chosen, out, device=device, workers=workers, backend=backend)
+    _execute(chosen, out, device=device, workers=workers, backend=backend, minutes=minutes)
 
 
 def _changed(experiment: Experiment, changes: dict[str, object]) -> Experiment:
@@ -153,22 +159,40 @@ def _changed(experiment: Experiment, changes: dict[str, object]) -> Experiment:
 
 
 def _execute(
-    experiments: list[Experiment], out: Path | None, *, device: str, workers: int | None, backend: str
+    experiments: list[Experiment],
+    out: Path | None,
+    *,
+    device: str,
+    workers: int | None,
+    backend: str = "loky",
+    minutes: float | None = None,
 ) -> None:
     """Run the experiments, report, and exit."""
     started = time.perf_counter()
     with one_line_errors():
+        from empirical.deadline import OutOfTime, deadline_in
         from empirical.provenance import choose_device, cores, log_command
         from empirical.report import claims_table, write_report
         from empirical.run import default_folder, run_experiments, total_steps
 
-        chosen = choose_device(device)
+        deadline, chosen = deadline_in(minutes), choose_device(device)
         processes = workers if workers is not None else cores() if chosen.type == "cpu" else 1
         folder = out or default_folder(experiments, chosen)
-        with progress(total_steps(experiments, chosen)) as advance:
-            outcome = run_experiments(
-                experiments, folder, device=chosen, workers=processes, backend=backend, advance=advance
-            )
+        try:
+            with progress(total_steps(experiments, chosen)) as advance:
+                outcome = run_experiments(
+                    experiments,
+                    folder,
+                    device=chosen,
+                    workers=processes,
+                    backend=backend,
+                    advance=advance,
+                    deadline=deadline,
+                )
+        except OutOfTime:
+            log_command(folder, seconds=time.perf_counter() - started, workers=processes, device=chosen)
+            click.echo(f"Stopped after {minutes:g} minutes; the same command goes on from here.", err=True)
+            sys.exit(PAUSED)
         log_command(folder, seconds=time.perf_counter() - started, workers=processes, device=chosen)
         report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
     shown = console()

@@ -76,7 +76,7 @@ def begin(ensemble: Ensemble, recipe: Recipe, *, members: Sequence[int], seeds: 
     """
     ensemble = ensemble.select(members)
     own = [seeds[k] for k in members]
-    networks = trained(ensemble)
+    networks = trained(ensemble, compiled=recipe.compiled)
     dense = recipe.surgery is None and all(bool(m.all()) for m in ensemble.masks)
     adam = recipe.optimiser == "adam"
     return Descent(
@@ -106,17 +106,31 @@ def descend(
     x = x.to(state.networks.weights.buffer.dtype)
     while state.epoch < until and state.members:
         order = drawn(state, lambda g: torch.randperm(len(x), generator=g)).to(x.device)
+        # Numbers of a whole epoch, so that a GPU does not wait for them at every step.
+        changes = _changes(state, recipe, per_epoch * batch, device=x.device)
         gradients = state.networks.weights.zeros(), state.networks.others.zeros()
         for i in range(per_epoch):
-            rows = order[:, i * batch : (i + 1) * batch]
+            part = slice(i * batch, (i + 1) * batch)
+            rows = order[:, part]
             step = state.epoch * per_epoch + i
             factor = recipe.schedule.factor(step, recipe.epochs * per_epoch, epoch=state.epoch)
             rate = recipe.learning_rate * factor
-            _step(state, x[rows], y[rows], recipe, step=step, rate=rate, gradients=gradients)
+            images = x[rows]
+            if changes is not None and recipe.augmentation is not None:
+                shape = state.networks.start.shape  # type: ignore[union-attr]
+                images = recipe.augmentation.apply(images, changes[:, part], shape=shape)
+            _step(state, images, y[rows], recipe, step=step, rate=rate, gradients=gradients)
         state.epoch += 1
         state.keep(state.finite())
         if after_epoch:
             after_epoch()
+
+
+def _changes(state: Descent, recipe: Recipe, examples: int, *, device: torch.device) -> Tensor | None:
+    """What augmentation does to every example of an epoch, in the order in which they come."""
+    if recipe.augmentation is None or not isinstance(state.networks, TrainedModule):
+        return None
+    return drawn(state, partial(recipe.augmentation.draw, examples)).to(device)
 
 
 def _step(
@@ -134,7 +148,7 @@ def _step(
     used = networks.weights.parts
     if masks and recipe.surgery:
         used = torch._foreach_mul(used, masks.parts)
-    x = _altered(state, used, x, y, recipe)
+    x = _attacked(state, used, x, y, recipe)
     networks.gradients(used, x, y, recipe, out=gradients)
     if masks and not recipe.surgery:
         gradients[0].buffer.mul_(masks.buffer)
@@ -150,27 +164,23 @@ def _step(
         operate(networks.weights.parts, masks.parts, state.limits, updated)
 
 
-def _altered(
+def _attacked(
     state: Descent, used: Sequence[Tensor], x: Float[Tensor, "K b d"], y: Int[Tensor, "K b"], recipe: Recipe
 ) -> Float[Tensor, "K b d"]:
-    """The batches augmented, then attacked, as the recipe says."""
-    networks = state.networks
-    if recipe.augmentation is not None and isinstance(networks, TrainedModule):
-        changes = drawn(state, partial(recipe.augmentation.draw, x.shape[1])).to(x.device)
-        x = recipe.augmentation.apply(x, changes, shape=networks.start.shape)
-    if recipe.adversary is not None:
-        noise = None
-        if recipe.adversary.random_start:
-            noise = drawn(state, lambda g: torch.rand(x.shape[1:], generator=g, dtype=x.dtype)).to(x.device)
-        slope = partial(networks.input_gradient, used, y=y, recipe=recipe)
-        x = attacked(slope, x, recipe.adversary, noise=noise)
-    return x
+    """The batches as the recipe's adversary leaves them."""
+    if recipe.adversary is None:
+        return x
+    noise = None
+    if recipe.adversary.random_start:
+        noise = drawn(state, lambda g: torch.rand(x.shape[1:], generator=g, dtype=x.dtype)).to(x.device)
+    slope = partial(state.networks.input_gradient, used, y=y, recipe=recipe)
+    return attacked(slope, x, recipe.adversary, noise=noise)
 
 
 def _update(
     state: Descent, gradients: tuple[Packed, Packed], recipe: Recipe, *, step: int, rate: float
 ) -> None:
-    """SGD, v <- momentum v + g + c w and w <- w - rate v, or Adam with c w in g, in one pass over memory."""
+    """SGD, v <- momentum v + g + c w and w <- w - rate v, Nesterov's variant, or Adam; in one pass."""
     networks = state.networks
     decays = (recipe.weight_decay, recipe.other_decay)
     for i, (values, decay) in enumerate(zip((networks.weights, networks.others), decays, strict=True)):
@@ -181,7 +191,7 @@ def _update(
             torch._fused_sgd_(
                 parameters, slopes, first if recipe.momentum else [], weight_decay=decay,
                 momentum=recipe.momentum, lr=rate,
-                dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+                dampening=0.0, nesterov=recipe.nesterov, maximize=False, is_first_step=False,
             )  # fmt: skip
         else:
             count = torch.tensor(step + 1.0, device=values.buffer.device)

@@ -184,9 +184,12 @@ class TrainedModule:
     names: tuple[list[str], list[str], list[str]]
 
     @staticmethod
-    def of(ensemble: ModuleEnsemble) -> TrainedModule:
-        """A copy of the ensemble's values, and of its module in train mode."""
+    def of(ensemble: ModuleEnsemble, *, compiled: str = "") -> TrainedModule:
+        """A copy of the ensemble's values, and of its module in train mode, compiled for one on a GPU."""
         module, like = copy.deepcopy(ensemble.module).train(), ensemble.weights[0]
+        if compiled and like.device.type == "cuda" and ensemble.members == 1:
+            torch.compiler.reset()  # of earlier trainings' modules, which would fill its cache
+            module.compile(mode=compiled)
         weights = prunable_names(module)
         others = [name for name, _ in module.named_parameters() if name not in weights]
         buffers = [name for name in ensemble.state if name not in weights and name not in others]
@@ -266,18 +269,21 @@ class TrainedModule:
         return both[..., :outputs], both[..., outputs:]
 
 
-def trained(ensemble: Ensemble) -> TrainedMLP | TrainedModule:
-    """The ensemble's networks, ready to be trained. Raises: InvalidInput for another kind of ensemble."""
+def trained(ensemble: Ensemble, *, compiled: str = "") -> TrainedMLP | TrainedModule:
+    """The ensemble's networks, ready to be trained; compiled as the recipe says.
+
+    Raises: InvalidInput for another kind of ensemble.
+    """
     if isinstance(ensemble, MLPEnsemble):
         return TrainedMLP.of(ensemble)
     if isinstance(ensemble, ModuleEnsemble):
-        return TrainedModule.of(ensemble)
+        return TrainedModule.of(ensemble, compiled=compiled)
     raise InvalidInput(f"ensemble is a {type(ensemble).__name__}; give an MLPEnsemble or a ModuleEnsemble")
 
 
 def _laid_out(piece: Tensor, shape: torch.Size) -> Tensor:
-    """A vector as a tensor of this shape; on a CPU, the channels of a filter lie together."""
-    if len(shape) != 5 or piece.device.type != "cpu":
+    """A vector as a tensor of this shape; a filter's channels lie together unless networks are batched."""
+    if len(shape) != 5 or (piece.device.type != "cpu" and shape[0] > 1):
         return piece.view(shape)
     members, filters, channels, height, width = shape
     return piece.view(members, filters, height, width, channels).permute(0, 1, 4, 2, 3)

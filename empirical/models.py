@@ -136,6 +136,32 @@ class _Residual(nn.Module):
         return torch.relu(self.branch(x) + shortcut)
 
 
+class Standardise(nn.Module):
+    """(x - mean) / std, channel by channel; frozen, so a network with it takes the pixels as they are stored.
+
+    Distances and gradients of the network are then those of the pixels.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise InvalidInput(f"std is {list(std)}; give one positive number for each of {list(mean)}")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("scale", 1 / torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape, (n, channels, height, width)."""
+        return (x - self.mean) * self.scale
+
+
+def standardised(network: nn.Sequential, *, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
+    """The network behind a frozen layer that standardises each channel. Raises: InvalidInput for std <= 0."""
+    return nn.Sequential(Standardise(mean, std), *network)
+
+
 def dense_small(
     total_weights: int, inputs: int, outputs: int, *, hidden: Sequence[int] = (300, 100)
 ) -> tuple[int, ...]:

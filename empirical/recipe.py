@@ -12,6 +12,7 @@ from theory.types import InvalidInput
 
 SHAPES = ("linear", "constant", "cosine", "inverse", "steps")
 OPTIMISERS = ("sgd", "adam")
+COMPILED = ("", "default", "reduce-overhead")
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,16 @@ class Schedule:
 class Recipe:
     """Minibatch descent on the mean cross-entropy, plus penalties; by default SGD whose rate falls to zero.
 
-    With ``sgd``, ``momentum`` is that of the heavy ball. With ``adam``, it is beta1 and ``second_momentum``
-    beta2. ``weight_decay`` c adds c w to the gradient of the weights that pruning may remove, ``other_decay``
-    to that of all other parameters: biases and batch-norm.
+    With ``sgd``, ``momentum`` is that of the heavy ball, of Nesterov's method with ``nesterov``. With
+    ``adam``, it is beta1 and ``second_momentum`` beta2. ``weight_decay`` c adds c w to the gradient of the
+    weights that pruning may remove, ``other_decay`` to that of all other parameters: biases and batch-norm.
     ``l1`` is the factor of sum |w| over the prunable weights, by soft thresholding after every step
     (``sgd`` only): the weights it makes zero are exactly 0. ``activation_l1`` is the factor of the sum over
     the inputs of the last layer of their absolute values, averaged over the batch.
     ``surgery`` lets the masks change while training, ``augmentation`` alters the images of every batch,
     then ``adversary`` attacks it. With ``bfloat16``, the products of a step are computed in that precision;
-    parameters, momentum and updates keep theirs.
+    parameters, momentum and updates keep theirs. ``compiled`` is torch.compile's mode for a module
+    trained alone on a GPU: "default", or "reduce-overhead", with CUDA graphs; elsewhere it changes nothing.
     Raises: InvalidInput for a value outside its range, or settings that exclude one another.
     """
 
@@ -95,6 +97,8 @@ class Recipe:
     augmentation: Augmentation | None = None
     adversary: Adversary | None = None
     bfloat16: bool = False
+    nesterov: bool = False
+    compiled: str = ""
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 0), ("batch_size", 1)):
@@ -110,6 +114,12 @@ class Recipe:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must not be negative, nor infinite")
         if self.optimiser not in OPTIMISERS:
             raise InvalidInput(f"optimiser is {self.optimiser!r}; choose one of {', '.join(OPTIMISERS)}")
+        if self.nesterov and (self.optimiser != "sgd" or not self.momentum):
+            raise InvalidInput(f"nesterov is {self.nesterov}; it needs the optimiser sgd, and momentum")
+        if self.compiled not in COMPILED:
+            raise InvalidInput(
+                f"compiled is {self.compiled!r}; choose one of {', '.join(map(repr, COMPILED))}"
+            )
         if self.l1 and (self.optimiser != "sgd" or self.surgery):
             raise InvalidInput(f"l1 is {self.l1}; it needs the optimiser sgd, and no surgery")
 

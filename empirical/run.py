@@ -19,11 +19,22 @@ import pyarrow.compute as pc
 import torch
 from joblib.externals.loky import get_reusable_executor
 
+from empirical.attacks import fgs
+from empirical.attacks.active import margins
 from empirical.claims import judge, violations
 from empirical.comparison import compare_linear, compare_relu
 from empirical.datasets import Dataset, load
+from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.ensembles import Ensemble, MLPEnsemble
-from empirical.experiments.chains import Chain, Place, base_networks, blocks, run_chain
+from empirical.experiments.chains import (
+    Chain,
+    Place,
+    base_networks,
+    blocks,
+    chain_is_done,
+    run_chain,
+    seeds_are_done,
+)
 from empirical.experiments.conditions import Bench
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
 from empirical.mask_comparison import compare_masks, predict_masks
@@ -37,6 +48,8 @@ from theory.types import InvalidInput
 Advance = Callable[[str, str], None]
 # Seconds between looks at the folder for units that other processes have finished.
 _LOOK = 0.5
+# Examples whose gradients are in memory at once.
+_EXAMPLES = 250
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class _Job:
     chain: Chain
     place: Place
     device: str
+    deadline: Deadline
 
 
 def describe(experiments: Sequence[Experiment], device: torch.device) -> dict[str, object]:
@@ -100,13 +114,16 @@ def run_experiments(
     workers: int = 1,
     backend: str = "loky",
     advance: Advance = lambda stage, detail: None,
+    deadline: Deadline = NEVER,
 ) -> Outcome:
     """Run all experiments into ``out``, continuing what an earlier run with the same settings left there.
 
     ``workers`` processes of joblib's ``backend`` share the chains; the rows do not depend on their number.
     ``advance`` hears of every finished unit. A file that is there is reused, never overwritten.
+    Past the ``deadline`` it stops after the epoch or the measurement at hand.
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
-    damaged file; TrainingDiverged if a network's weights become infinite.
+    damaged file; TrainingDiverged if a network's weights become infinite; OutOfTime if it stopped before the
+    end: the same call goes on.
     """
     if workers < 1:
         raise InvalidInput(f"workers is {workers}; use at least one process")
@@ -129,10 +146,13 @@ def run_experiments(
                 f"results file {final} belongs to a run with other settings; choose a new folder"
             )
     else:
-        dense, rest = _jobs(experiments, out, settings, provenance, device)
+        dense, rest = _jobs(experiments, out, settings, provenance, device, deadline)
         told = _Told([path for job in dense + rest for path in _paths(job)], advance)
-        for jobs in (dense, rest):
+        # One process trains dense networks when the first chain asks for them, so that seed follows on seed.
+        for jobs in [[*rest, *dense]] if workers == 1 else [dense, rest]:
             _work(jobs, told, workers=workers, backend=backend)
+            if deadline.over and not all(path.is_file() for job in rest + dense for path in _paths(job)):
+                raise OutOfTime
         parts = [read_table(path) for job in rest + dense for path in _paths(job)]
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
@@ -154,14 +174,16 @@ def _jobs(
     settings: dict[str, object],
     provenance: dict[str, str],
     device: torch.device,
+    deadline: Deadline,
 ) -> tuple[list[_Job], list[_Job]]:
     """The dense networks that all start from, and the chains that start from them."""
     dense, rest = [], []
     for experiment in experiments:
         place = Place(out, experiment.name, settings_id(settings), provenance)
         for seeds in blocks(experiment, device):
-            dense.append(_Job(experiment, Chain("base", seeds), place, str(device)))
-            rest += [_Job(experiment, Chain(c, seeds), place, str(device)) for c in experiment.conditions]
+            base, *chains = (Chain(c, seeds) for c in ("base", *experiment.conditions))
+            dense.append(_Job(experiment, base, place, str(device), deadline))
+            rest += [_Job(experiment, chain, place, str(device), deadline) for chain in chains]
     return dense, rest
 
 
@@ -177,13 +199,15 @@ def _work(jobs: Sequence[_Job], told: _Told, *, workers: int, backend: str) -> N
     told.look()
     if workers == 1:
         for job in jobs:
-            for _ in _steps(job):
-                told.look()
+            if not _do(job, told.look):
+                return
         return
+    jobs = [job for job in jobs if not _is_done(job)]
     with told.watching():
         parallel = joblib.Parallel(n_jobs=workers, backend=backend, return_as="generator_unordered")
         try:
-            for _ in parallel(joblib.delayed(_do_on_one_core)(job) for job in jobs):
+            calls = (joblib.delayed(_do_on_one_core)(job, first=i < workers) for i, job in enumerate(jobs))
+            for _ in parallel(calls):
                 pass
         finally:
             if backend == "loky":  # its processes would wait for more work, each with its copy of the data
@@ -191,25 +215,47 @@ def _work(jobs: Sequence[_Job], told: _Told, *, workers: int, backend: str) -> N
     told.look()
 
 
-def _do_on_one_core(job: _Job) -> None:
+def _do_on_one_core(job: _Job, *, first: bool) -> None:
+    """Do a job unless time is over; a process's first one in any case, so that every call gets on."""
     torch.set_num_threads(1)
-    for _ in _steps(job):
-        pass
+    if first or not job.deadline.over:
+        _do(job, lambda: None)
+
+
+def _do(job: _Job, after_step: Callable[[], None]) -> bool:
+    """Do one job, or as much of it as there is time for; whether there is time for more."""
+    try:
+        for _ in _steps(job):
+            after_step()
+            job.deadline.check()
+    except OutOfTime:
+        return False
+    return True
 
 
 def _steps(job: _Job) -> Iterator[None]:
     """Do one job, step by step; what it finds is in files."""
-    if job.chain.condition != "base" and all(path.is_file() for path in _paths(job)):
+    experiment, is_base = job.experiment, job.chain.condition == "base"
+    if _is_done(job):
         return
-    data = _cached_data(job.experiment)
-    bench = Bench(job.experiment, data, job.chain.seeds, torch.device(job.device))
-    if job.chain.condition != "base":
+    data = _cached_data(experiment)
+    bench = Bench(experiment, data, job.chain.seeds, torch.device(job.device), job.deadline)
+    if not is_base:
         yield from run_chain(bench, job.chain, job.place, level_rows)
         return
     networks = base_networks(bench, job.place)
     for path in _paths(job):
         run_unit(path, lambda: _mask_rows(job, networks, data), job.place.provenance)
     yield
+
+
+def _is_done(job: _Job) -> bool:
+    """Whether a job's rows are on disk; dense networks are no longer needed once all chains' are."""
+    if job.chain.condition != "base":
+        return chain_is_done(job.experiment, job.chain, job.place)
+    return all(path.is_file() for path in _paths(job)) and seeds_are_done(
+        job.experiment, job.chain.seeds, job.place
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -221,11 +267,30 @@ def level_rows(experiment: Experiment, data: Dataset, members: Members, networks
     """What is measured of the networks at one sparsity, and what the theory says of them."""
     measured = measure(networks, data, eps=experiment.eps, attacks=experiment.attacks, box=experiment.box)
     found = measured_rows(members, measured, data, eps=experiment.eps)
+    found += further_steps(experiment, data, members, networks)
     if not isinstance(networks, MLPEnsemble) or experiment.box:
         return found
     if experiment.network.kind in LINEAR_KINDS:
         return found + compare_linear(members, networks, measured, data, eps=experiment.eps)
     return found + compare_relu(members, networks, measured, data)
+
+
+def further_steps(experiment: Experiment, data: Dataset, members: Members, networks: Ensemble) -> list[Rows]:
+    """Accuracy on the fast gradient sign's points at the further steps, in float64, as rows."""
+    like = networks.masks[0]
+    exact = networks.to(dtype=torch.float64, device=like.device)
+    x, y = torch.tensor(data.x_test, device=like.device), torch.tensor(data.y_test, device=like.device)
+    found = []
+    for eps in experiment.further_eps:
+        for method, box in (("fgs", None), ("fgs in the box", data.box)):
+            right = [
+                margins(exact.logits(fgs(exact, some_x, some_y, eps=eps, box=box)), some_y) > 0
+                for some_x, some_y in zip(x.split(_EXAMPLES), y.split(_EXAMPLES), strict=True)
+            ]
+            share = torch.cat(right, dim=1).double().mean(1).cpu().numpy()
+            rows = {"quantity": "fgs_curve", "method": method, "kind": "measured", "norm": "linf", "eps": eps}
+            found.append(Rows(members, share, **rows))
+    return found
 
 
 def _speaks_of_masks(experiment: Experiment) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-OK, VIOLATED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, VIOLATED, USAGE, PAUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 @contextmanager

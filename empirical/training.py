@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from empirical.checkpoints import load_checkpoint, save_checkpoint, training_id
 from empirical.cores import on_cores, shares
+from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.descent import Descent, begin, descend
 from empirical.ensembles import AnyEnsemble, Ensemble, ModuleEnsemble, concatenate
 from empirical.recipe import Recipe as Recipe
@@ -40,6 +43,8 @@ def train(
     after_epoch: Callable[[], None] | None = None,
     checkpoint: Path | None = None,
     every: int = 1,
+    spacing: float = 0.0,
+    deadline: Deadline = NEVER,
 ) -> AnyEnsemble:
     """The ensemble after ``recipe.epochs`` passes; pruned weights stay zero, unless surgery revives them.
 
@@ -49,12 +54,14 @@ def train(
     running statistics included; one that draws random numbers itself (dropout) takes them from torch's global
     generator. On a CPU, the same call with the same number of threads gives the same bits.
 
-    With ``checkpoint``, the training is stored there after every ``every`` epochs, and goes on from a file
-    that is there, to the same numbers. The file stays, for the caller to delete.
+    With ``checkpoint``, the training is stored there after every ``every`` epochs, if ``spacing`` seconds are
+    over since the last time, and goes on from a file that is there, to the same numbers. The file stays, for
+    the caller to delete. Past the ``deadline`` it stops after the epochs at hand, stored if there is a path.
 
-    Raises: InvalidInput for shapes that disagree, labels out of range, augmentation of what is no image, or a
-    checkpoint that is damaged or belongs to another training; TrainingDiverged naming the members whose
-    weights are no longer finite, and holding the others.
+    Raises: OutOfTime if the deadline ends it before its last epoch; InvalidInput for shapes that disagree,
+    labels out of range, augmentation of what is no image, or a checkpoint that is damaged or belongs to
+    another training; TrainingDiverged naming the members whose weights are no longer finite, and holding the
+    others.
     """
     _check(ensemble, x, y, recipe, seeds)
     if every < 1:
@@ -64,23 +71,32 @@ def train(
     parts = shares(ensemble.members, device=device, at_most=at_most)
     states = [begin(ensemble, recipe, members=part, seeds=seeds) for part in parts]
 
-    training = training_id(ensemble, x, y, recipe, seeds) if checkpoint else ""
-    done = 0
+    @functools.cache
+    def training() -> str:  # of use only where a file is read or written: it looks at all data
+        return training_id(ensemble, x, y, recipe, seeds)
+
+    done, stored = 0, time.monotonic()
     if checkpoint and checkpoint.is_file():
-        done = load_checkpoint(checkpoint, states, training=training)
+        done = load_checkpoint(checkpoint, states, training=training())
         if after_epoch:
             for _ in range(done):
                 after_epoch()
+    in_pieces = checkpoint is not None or deadline != NEVER
     while done < recipe.epochs:
-        done = min(recipe.epochs, done + every) if checkpoint else recipe.epochs
+        done = min(recipe.epochs, done + every) if in_pieces else recipe.epochs
 
         def share(state: Descent, until: int = done) -> None:
             heard = after_epoch if state is states[0] else None
             descend(state, x, y, recipe, until=until, after_epoch=heard)
 
         on_cores(share, states, device=device)
-        if checkpoint:
-            save_checkpoint(checkpoint, states, training=training, epoch=done)
+        stops = deadline.over and done < recipe.epochs
+        if checkpoint and (stops or time.monotonic() - stored >= spacing):
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(checkpoint, states, training=training(), epoch=done)
+            stored = time.monotonic()
+        if stops:
+            raise OutOfTime
     return cast(AnyEnsemble, _finished(states, seeds, recipe))
 
 

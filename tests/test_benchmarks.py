@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attacks, compaction
+from benchmarks import attacks, compaction, gpu
 from benchmarks.cases import QUICK, Case
 from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
 from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
@@ -156,3 +156,25 @@ def test_slow_works_run_once_and_missing_ones_not_at_all(monkeypatch):
     monkeypatch.setattr("benchmarks.turns.SLOW", -1.0)
     done = in_turns({"work": work}, repeats=2)["work"]
     assert (len(runs), done.runs, int(done.value)) == (4, 1, 4)
+
+
+def test_the_quick_run_of_the_gpu_table_fills_it(tmp_path):
+    out = tmp_path / "gpu.csv"
+    result = CliRunner().invoke(gpu.main, ["--quick", "--device", "cpu", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == gpu.FIELDS
+    trained = [line for line in table if line["task"] == "train"]
+    assert {line["way"] for line in trained} == {"together", "in turn"}
+    assert {line["precision"] for line in trained} == {"float32", "bfloat16"}
+    assert {line["compiled"] for line in trained} == {"", "default", "reduce-overhead"}
+    assert all(line["seconds"] and float(line["share"]) > 0 for line in trained), trained
+    assert [line["task"] for line in table if line not in trained] == ["attack fgs", "attack deepfool"]
+
+
+def test_products_of_the_full_networks_are_counted():
+    """Forward multiply-adds of the literature: 69 million for ResNet-32, 313 million for the VGG-like one."""
+    for kind, forward in (("resnet-32", 69e6), ("vgg", 313e6)):
+        first = 3 * 9 * (16 if kind == "resnet-32" else 64) * 1024
+        assert gpu._flops(gpu.Network(kind)) == pytest.approx(2 * (3 * forward - first), rel=0.01)

@@ -111,5 +111,5 @@ def share_of_dense(
     kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
     pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
     shares = (pruned / dense.where(dense > 0)).dropna(axis=1)
-    sound = (kept >= (1 - COLLAPSE) * reference).all()
+    sound = (kept / reference >= 1 - COLLAPSE).all()
     return shares[[alpha for alpha in shares.columns if sound.get(alpha, False)]]

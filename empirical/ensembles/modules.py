@@ -1,7 +1,8 @@
 """Ensembles of any ``torch.nn.Module``: parameters stacked, evaluated by ``torch.func``.
 
-On a GPU the members run as one batched pass (convolutions become grouped ones); on a CPU one after the
-other, which is as fast there, in chunks of examples that stay in the cache.
+On a GPU several members run as one batched pass (convolutions become grouped ones), a single one as the
+module it is; on a CPU one after the other, which is as fast there, in chunks of examples that stay in the
+cache.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ class ModuleEnsemble:
 
 def evaluate(module: nn.Module, state: Mapping[str, Tensor], x: Float[Tensor, "K n *shape"]) -> Tensor:
     """The outputs (K, n, c) of every member on its own batch; differentiable in the state and in x."""
-    return (_one_by_one if x.device.type == "cpu" else _at_once)(module, state, x)
+    return (_one_by_one if x.device.type == "cpu" or len(x) == 1 else _at_once)(module, state, x)
 
 
 def _one_by_one(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ def _one_by_one(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Te
     rows = {n: t.unbind() if t.requires_grad else [t[k] for k in range(len(t))] for n, t in state.items()}
     members = [{name: row[k] for name, row in rows.items()} for k in range(len(x))]
     parts = [_channels_last(part) if getattr(module, _CHANNELS_LAST, False) else part for part in x]
-    with NarrowConvolutions() if x.requires_grad else nullcontext():
+    with NarrowConvolutions() if x.requires_grad and x.device.type == "cpu" else nullcontext():
         return torch.stack(
             [functional_call(module, m, (part,)) for m, part in zip(members, parts, strict=True)]
         )

@@ -1,14 +1,16 @@
 """The units of an experiment: chains of networks, level after level, each level a checkpoint and a table.
 
 A chain is one condition for one block of seeds: on a CPU one seed each, spread over processes; on a GPU all
-seeds at once. Everything goes through files that are written whole or not at all, named after what they
-depend on, so a chain that was killed goes on from its last level, on another machine too.
+seeds at once, but wide networks of images one by one, which need no others to keep it busy. Everything goes
+through files that are written whole or not at all, named after what they depend on, so a chain that was
+killed goes on from its last level, on another machine too.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +30,8 @@ from empirical.experiments.specification import Experiment
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit, unit_path
 
+# Networks of which one alone keeps a GPU busy, and whose convolutions are slow in groups.
+ALONE_KINDS = ("vgg", "resnet-32")
 # From an experiment, its data and the networks of one level to the rows about them.
 Measure = Callable[[Experiment, Dataset, Members, Ensemble], list[Rows]]
 
@@ -59,6 +63,10 @@ class Place:
         """The file with a chain's networks at one level."""
         return self.folder / "checkpoints" / f"{self.experiment}-{chain.name}-{level:02d}.safetensors"
 
+    def unfinished(self, chain: Chain, level: int) -> Path:
+        """The folder of a training that leads to one level and was not finished."""
+        return self.folder / "unfinished" / f"{self.experiment}-{chain.name}-{level:02d}"
+
     def level_unit(self, chain: Chain, level: int) -> Path:
         """The file with a chain's rows at one level."""
         return self.unit(f"{chain.name}-{level:02d}")
@@ -69,30 +77,51 @@ class Place:
 
 
 def blocks(experiment: Experiment, device: torch.device) -> list[tuple[int, ...]]:
-    """The seeds that are trained together: each by itself on a CPU, all at once elsewhere."""
+    """The seeds trained together: each by itself on a CPU and for wide networks of images, else all."""
     seeds = range(experiment.seeds)
-    return [(seed,) for seed in seeds] if device.type == "cpu" else [tuple(seeds)]
+    alone = device.type == "cpu" or experiment.network.kind in ALONE_KINDS
+    return [(seed,) for seed in seeds] if alone else [tuple(seeds)]
 
 
 def base_networks(bench: Bench, place: Place) -> Ensemble:
-    """The dense networks that every chain of these seeds starts from, trained unless they are on disk."""
-    path = place.checkpoint(Chain("base", bench.seeds), 0)
+    """The dense networks that every chain of these seeds starts from, trained unless they are on disk.
+
+    Raises: OutOfTime as :func:`run_chain`.
+    """
+    chain, compact = Chain("base", bench.seeds), bench.experiment.compact
+    path = place.checkpoint(chain, 0)
     if path.is_file():
-        return load_networks(path, bench.initial())
-    networks = dense_networks(bench)
-    save_networks(path, networks)
+        return load_networks(path, bench.initial(), compact=compact)
+    unfinished = place.unfinished(chain, 0)
+    networks = dense_networks(replace(bench, unfinished=unfinished))
+    _keep(path, networks, unfinished, compact=compact)
+    bench.deadline.check()
     return networks
+
+
+def chain_is_done(experiment: Experiment, chain: Chain, place: Place) -> bool:
+    """Whether the rows of all levels are on disk."""
+    return all(place.level_unit(chain, level).is_file() for level in range(len(experiment.sparsities)))
+
+
+def seeds_are_done(experiment: Experiment, seeds: tuple[int, ...], place: Place) -> bool:
+    """Whether every chain of these seeds is, so that nothing starts from their dense networks any more."""
+    return all(chain_is_done(experiment, Chain(c, seeds), place) for c in experiment.conditions)
 
 
 def run_chain(bench: Bench, chain: Chain, place: Place, measure: Measure) -> Iterator[None]:
     """Train and measure a chain; yields whenever the rows of one more level are on disk.
 
-    A level whose files are there is not computed again. Raises: InvalidInput naming a damaged file;
-    TrainingDiverged if a network's weights become infinite: earlier levels are on disk by then.
+    A level whose files are there is not computed again. Of a compact experiment, networks from which no
+    other one starts are deleted. Raises: InvalidInput naming a damaged file; TrainingDiverged if a network's
+    weights become infinite: earlier levels are on disk by then; OutOfTime in a training or behind one, once
+    the deadline is over.
     """
     experiment = bench.experiment
+    if chain_is_done(experiment, chain, place):
+        return
     dense = previous = base_networks(bench, place)
-    for level, sparsity in enumerate(experiment.sparsities):
+    for level, sparsity in _levels(bench, chain, place):
         if level:
             previous = _level(bench, chain, place, level=level, dense=dense, previous=previous)
         networks = previous
@@ -109,17 +138,50 @@ def run_chain(bench: Bench, chain: Chain, place: Place, measure: Measure) -> Ite
             return measure(experiment, bench.data, members, networks)
 
         run_unit(place.level_unit(chain, level), rows, place.provenance)
+        if experiment.compact:
+            _clear(chain, place, before=level, experiment=experiment)
         yield
+
+
+def _levels(bench: Bench, chain: Chain, place: Place) -> list[tuple[int, float]]:
+    """The levels to go through, with their sparsities: of a compact experiment from the last stored one."""
+    levels = list(enumerate(bench.experiment.sparsities))
+    if not bench.experiment.compact:
+        return levels
+    done = next(level for level, _ in levels if not place.level_unit(chain, level).is_file())
+    if chain.condition in UNTRAINED:
+        return levels[done:]
+    stored = [level for level in range(1, done + 1) if place.checkpoint(chain, level).is_file()]
+    return levels[max(stored, default=min(done, 1)) :]
+
+
+def _clear(chain: Chain, place: Place, *, before: int, experiment: Experiment) -> None:
+    """Delete networks that nothing starts from now: earlier levels, finished chains, their dense ones."""
+    done = chain_is_done(experiment, chain, place)
+    for level in range(1, before + done):
+        place.checkpoint(chain, level).unlink(missing_ok=True)
+    needs_dense = experiment.network.kind == "mlp"  # for the mask theorem, when all chains are done
+    if seeds_are_done(experiment, chain.seeds, place) and not needs_dense:
+        place.checkpoint(Chain("base", chain.seeds), 0).unlink(missing_ok=True)
 
 
 def _level(
     bench: Bench, chain: Chain, place: Place, *, level: int, dense: Ensemble, previous: Ensemble
 ) -> Ensemble:
     """The chain's networks at one level, from disk if they are there."""
-    path = place.checkpoint(chain, level)
+    path, compact = place.checkpoint(chain, level), bench.experiment.compact
     if path.is_file():
-        return load_networks(path, blank_networks(bench, chain.condition, level=level))
-    networks = next_networks(bench, chain.condition, level=level, dense=dense, previous=previous)
+        return load_networks(path, blank_networks(bench, chain.condition, level=level), compact=compact)
+    unfinished = place.unfinished(chain, level)
+    making = replace(bench, unfinished=unfinished)
+    networks = next_networks(making, chain.condition, level=level, dense=dense, previous=previous)
     if chain.condition not in UNTRAINED:
-        save_networks(path, networks)
+        _keep(path, networks, unfinished, compact=compact)
+        bench.deadline.check()
     return networks
+
+
+def _keep(path: Path, networks: Ensemble, unfinished: Path, *, compact: bool) -> None:
+    """Store finished networks, and delete what their unfinished trainings left."""
+    save_networks(path, networks, compact=compact)
+    shutil.rmtree(unfinished, ignore_errors=True)

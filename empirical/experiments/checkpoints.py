@@ -1,26 +1,38 @@
-"""Networks on disk: safetensors files, written atomically and checked when read."""
+"""Networks on disk: safetensors files, written atomically and checked when read.
+
+A compact file holds networks in half precision, of the weights only those that are kept, beside their masks
+as bits: 2 (1 - sparsity) + 1/8 bytes per weight, 2 where nothing is pruned.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from empirical.ensembles import AnyEnsemble, Ensemble, MLPEnsemble, ModuleEnsemble
+from empirical.ensembles.modules import prunable_names
 from empirical.results import write_atomically
 from theory.types import InvalidInput
 
 
-def save_networks(path: Path, networks: Ensemble) -> None:
-    """Write all weights, biases, buffers and masks of an ensemble."""
-    tensors = {name: t.contiguous() for name, t in _tensors(networks).items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+def save_networks(path: Path, networks: Ensemble, *, compact: bool = False) -> None:
+    """Write all weights, biases, buffers and masks of an ensemble.
+
+    A compact file keeps every bit of networks that :func:`halved` gave.
+    """
+    tensors = _tensors(networks)
+    tensors = _packed(tensors, _weight_names(networks)) if compact else tensors
+    contiguous = {name: t.contiguous() for name, t in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
 
 
-def load_networks(path: Path, like: AnyEnsemble) -> AnyEnsemble:
+def load_networks(path: Path, like: AnyEnsemble, *, compact: bool = False) -> AnyEnsemble:
     """The networks that ``path`` holds, of the architecture, number and device of ``like``.
 
     Raises: InvalidInput naming a file that is damaged or holds other networks.
@@ -28,11 +40,69 @@ def load_networks(path: Path, like: AnyEnsemble) -> AnyEnsemble:
     wanted = _tensors(like)
     try:
         found = load_file(path, device=str(like.masks[0].device))
+        if compact:
+            found = _unpacked(found, wanted, _weight_names(like))
         if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
             raise InvalidInput("it holds other networks")
         return _rebuilt(like, found)
     except (SafetensorError, InvalidInput, OSError) as error:
         raise InvalidInput(f"checkpoint {path} is damaged ({error}); delete it and run again") from error
+
+
+def halved(networks: AnyEnsemble) -> AnyEnsemble:
+    """The networks with every value rounded to half precision (11 significant bits), in their own type.
+
+    Values of a tensor with one beyond half precision's range stay as they are.
+    """
+    return _rebuilt(networks, {name: _rounded(t) for name, t in _tensors(networks).items()})
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    return half.to(tensor.dtype) if bool(torch.isfinite(half).all()) else tensor
+
+
+def _packed(tensors: dict[str, Tensor], weights: list[str]) -> dict[str, Tensor]:
+    """Kept weights in a row, masks as bits, everything in half precision that is exact in it."""
+    found = dict(tensors)
+    for i, name in enumerate(weights):
+        mask = tensors[f"mask.{i}"]
+        found[name] = tensors[name][mask]
+        bits = np.packbits(mask.cpu().numpy()) if not bool(mask.all()) else np.empty(0, np.uint8)
+        found[f"mask.{i}"] = torch.from_numpy(bits)
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and torch.equal(_rounded(tensor), tensor.half().to(tensor.dtype)):
+            found[name] = tensor.half()
+    return found
+
+
+def _unpacked(found: dict[str, Tensor], like: dict[str, Tensor], weights: list[str]) -> dict[str, Tensor]:
+    """The inverse of :func:`_packed`. Raises: InvalidInput if the file is another network's."""
+    if found.keys() != like.keys():
+        raise InvalidInput("it holds other networks")
+    whole = {n: t.to(like[n].dtype) if t.is_floating_point() else t for n, t in found.items()}
+    for i, name in enumerate(weights):
+        shape, size = like[name].shape, like[name].numel()
+        bits = found[f"mask.{i}"].cpu().numpy()
+        if len(bits) not in (0, -(-size // 8)):
+            raise InvalidInput("it holds other networks")
+        flat = np.unpackbits(bits, count=size) if len(bits) else np.ones(size, np.uint8)
+        mask = torch.from_numpy(flat).to(like[name].device).bool().view(shape)
+        if int(mask.sum()) != whole[name].numel():
+            raise InvalidInput("it holds other networks")
+        weight = torch.zeros_like(like[name], memory_format=torch.contiguous_format)
+        weight[mask] = whole[name]
+        whole |= {name: weight, f"mask.{i}": mask}
+    return whole
+
+
+def _weight_names(networks: Ensemble) -> list[str]:
+    """Names of the prunable weights among :func:`_tensors`."""
+    if isinstance(networks, ModuleEnsemble):
+        return [f"state.{name}" for name in prunable_names(networks.module)]
+    return [f"weight.{i}" for i in range(len(networks.masks))]
 
 
 def _tensors(networks: Ensemble) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ condition             what stands at sparsity s
 ``random-retrained``  random masks, nested, retrained from one sparsity to the next
 ``lottery``           the smallest weights of every layer removed, what is left rewound to its initial values
                       and trained afresh
-``small-dense``       a dense network with as many weights, trained as long
+``small-dense``       a dense network with as many weights, all widths scaled alike, trained as long
 ``surgery``           dynamic network surgery whose thresholds remove the share s at its start
 ``l1``                s is the factor of an L1 term on the weights; those it makes zero are removed
 ``activation``        s is the factor of an L1 term on the inputs of the last layer; no weight is removed
@@ -23,19 +23,28 @@ order of the examples at every level, equal for all conditions, and the random m
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from empirical.activations import share_of_zero_activations
 from empirical.datasets import Dataset
+from empirical.deadline import NEVER, Deadline
 from empirical.ensembles import Ensemble, initialise, initialise_modules
-from empirical.experiments.specification import Experiment
-from empirical.models import VGG_GROUPS, dense_small, lenet5, resnet, vgg_like
+from empirical.experiments.architectures import (
+    Channels,
+    channels_of,
+    image_shape,
+    module_builder,
+    smaller,
+    widths_of,
+)
+from empirical.experiments.checkpoints import halved
+from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment, Network
 from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks, threshold_masks
 from empirical.recipe import Recipe
 from empirical.surgery import Surgery
@@ -44,53 +53,77 @@ from theory.types import InvalidInput
 
 # Conditions whose networks follow from the dense ones without training.
 UNTRAINED = ("one-shot", "random")
+# Seconds of training between two files it could go on from.
+SPACING = 60.0
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the networks of one block of seeds are made from: the experiment, its training data, a device."""
+    """What the networks of one block of seeds are made from: the experiment, its training data, a device.
+
+    A training that the deadline ends, or that is killed, goes on from a file in the folder ``unfinished``.
+    """
 
     experiment: Experiment
     data: Dataset
     seeds: tuple[int, ...]
     device: torch.device
+    deadline: Deadline = NEVER
+    unfinished: Path | None = None
 
-    def initial(self, hidden: tuple[int, ...] | None = None) -> Ensemble:
-        """Untrained networks, one per seed; ``hidden`` are other widths for an MLP."""
-        network = self.experiment.network
-        if network.kind == "lenet-5":
-            one, two, full = network.widths((20, 50, 500))
-            return self._modules(lambda: lenet5(channels=(one, two), hidden=full), (1, 28, 28))
-        if network.kind == "vgg":
-            groups, (full,) = [network.widths(group) for group in VGG_GROUPS], network.widths((512,))
-            return self._modules(lambda: vgg_like(groups=groups, hidden=full), (3, 32, 32))
-        if network.kind == "resnet-32":
-            one, two, three = network.widths((16, 32, 64))
-            return self._modules(lambda: resnet(widths=(one, two, three)), (3, 32, 32))
-        outputs = 1 if network.kind == "linear-binary" else self.data.classes
-        widths = [self.data.x_train.shape[1], *(hidden or network.hidden), outputs]
+    def initial(self, network: Network | None = None) -> Ensemble:
+        """Untrained networks, one per seed, of the experiment's architecture or another one."""
+        network = network or self.experiment.network
+        classes = self.data.classes
+        if network.kind in CONVOLUTIONAL_KINDS:
+            return self._modules(network)
+        widths = widths_of(network, inputs=self.data.x_train.shape[1], classes=classes)
         return initialise(widths, seeds=self.seeds, device=self.device)
 
     def train(self, networks: Ensemble, recipe: Recipe, *, level: int) -> Ensemble:
-        """The networks after one more training, in the example order of this level."""
+        """The networks after one more training, in the example order of this level.
+
+        Raises: OutOfTime once the deadline is over; the training goes on from there in another call.
+        """
         x = torch.tensor(self.data.x_train, dtype=torch.float32, device=self.device)
         y = torch.tensor(self.data.y_train, device=self.device)
         order = [derived_seed(seed, 1, level) for seed in self.seeds]
-        return train(networks, x, y, recipe, seeds=order)
+        checkpoint = self.unfinished / f"{level:02d}.safetensors" if self.unfinished else None
+        found = train(
+            networks,
+            x,
+            y,
+            recipe,
+            seeds=order,
+            checkpoint=checkpoint,
+            spacing=SPACING,
+            deadline=self.deadline,
+        )
+        return halved(found) if self.experiment.compact else found
 
     def mask_seeds(self) -> list[int]:
         """Seeds of the random masks: the same at every sparsity, so that masks are nested."""
         return [derived_seed(seed, 2, 0) for seed in self.seeds]
 
-    def _modules(self, build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> Ensemble:
-        """Networks of images. Raises: InvalidInput if the data are of another size, or channels come last."""
-        stored = self.data.shape
+    @functools.cached_property
+    def channels(self) -> Channels | None:
+        """The colour channels of the training images, for the networks of images in colour; None for others.
+
+        Raises: InvalidInput if the data are of another size, or channels come last.
+        """
+        network, stored = self.experiment.network, self.data.shape
+        shape = image_shape(network)
         if math.prod(stored) != math.prod(shape) or (len(stored) == 3 and stored != shape):
             raise InvalidInput(
                 f"data {self.data.name} has examples of shape {stored}; network.kind "
-                f"{self.experiment.network.kind!r} takes {shape}, channels first"
+                f"{network.kind!r} takes {shape}, channels first"
             )
-        return initialise_modules(build, shape=shape, seeds=self.seeds, device=self.device)
+        return channels_of(self.data.x_train, shape[0]) if shape[0] > 1 else None
+
+    def _modules(self, network: Network) -> Ensemble:
+        """Networks of images. Raises: InvalidInput as :attr:`channels`."""
+        made = module_builder(network, classes=self.data.classes, channels=self.channels)
+        return initialise_modules(made, shape=image_shape(network), seeds=self.seeds, device=self.device)
 
 
 def derived_seed(seed: int, purpose: int, level: int) -> int:
@@ -107,11 +140,10 @@ def blank_networks(bench: Bench, condition: str, *, level: int) -> Ensemble:
     """Networks of the architecture that ``condition`` has at this level, whatever their values."""
     if condition != "small-dense" or not level:
         return bench.initial()
-    network, sparsity = bench.experiment.network, bench.experiment.sparsities[level]
-    whole = bench.initial()
+    whole, sparsity = bench.initial(), bench.experiment.sparsities[level]
     wanted = round((1 - sparsity) * sum(mask[0].numel() for mask in whole.masks))
-    widths = dense_small(wanted, whole.inputs, whole.classes, hidden=network.hidden)
-    return bench.initial(hidden=widths[1:-1])
+    network = bench.experiment.network
+    return bench.initial(smaller(network, wanted, inputs=whole.inputs, classes=whole.classes))
 
 
 def next_networks(

@@ -73,6 +73,8 @@ class Experiment:
     classes of a binary problem and of the random-mask theorem, whose Monte Carlo draws ``masks`` masks.
     Networks are trained on the first ``train_examples`` and attacked at the first ``test_examples``; all
     where that is not given. Attacks keep to the data's box where ``box`` says so, which theory does not.
+    ``further_eps`` are steps of the fast gradient sign that no claim is judged at. With ``compact``, networks
+    are rounded to half precision after every training and only those that others start from stay on disk.
     Raises: InvalidInput naming the entry that is out of range.
     """
 
@@ -87,11 +89,13 @@ class Experiment:
     retrain: Recipe = field(default_factory=lambda: Recipe(epochs=12))
     attacks: tuple[str, ...] = ("fgs", "deepfool")
     eps: float = 0.1
+    further_eps: tuple[float, ...] = ()
     box: bool = False
     pair: tuple[int, int] = (1, 7)
     masks: int = 100
     train_examples: int | None = None
     test_examples: int | None = None
+    compact: bool = False
 
     def __post_init__(self) -> None:
         for name, low in (("seeds", 1), ("masks", 2), ("train_examples", 2), ("test_examples", 1)):
@@ -103,9 +107,9 @@ class Experiment:
         rising = all(a < b for a, b in zip(self.sparsities[:-1], self.sparsities[1:], strict=True))
         if not self.sparsities or self.sparsities[0] != 0 or not rising:
             raise InvalidInput(f"sparsities is {list(self.sparsities)}; give values that rise from 0")
-        if "small-dense" in self.conditions and self.network.kind != "mlp":
+        if "small-dense" in self.conditions and self.network.kind in LINEAR_KINDS:
             raise InvalidInput(
-                f"conditions is {list(self.conditions)}; small-dense is for a network of kind mlp"
+                f"conditions is {list(self.conditions)}; small-dense is for a network with hidden layers"
             )
         for name, known in (("conditions", CONDITIONS), ("attacks", ATTACKS)):
             chosen = getattr(self, name)
@@ -114,12 +118,18 @@ class Experiment:
                 raise InvalidInput(f"{name} is {list(chosen)}; choose different ones of {', '.join(known)}")
         if len(self.pair) != 2 or self.pair[0] == self.pair[1]:
             raise InvalidInput(f"pair is {list(self.pair)}; name two different classes")
-        if not 0 < self.eps < float("inf"):
-            raise InvalidInput(f"eps is {self.eps}; the step of the fast gradient sign must be positive")
+        for name, steps in (("eps", (self.eps,)), ("further_eps", self.further_eps)):
+            if not all(0 < step < float("inf") for step in steps):
+                raise InvalidInput(
+                    f"{name} is {getattr(self, name)}; steps of the fast gradient sign must be positive"
+                )
 
     def describe(self) -> dict[str, Any]:
-        """The experiment as plain JSON values."""
-        return asdict(self) | {"first": self.first.describe(), "retrain": self.retrain.describe()}
+        """The experiment as plain JSON values, without later settings that are unused: ids outlive them."""
+        plain = asdict(self) | {"first": self.first.describe(), "retrain": self.retrain.describe()}
+        return {
+            name: value for name, value in plain.items() if value or name not in ("further_eps", "compact")
+        }
 
 
 def catalog() -> dict[str, Path]:

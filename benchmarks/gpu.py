@@ -1,0 +1,218 @@
+"""Seconds per epoch of the CIFAR-10 networks for every way of training them, and of the attacks on one.
+
+``python -m benchmarks.gpu --out benchmarks/results/gpu.csv`` on a GPU; ``--quick`` is a smoke test of tiny
+networks on any device. Images are noise: time does not depend on what they show.
+
+A line of ``train`` is a way: networks batched by vmap (``together``) or one after the other (``in turn``),
+float32 or bfloat16 products, compiled or not (``Recipe.compiled``), a batch size. ``seconds`` is the median
+wall clock of an epoch of ``images`` per network, the GPU waited for; ``first`` that of the first epoch, with
+compilation and cuDNN's choices. ``share`` is how much of that epoch the steps' products alone would take at
+the rate of a large matrix product of the same precision in the same run. A line of ``attack`` is one attack
+on one network at ``images`` images in float64, as experiments measure; it has no share. A way that fails,
+for want of memory or of a compiler, is a line with the reason in ``note``, and the others go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.floor import product_rate
+from benchmarks.tables import Row, save, show
+from benchmarks.training import Setup, step_flops
+from empirical.augmentation import Augmentation
+from empirical.datasets import Dataset
+from empirical.ensembles import Ensemble, initialise_modules
+from empirical.experiments.architectures import Channels, build
+from empirical.experiments.specification import ATTACKS, Network
+from empirical.measurement import measure
+from empirical.provenance import choose_device, device_name
+from empirical.training import Recipe, train
+
+FIELDS: tuple[str, ...] = (
+    "task",
+    "network",
+    "way",
+    "members",
+    "batch",
+    "precision",
+    "compiled",
+    "images",
+    "seconds",
+    "first",
+    "share",
+    "note",
+    "machine",
+)
+SHAPE = (3, 32, 32)
+CHANNELS = Channels((0.5,) * 3, (0.25,) * 3)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is timed: images of an epoch, of an attack, epochs after the first, a product's side."""
+
+    networks: tuple[Network, ...]
+    train: int
+    attacked: int
+    members: int
+    batches: tuple[int, ...]
+    epochs: int
+    product: int
+    attacks: tuple[str, ...]
+
+
+FULL = Size((Network("resnet-32"), Network("vgg")), 50_000, 200, 3, (128, 256, 512), 2, 8192, ATTACKS)
+QUICK = Size((Network("vgg", scale=0.01),), 20, 1, 2, (10,), 1, 256, ("fgs", "deepfool"))
+
+
+def ways(size: Size) -> Iterator[tuple[bool, Recipe]]:
+    """Every way of training: whether members run together, and the recipe.
+
+    The smallest batch in all ways, larger ones in the one that experiments use.
+    """
+    base = Recipe(
+        epochs=1 + size.epochs,
+        batch_size=size.batches[0],
+        learning_rate=0.01,
+        nesterov=True,
+        augmentation=Augmentation(),
+        bfloat16=True,
+    )
+    yield False, base
+    yield True, base
+    yield False, replace(base, bfloat16=False)
+    yield True, replace(base, bfloat16=False)
+    for mode in ("default", "reduce-overhead"):
+        yield False, replace(base, compiled=mode)
+    for batch in size.batches[1:]:
+        yield False, replace(base, batch_size=batch)
+        yield True, replace(base, batch_size=batch)
+
+
+def started(network: Network, members: int, device: torch.device) -> Ensemble:
+    """Untrained networks behind a standardising layer."""
+    made = functools.partial(build, network, classes=10, channels=CHANNELS)
+    return initialise_modules(made, shape=SHAPE, seeds=range(members), device=device)
+
+
+def epoch_seconds(ensemble: Ensemble, data: Dataset, recipe: Recipe) -> tuple[float, float]:
+    """Wall clock of the first epoch, with all that precedes it, and the median of the others."""
+    device = ensemble.masks[0].device
+    x = torch.tensor(data.x_train, device=device)
+    y = torch.tensor(data.y_train, device=device)
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    ticks = [now()]
+    train(ensemble, x, y, recipe, seeds=range(ensemble.members), after_epoch=lambda: ticks.append(now()))
+    first, *others = (b - a for a, b in pairwise(ticks))
+    return first, median(others)
+
+
+def training_lines(network: Network, size: Size, data: Dataset, device: torch.device) -> Iterator[Row]:
+    """A line for every way of training this network."""
+    nets = started(network, size.members, device)
+    flops = _flops(network)
+    for together, recipe in ways(size):
+        dtype = torch.bfloat16 if recipe.bfloat16 else torch.float32
+        line: Row = {
+            "task": "train",
+            "network": network.kind,
+            "way": "together" if together else "in turn",
+            "members": size.members,
+            "batch": recipe.batch_size,
+            "precision": "bfloat16" if recipe.bfloat16 else "float32",
+            "compiled": recipe.compiled,
+            "images": size.train,
+            "note": "not compiled on a CPU" if recipe.compiled and device.type == "cpu" else "",
+        }
+        parts = [nets] if together else [nets.select([k]) for k in range(size.members)]
+        try:
+            taken = [epoch_seconds(part, data, recipe) for part in parts]
+        except Exception as error:  # a way that this machine cannot go is a finding
+            yield line | {"note": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+            continue
+        first, seconds = (sum(values) / size.members for values in zip(*taken, strict=True))
+        floor = flops * size.train / product_rate(dtype=dtype, device=device, size=size.product)
+        yield line | {
+            "seconds": f"{seconds:.3g}",
+            "first": f"{first:.3g}",
+            "share": f"{floor / seconds:.2g}",
+        }
+
+
+def attack_lines(network: Network, size: Size, data: Dataset, device: torch.device) -> Iterator[Row]:
+    """A line for every attack on one untrained network."""
+    nets = started(network, 1, device)
+    for attack in size.attacks:
+        begun = time.perf_counter()
+        measure(nets, data, eps=0.01, attacks=(attack,))  # ends in NumPy arrays: the GPU is waited for
+        yield {
+            "task": f"attack {attack}",
+            "network": network.kind,
+            "members": 1,
+            "precision": "float64",
+            "images": size.attacked,
+            "seconds": f"{time.perf_counter() - begun:.3g}",
+        }
+
+
+def noise(size: Size) -> Dataset:
+    """Images and labels at random."""
+    rng = np.random.default_rng(0)
+    count = size.train + size.attacked
+    x = rng.random((count, 3 * 32 * 32), dtype=np.float32)
+    y = np.arange(count) % 10
+    test = x[size.train :].astype(np.float64)
+    return Dataset("noise", x[: size.train], y[: size.train], test, y[size.train :], 10, shape=SHAPE)
+
+
+def _flops(network: Network) -> float:
+    """Operations of one image's step."""
+
+    def built() -> nn.Module:
+        return build(network, classes=10, channels=CHANNELS).eval()
+
+    cpu = choose_device("cpu")
+    recipe = Recipe(epochs=1)
+    setup = Setup(network.kind, built, lambda seeds: started(network, len(seeds), cpu), SHAPE, recipe)
+    return step_flops(setup)
+
+
+@click.command()
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--kind", multiple=True, help="Only this network: resnet-32 or vgg; both by default.")
+@click.option("--quick", is_flag=True, help="A smoke test: tiny networks, a few images.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV, line by line.")
+def main(*, device: str, kind: tuple[str, ...], quick: bool, out: Path | None) -> None:
+    """Time training and attacks of the CIFAR-10 networks in all ways, beside a matrix product."""
+    chosen, size = choose_device(device), QUICK if quick else FULL
+    data, table = noise(size), []
+    machine = f"{device_name(chosen)}, torch {torch.__version__}"
+    for network in size.networks:
+        if kind and network.kind not in kind:
+            continue
+        for lines in (training_lines, attack_lines):
+            for line in lines(network, size, data, chosen):
+                table.append(dict.fromkeys(FIELDS, "") | line | {"machine": machine})
+                if out:  # what is measured stays, should the machine be taken away
+                    save(table, FIELDS, out)
+    show(table, FIELDS)
+
+
+if __name__ == "__main__":
+    main()
