@@ -229,8 +229,10 @@ def _with_boundary(clf: BinaryLinear | LinearClassifier) -> BinaryLinear | Linea
 def _check_attacks(
     members: Members, radius: Float[Array, "K n"], measured: Measurement, *, p: float, name: str
 ) -> list[Rows]:
-    """No attack found a point nearer than ``radius``."""
+    """No attack found a point nearer than ``radius``; nothing to check where none works in this norm."""
     attacks = [value for (norm, _), value in measured.radius.items() if norm == p]
+    if not attacks:
+        return []
     return check(members, radius, np.min(attacks, axis=0), name=name, norm=NORMS[p])
 
 

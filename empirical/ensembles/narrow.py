@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, fold
 from torch.overrides import TorchFunctionMode
 
@@ -57,7 +56,6 @@ class _Narrow(torch.autograd.Function):
         ctx.how = tuple(x.shape[2:]), {"stride": stride, "padding": padding, "dilation": dilation}
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), (size, how) = ctx.saved_tensors, ctx.how
         columns = weight.flatten(1).mT @ gradients[0].flatten(2)

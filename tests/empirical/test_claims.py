@@ -89,6 +89,13 @@ def test_one_collapsed_network_disqualifies_a_sparsity():
     assert verdicts(frame, "C4") == {"refuted"}
 
 
+@pytest.mark.parametrize("missing", ["dense", "magnitude"])
+def test_a_condition_without_its_counterpart_decides_nothing(missing):
+    frame = made_up(lambda alpha: 0.5 * alpha)
+    judged = judge(frame[frame["pruning"] != missing])
+    assert set(judged["verdict"]) <= {"inconclusive"}
+
+
 def test_nothing_is_not_called_an_effect():
     flat = made_up(lambda alpha: 0.0)
     assert verdicts(flat, "C2") == {"supported"}
