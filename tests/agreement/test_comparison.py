@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
-from empirical.comparison import ATTACK_SLACK, check, check_equal
+from empirical.comparison import ATTACK_SLACK, check, check_equal, compare_relu
+from empirical.datasets import load
+from empirical.ensembles import initialise
+from empirical.measurement import measure
 from empirical.results import Members
 
 MEMBERS = Members("d", "linear", ["dense", "magnitude"], [0.0, 0.5], [0.0, 0.5], [0, 0])
@@ -59,3 +63,12 @@ def test_check_equal_measures_the_relative_error():
     parts = check_equal(MEMBERS, other + [[2e-7], [1e-13]], other, name="law", slack=ATTACK_SLACK)
     assert found(parts)["violations"] == [0, 0]
     assert found(parts)["relative_error"] == [pytest.approx(1e-7), pytest.approx(1e-8)]
+
+
+def test_a_norm_in_which_nothing_attacks_is_compared_with_no_attack():
+    nets = initialise([64, 5, 10], seeds=[0], device=torch.device("cpu"))
+    nets = nets.to(dtype=torch.float64, device=torch.device("cpu"))
+    members, data = Members("digits", "mlp", ["dense"], [0.0], [0.0], [0]), load("digits").first(n_test=10)
+    rows = compare_relu(members, nets, measure(nets, data, eps=0.1, attacks=("fgs",)), data)
+    compared = {part.norm for part in rows if part.method == "certificate <= attack"}
+    assert compared == {"linf"}
