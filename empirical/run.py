@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import joblib
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from joblib.externals.loky import get_reusable_executor
 
 from empirical.claims import judge, violations
-from empirical.comparison import compare_linear, compare_relu
-from empirical.datasets import Dataset, load
-from empirical.ensembles import Ensemble, MLPEnsemble
-from empirical.experiments.chains import Chain, Place, base_networks, blocks, run_chain
-from empirical.experiments.conditions import Bench
-from empirical.experiments.specification import LINEAR_KINDS, Experiment
-from empirical.mask_comparison import compare_masks, predict_masks
-from empirical.measurement import measure, measured_rows
-from empirical.provenance import commit, device_name, package_version
-from empirical.results import Members, Rows, open_run, read_table, write_table
-from empirical.sweep import run_unit, settings_id
+from empirical.data.named import NAMED
+from empirical.experiments.chains import Chain, Place, blocks
+from empirical.experiments.specification import Experiment
+from empirical.jobs import Job, do_on_one_core, experiment_data, fingerprint, speaks_of_masks, steps
+from empirical.provenance import package_version
+from empirical.results import open_run, read_table, write_table
+from empirical.sweep import settings_id
+from empirical.workers import HERE, Workers, spread
 from theory.types import InvalidInput
 
 # From one unit of work done to what a progress bar says: the stage, and the networks' accuracy.
@@ -51,13 +43,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One chain, or, without a condition, the dense networks of a block of seeds and the mask theorem."""
+class Part:
+    """Every ``count``-th block of seeds, from the ``index``-th on: the share of one command among several.
 
-    experiment: Experiment
-    chain: Chain
-    place: Place
-    device: str
+    Raises: InvalidInput unless 0 <= index < count.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise InvalidInput(
+                f"part is {self.index}/{self.count}; with N commands, give 0/N, 1/N ... to the last, N-1/N"
+            )
 
 
 def describe(experiments: Sequence[Experiment], device: torch.device) -> dict[str, object]:
@@ -65,7 +64,7 @@ def describe(experiments: Sequence[Experiment], device: torch.device) -> dict[st
     described: dict[str, object] = {}
     for experiment in experiments:
         described |= _flat(experiment.describe(), f"{experiment.name}.")
-        described[f"{experiment.name}.data_sha256"] = _fingerprint(experiment.data)
+        described[f"{experiment.name}.data_sha256"] = fingerprint(experiment.data)
     described |= {"version": package_version(), "device": device.type}
     return json.loads(json.dumps(described))
 
@@ -84,10 +83,11 @@ def default_folder(experiments: Sequence[Experiment], device: torch.device) -> P
     return Path("results") / f"{names}-{settings_id(describe(experiments, device))}"
 
 
-def total_steps(experiments: Sequence[Experiment], device: torch.device) -> int:
-    """How many units a run has, and so how often ``advance`` is called."""
+def total_steps(experiments: Sequence[Experiment], device: torch.device, part: Part = Part()) -> int:
+    """How many units a run, or a part of it, has, and so how often ``advance`` is called."""
     return sum(
-        len(blocks(e, device)) * (len(e.conditions) * len(e.sparsities) + _speaks_of_masks(e))
+        len(blocks(e, device)[part.index :: part.count])
+        * (len(e.conditions) * len(e.sparsities) + speaks_of_masks(e))
         for e in experiments
     )
 
@@ -97,161 +97,108 @@ def run_experiments(
     out: Path,
     *,
     device: torch.device,
-    workers: int = 1,
-    backend: str = "loky",
+    workers: Workers = HERE,
     advance: Advance = lambda stage, detail: None,
 ) -> Outcome:
     """Run all experiments into ``out``, continuing what an earlier run with the same settings left there.
 
-    ``workers`` processes of joblib's ``backend`` share the chains; the rows do not depend on their number.
-    ``advance`` hears of every finished unit. A file that is there is reused, never overwritten.
+    ``workers`` share the chains; the rows do not depend on who they are. They see ``out``, and read the data,
+    under the same paths. ``advance`` hears of every finished unit. A file that is there is reused, never
+    overwritten.
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
-    damaged file; TrainingDiverged if a network's weights become infinite.
+    damaged file; TrainingDiverged if a network's weights become infinite; WorkersLost if workers were killed:
+    the same call goes on from what they had finished.
     """
-    if workers < 1:
-        raise InvalidInput(f"workers is {workers}; use at least one process")
-    for experiment in experiments:
-        experiment_data(experiment)  # a class that is missing is an error before any work
-    settings = describe(experiments, device)
-    open_run(out, settings)
-    provenance = {
-        "settings": settings_id(settings),
-        "version": package_version(),
-        "commit": commit(),
-        "device": device_name(device),
-        "dtype": "float64",
-    }
+    settings = _open(experiments, out, device)
     final = out / "results.parquet"
     if final.is_file():
         content = read_table(final)
-        if set(content["settings"].unique().to_pylist()) != {provenance["settings"]}:
+        if set(content["settings"].unique().to_pylist()) != {settings_id(settings)}:
             raise InvalidInput(
                 f"results file {final} belongs to a run with other settings; choose a new folder"
             )
     else:
-        dense, rest = _jobs(experiments, out, settings, provenance, device)
-        told = _Told([path for job in dense + rest for path in _paths(job)], advance)
-        for jobs in (dense, rest):
-            _work(jobs, told, workers=workers, backend=backend)
-        parts = [read_table(path) for job in rest + dense for path in _paths(job)]
+        dense, rest = _jobs(experiments, out, settings, device, Part())
+        _work(dense, rest, workers, advance)
+        parts = [read_table(path) for job in rest + dense for path in job.units()]
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
     networks = content.filter(pc.field("example").is_null()).to_pandas()
     return Outcome(final, networks, judge(networks), violations(content), settings)
 
 
-def experiment_data(experiment: Experiment) -> Dataset:
-    """The examples an experiment trains on and attacks. Raises: InvalidInput if they cannot be had."""
-    data = load(experiment.data)
-    if experiment.network.kind == "linear-binary":
-        data = data.pair(*experiment.pair)
-    return data.first(n_train=experiment.train_examples, n_test=experiment.test_examples)
+def run_part(
+    experiments: Sequence[Experiment],
+    out: Path,
+    *,
+    part: Part,
+    device: torch.device,
+    workers: Workers = HERE,
+    advance: Advance = lambda stage, detail: None,
+) -> int:
+    """Do one part of a run, whose other parts other commands do in the same folder; no table is made.
+
+    Returns the number of units that the whole run still lacks. Raises: as ``run_experiments``.
+    """
+    settings = _open(experiments, out, device)
+    _work(*_jobs(experiments, out, settings, device, part), workers, advance)
+    dense, rest = _jobs(experiments, out, settings, device, Part())
+    return sum(not path.is_file() for job in dense + rest for path in job.units())
+
+
+def _open(experiments: Sequence[Experiment], out: Path, device: torch.device) -> dict[str, object]:
+    """Make the folder that of this run; returns the settings."""
+    for experiment in experiments:
+        experiment_data(experiment)  # a class that is missing is an error before any work
+    settings = describe(experiments, device)
+    open_run(out, settings)
+    return settings
 
 
 def _jobs(
     experiments: Sequence[Experiment],
     out: Path,
-    settings: dict[str, object],
-    provenance: dict[str, str],
+    settings: Mapping[str, object],
     device: torch.device,
-) -> tuple[list[_Job], list[_Job]]:
+    part: Part,
+) -> tuple[list[Job], list[Job]]:
     """The dense networks that all start from, and the chains that start from them."""
     dense, rest = [], []
+    provenance = {"settings": settings_id(settings), "version": package_version(), "dtype": "float64"}
     for experiment in experiments:
-        place = Place(out, experiment.name, settings_id(settings), provenance)
-        for seeds in blocks(experiment, device):
-            dense.append(_Job(experiment, Chain("base", seeds), place, str(device)))
-            rest += [_Job(experiment, Chain(c, seeds), place, str(device)) for c in experiment.conditions]
+        place = Place(out.absolute(), experiment.name, settings_id(settings), provenance)
+        sha256 = str(settings[f"{experiment.name}.data_sha256"])
+        there = replace(experiment, data=_absolute(experiment.data))
+        for seeds in blocks(experiment, device)[part.index :: part.count]:
+            made = [
+                Job(there, Chain(condition, seeds), place, device.type, package_version(), sha256)
+                for condition in ("base", *experiment.conditions)
+            ]
+            dense.append(made[0])
+            rest += made[1:]
     return dense, rest
 
 
-def _paths(job: _Job) -> list[Path]:
-    """The files with a job's rows."""
-    if job.chain.condition == "base":
-        return [job.place.unit(f"masks-{job.chain.name}")] if _speaks_of_masks(job.experiment) else []
-    return [job.place.level_unit(job.chain, level) for level in range(len(job.experiment.sparsities))]
+def _absolute(data: str) -> str:
+    """The data's name as another process finds it, whatever its working directory."""
+    return data if data == "digits" or data in NAMED else str(Path(data).absolute())
 
 
-def _work(jobs: Sequence[_Job], told: _Told, *, workers: int, backend: str) -> None:
-    """Do all jobs, several at once where there are several workers."""
+def _work(dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: Advance) -> None:
+    """Do all jobs, the dense networks first, several at once where there are several workers."""
+    told = _Told([path for job in (*dense, *rest) for path in job.units()], advance)
     told.look()
-    if workers == 1:
-        for job in jobs:
-            for _ in _steps(job):
+    stages = [[job for job in jobs if not job.finished()] for jobs in (dense, rest)]
+    if workers.here:
+        for job in sum(stages, []):
+            for _ in steps(job):
                 told.look()
-        return
-    with told.watching():
-        parallel = joblib.Parallel(n_jobs=workers, backend=backend, return_as="generator_unordered")
-        try:
-            for _ in parallel(joblib.delayed(_do_on_one_core)(job) for job in jobs):
-                pass
-        finally:
-            if backend == "loky":  # its processes would wait for more work, each with its copy of the data
-                get_reusable_executor().shutdown(wait=True)
+    elif any(stages):
+        with told.watching(), spread(workers, gpus=int(dense[0].device == "cuda")) as each:
+            for jobs in stages:
+                for _ in each(do_on_one_core, jobs):
+                    pass
     told.look()
-
-
-def _do_on_one_core(job: _Job) -> None:
-    torch.set_num_threads(1)
-    for _ in _steps(job):
-        pass
-
-
-def _steps(job: _Job) -> Iterator[None]:
-    """Do one job, step by step; what it finds is in files."""
-    if job.chain.condition != "base" and all(path.is_file() for path in _paths(job)):
-        return
-    data = _cached_data(job.experiment)
-    bench = Bench(job.experiment, data, job.chain.seeds, torch.device(job.device))
-    if job.chain.condition != "base":
-        yield from run_chain(bench, job.chain, job.place, level_rows)
-        return
-    networks = base_networks(bench, job.place)
-    for path in _paths(job):
-        run_unit(path, lambda: _mask_rows(job, networks, data), job.place.provenance)
-    yield
-
-
-@functools.lru_cache(maxsize=1)
-def _cached_data(experiment: Experiment) -> Dataset:
-    return experiment_data(experiment)
-
-
-def level_rows(experiment: Experiment, data: Dataset, members: Members, networks: Ensemble) -> list[Rows]:
-    """What is measured of the networks at one sparsity, and what the theory says of them."""
-    measured = measure(networks, data, eps=experiment.eps, attacks=experiment.attacks, box=experiment.box)
-    found = measured_rows(members, measured, data, eps=experiment.eps)
-    if not isinstance(networks, MLPEnsemble) or experiment.box:
-        return found
-    if experiment.network.kind in LINEAR_KINDS:
-        return found + compare_linear(members, networks, measured, data, eps=experiment.eps)
-    return found + compare_relu(members, networks, measured, data)
-
-
-def _speaks_of_masks(experiment: Experiment) -> bool:
-    """Whether the random-mask theorem is held against this experiment's dense networks."""
-    return experiment.network.kind == "mlp" and "random" in experiment.conditions
-
-
-def _mask_rows(job: _Job, networks: Ensemble, data: Dataset) -> list[Rows]:
-    """The random-mask theorem on the dense networks."""
-    assert isinstance(networks, MLPEnsemble)
-    count = len(job.chain.seeds)
-    members = Members(
-        data.name, "mlp", ["dense"] * count, [0.0] * count, [0.0] * count, list(job.chain.seeds)
-    )
-    experiment, alphas = job.experiment, job.experiment.sparsities
-    rungs = compare_masks(members, networks, data, alphas, pair=experiment.pair, copies=experiment.masks)
-    return rungs + predict_masks(members, networks, data, alphas)
-
-
-def _fingerprint(name: str) -> str:
-    """A hash of all examples of a data set."""
-    data = load(name)
-    fingerprint = hashlib.sha256()
-    for array in (data.x_train, data.y_train, data.x_test, data.y_test):
-        fingerprint.update(np.ascontiguousarray(array).tobytes())
-    return fingerprint.hexdigest()
 
 
 class _Told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,11 @@ class TrainingDiverged(RuntimeError):
         super().__init__(message)
         self.members = members
         self.survivors = survivors
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """How it comes from another process."""
+        made = functools.partial(TrainingDiverged, members=self.members, survivors=self.survivors)
+        return made, (str(self),)
 
 
 def train(

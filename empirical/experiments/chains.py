@@ -78,9 +78,9 @@ def base_networks(bench: Bench, place: Place) -> Ensemble:
     """The dense networks that every chain of these seeds starts from, trained unless they are on disk."""
     path = place.checkpoint(Chain("base", bench.seeds), 0)
     if path.is_file():
-        return load_networks(path, bench.initial())
+        return load_networks(path, bench.initial(), settings=place.settings)
     networks = dense_networks(bench)
-    save_networks(path, networks)
+    save_networks(path, networks, settings=place.settings)
     return networks
 
 
@@ -118,8 +118,9 @@ def _level(
     """The chain's networks at one level, from disk if they are there."""
     path = place.checkpoint(chain, level)
     if path.is_file():
-        return load_networks(path, blank_networks(bench, chain.condition, level=level))
+        blank = blank_networks(bench, chain.condition, level=level)
+        return load_networks(path, blank, settings=place.settings)
     networks = next_networks(bench, chain.condition, level=level, dense=dense, previous=previous)
     if chain.condition not in UNTRAINED:
-        save_networks(path, networks)
+        save_networks(path, networks, settings=place.settings)
     return networks
