@@ -7,8 +7,13 @@ too often (Dask), and cannot give a killed worker's job to another one (Ray).
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, as_completed
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -76,11 +81,19 @@ def spread(workers: Workers, *, gpus: int = 0) -> AbstractContextManager[Spread]
 
 @contextmanager
 def _loky(workers: Workers, _: int) -> Iterator[Spread]:
-    executor = ProcessPoolExecutor(workers.count, env=_ONE_THREAD)
+    executor = ProcessPoolExecutor(
+        workers.count, env=_ONE_THREAD, initializer=_belong_to, initargs=(os.getpid(),)
+    )
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-        for future in as_completed([executor.submit(work, job) for job in jobs]):
-            yield future.result()
+        """Hands out no more than is done at once: loky trips over the rest when it has to stop."""
+        left = iter(jobs)
+        waiting = {executor.submit(work, job) for job in itertools.islice(left, workers.count)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            waiting |= {executor.submit(work, job) for job in itertools.islice(left, len(done))}
+            for future in done:
+                yield future.result()
 
     try:
         yield each
@@ -88,6 +101,18 @@ def _loky(workers: Workers, _: int) -> Iterator[Spread]:
         raise WorkersLost("a worker process was killed (out of memory?)") from error
     finally:
         executor.shutdown(wait=True, kill_workers=True)
+
+
+def _belong_to(parent: int) -> None:
+    """In a worker: leave Ctrl-C to the parent, and end when it has ended, even by kill -9."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -102,7 +127,8 @@ def _dask(workers: Workers, _: int) -> Iterator[Spread]:
             )
 
         def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-            for future in distributed.as_completed(client.map(work, jobs, pure=False)):
+            futures = client.map(work, jobs, pure=False)
+            for future in distributed.as_completed(futures, loop=client.loop):
                 yield future.result()
 
         try:
