@@ -71,7 +71,12 @@ def _trials(fault: str, count: int, seed: int, *, experiments: list, folder: Pat
             sums[key] += value
         shutil.rmtree(case.out)
         data.write_bytes(case.data)
-    told = {"fault": fault, "injected": count, "errors": errors, "rows": count * len(undisturbed)}
+    told: dict[str, object] = {
+        "fault": fault,
+        "injected": count,
+        "errors": errors,
+        "rows": count * len(undisturbed),
+    }
     return told | sums | {"seconds": round(time.perf_counter() - started, 1)}
 
 

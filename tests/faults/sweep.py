@@ -77,7 +77,7 @@ def difference(found: pd.DataFrame, undisturbed: pd.DataFrame) -> Difference:
     return Difference(len(both) - len(there), doubled, changed)
 
 
-def mended(work: Callable[[], None], mend: Callable[[Exception], None], *, attempts: int = 5) -> int:
+def mended(work: Callable[[], object], mend: Callable[[Exception], None], *, attempts: int = 5) -> int:
     """Repeat ``work`` until it succeeds, following the advice of its errors; returns how many there were."""
     for errors in range(attempts):
         try:
