@@ -153,6 +153,7 @@ def read_table(path: Path, *, schema: pa.Schema = SCHEMA) -> pa.Table:
         version = (content.schema.metadata or {}).get(SCHEMA_KEY, b"none").decode(errors="replace")
         if version == wanted:
             content = content.select(schema.names).cast(schema)
+            content.validate(full=True)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InvalidInput(
             f"results file {path} is damaged ({_first_line(error)}); delete it and run again"
@@ -240,11 +241,13 @@ def open_run(out: Path, settings: dict[str, object], *, parts: Sequence[str] = _
 def read_settings(note: Path) -> dict[str, object]:
     """The settings that a run's settings.json holds. Raises: InvalidInput naming it if it is damaged."""
     try:
-        found = dict(json.loads(note.read_text(encoding="utf-8")))
+        found = json.loads(note.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no table")
         digest = found.pop(_DIGEST, None)
         if digest not in (None, _digest(found)):
             raise ValueError("its digest differs")
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise InvalidInput(f"{note} is damaged ({_first_line(error)}); delete it and run again") from error
     return found
 
