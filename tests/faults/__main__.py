@@ -52,7 +52,7 @@ def main(each: int, few: int, only: tuple[str, ...], seed: int, out: Path | None
             table.append(found)
     if out:
         with out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(table[0]))
+            writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)
     sys.exit(any(row[key] for row in table for key in Difference.__dataclass_fields__))
