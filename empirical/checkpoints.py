@@ -33,12 +33,39 @@ def training_id(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds:
     return found.hexdigest()
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors atomically, with a digest of them all. Raises: OSError if the file cannot be written."""
+    told = {**metadata, "sha256": _digest(tensors)}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, metadata=told)
+        except SafetensorError as error:  # its word for a full disk too
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+def read_tensors(path: Path, *, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises: SafetensorError or OSError if it cannot be read, InvalidInput if its tensors are not those of its
+    digest; a file without one, as other programs write them, is taken as it is.
+    """
+    with safe_open(path, framework="pt", device=device) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    digest = _digest(tensors)
+    if metadata.get("sha256", digest) != digest:
+        raise InvalidInput("its digest differs")
+    return tensors, metadata
+
+
 def save_checkpoint(path: Path, states: Sequence[Descent], *, training: str, epoch: int) -> None:
     """Write all members that are left, whatever their parts are, in place of an earlier checkpoint."""
     tensors = _joined([_values(state) for state in states if state.members])
     tensors["members"] = torch.tensor([k for state in states for k in state.members], dtype=torch.int64)
-    found = {"training": training, "epoch": str(epoch), "sha256": _digest(tensors)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=found))
+    write_tensors(path, tensors, {"training": training, "epoch": str(epoch)})
 
 
 def load_checkpoint(path: Path, states: Sequence[Descent], *, training: str) -> int:
@@ -47,13 +74,11 @@ def load_checkpoint(path: Path, states: Sequence[Descent], *, training: str) -> 
     Raises: InvalidInput naming a file that is damaged or belongs to another training.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = read_tensors(path)
+        if not metadata.get("epoch", "").isdecimal():
+            raise InvalidInput("it does not say how far it came")
+    except (SafetensorError, InvalidInput, OSError) as error:
         raise InvalidInput(f"checkpoint {path} is damaged ({error}); delete it and run again") from error
-    if metadata.get("sha256") != _digest(tensors) or not metadata.get("epoch", "").isdecimal():
-        raise InvalidInput(f"checkpoint {path} is damaged (its digest differs); delete it and run again")
     if metadata.get("training") != training:
         raise InvalidInput(
             f"checkpoint {path} belongs to another start, data, recipe or seeds; choose another path"

@@ -16,8 +16,11 @@ from empirical.terminal import OK, PAUSED, VIOLATED, console, one_line_errors, p
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from empirical.experiments import Experiment
+    from empirical.run import Part
+    from empirical.workers import Workers
 
 # What `verify` runs: the three families of classifiers.
 MAIN_JOB = ("digits-linear-binary", "digits-linear", "digits-mlp")
@@ -60,7 +63,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--workers",
             type=int,
-            help="Processes that share the work on a CPU.  [default: one per core; 1 on a GPU]",
+            help="Processes that share the work.  [default: one per core; 1 on a GPU]",
         ),
     )
     for option in reversed(options):
@@ -102,11 +105,23 @@ def verify(
 @click.option("--list", "listed", is_flag=True, help="List the shipped experiments and exit.")
 @click.option("--quick", is_flag=True, help="The reduced size that the experiment's [quick] table gives.")
 @click.option("--test-examples", type=int, help="Attack this many test examples.")
-@click.option("--backend", default="loky", show_default=True, help="joblib's backend for several workers.")
 @click.option(
     "--minutes",
     type=float,
     help="Stop after so many minutes, with exit status 3; the same command goes on from there.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["loky", "dask", "ray"]),
+    default="loky",
+    show_default=True,
+    help="What starts the workers on this machine, or what cluster --address names.",
+)
+@click.option("--address", metavar="URL", help="A running Dask scheduler or Ray cluster that does the work.")
+@click.option(
+    "--part",
+    metavar="I/N",
+    help="Only every N-th seed, from the I-th (0 to N-1) on: N commands share a folder.",
 )
 @_shared
 def run(
@@ -117,6 +132,8 @@ def run(
     test_examples: int | None,
     backend: str,
     minutes: float | None,
+    address: str | None,
+    part: str | None,
     data: str | None,
     out: Path | None,
     seeds: int | None,
@@ -128,7 +145,8 @@ def run(
 ) -> None:
     """Run EXPERIMENT, a shipped one by name or your own .toml file; several make one results table.
 
-    Leaves results.parquet, figures and report.html. A run that was killed goes on where it stopped.
+    Leaves results.parquet, figures and report.html. A run that was killed goes on where it stopped. Exit
+    status 75: workers were killed; the same command goes on.
     """
     if listed:
         _print_catalog()
@@ -141,7 +159,16 @@ def run(
         from empirical.experiments import read_experiment
 
         chosen = [_changed(read_experiment(name, quick=quick), changes) for name in experiments]
-    _execute(chosen, out, device=device, workers=workers, backend=backend, minutes=minutes)
+    _execute(
+        chosen,
+        out,
+        device=device,
+        workers=workers,
+        backend=backend,
+        address=address,
+        part=part,
+        minutes=minutes,
+    )
 
 
 def _changed(experiment: Experiment, changes: dict[str, object]) -> Experiment:
@@ -165,35 +192,39 @@ def _execute(
     device: str,
     workers: int | None,
     backend: str = "loky",
+    address: str | None = None,
+    part: str | None = None,
     minutes: float | None = None,
 ) -> None:
-    """Run the experiments, report, and exit."""
+    """Run the experiments, or a part of them, report, and exit."""
     started = time.perf_counter()
     with one_line_errors():
         from empirical.deadline import OutOfTime, deadline_in
-        from empirical.provenance import choose_device, cores, log_command
+        from empirical.provenance import log_command
         from empirical.report import claims_table, write_report
-        from empirical.run import default_folder, run_experiments, total_steps
+        from empirical.run import Part, default_folder, run_experiments, run_part, total_steps
 
-        deadline, chosen = deadline_in(minutes), choose_device(device)
-        processes = workers if workers is not None else cores() if chosen.type == "cpu" else 1
+        chosen = _device(device, address)
+        crew, deadline = _crew(chosen, workers, backend, address), deadline_in(minutes, address=address)
+        share = Part() if part is None else _part(part)
         folder = out or default_folder(experiments, chosen)
+
+        def log() -> None:
+            log_command(folder, seconds=time.perf_counter() - started, workers=crew.count, device=chosen)
+
         try:
-            with progress(total_steps(experiments, chosen)) as advance:
-                outcome = run_experiments(
-                    experiments,
-                    folder,
-                    device=chosen,
-                    workers=processes,
-                    backend=backend,
-                    advance=advance,
-                    deadline=deadline,
-                )
+            with progress(total_steps(experiments, chosen, share)) as advance:
+                work = {"device": chosen, "workers": crew, "advance": advance, "deadline": deadline}
+                if part is not None:
+                    missing = run_part(experiments, folder, part=share, **work)
+                    click.echo(f"Part {part} is done; {_missing(missing)}.")
+                    return
+                outcome = run_experiments(experiments, folder, **work)
         except OutOfTime:
-            log_command(folder, seconds=time.perf_counter() - started, workers=processes, device=chosen)
+            log()
             click.echo(f"Stopped after {minutes:g} minutes; the same command goes on from here.", err=True)
             sys.exit(PAUSED)
-        log_command(folder, seconds=time.perf_counter() - started, workers=processes, device=chosen)
+        log()
         report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
     shown = console()
     shown.print(claims_table(outcome.claims))
@@ -202,6 +233,51 @@ def _execute(
     summary = f"Report  {report}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
     shown.print(summary, highlight=False, soft_wrap=True)
     sys.exit(OK if outcome.violations.empty else VIOLATED)
+
+
+def _device(name: str, address: str | None) -> torch.device:
+    """Where networks are trained; the workers of a cluster check for themselves that they have it."""
+    import torch
+
+    from empirical.provenance import choose_device
+    from theory.types import InvalidInput
+
+    if address is None:
+        return choose_device(name)
+    if name == "auto":
+        raise InvalidInput("device is 'auto', but the work is done elsewhere; give --device cpu or cuda")
+    return torch.device(name)
+
+
+def _crew(device: torch.device, count: int | None, backend: str, address: str | None) -> Workers:
+    """The workers that the options describe."""
+    from empirical.provenance import cores
+    from empirical.workers import Workers
+    from theory.types import InvalidInput
+
+    if count is not None and address is not None:
+        raise InvalidInput(
+            f"workers is {count}, but the cluster at {address} has its own; leave --workers out"
+        )
+    here = 1 if device.type != "cpu" or address is not None else cores()
+    return Workers(here if count is None else count, backend, address)
+
+
+def _part(text: str) -> Part:
+    from empirical.run import Part
+    from theory.types import InvalidInput
+
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise InvalidInput(f"part is {text!r}; give I/N, two whole numbers, such as 0/8")
+    return Part(int(index), int(count))
+
+
+def _missing(units: int) -> str:
+    """What is to be done after a part."""
+    if units:
+        return f"the whole run lacks {units:,} units, which the other parts make"
+    return "the same command without --part makes the table"
 
 
 def _print_catalog() -> None:

@@ -33,10 +33,18 @@ class Deadline:
 NEVER = Deadline()
 
 
-def deadline_in(minutes: float | None) -> Deadline:
-    """The deadline so many minutes from now; never if None. Raises: InvalidInput unless they are positive."""
+def deadline_in(minutes: float | None, *, address: str | None = None) -> Deadline:
+    """The deadline so many minutes from now; never if None.
+
+    Raises: InvalidInput unless they are positive, or for workers at an ``address``: other machines have other
+    clocks.
+    """
     if minutes is None:
         return NEVER
+    if address is not None:
+        raise InvalidInput(
+            f"minutes is {minutes}; workers at {address} cannot be stopped by it, leave it out"
+        )
     if not 0 < minutes < math.inf:
         raise InvalidInput(f"minutes is {minutes}; give a positive number, or leave it out")
     return Deadline(time.monotonic() + 60 * minutes)

@@ -71,11 +71,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's model, or the CPU's architecture and the number of threads."""
+    """The GPU's model ("cuda" where only other machines have one), or the CPU's architecture and threads."""
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device.type
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 

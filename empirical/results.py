@@ -6,9 +6,11 @@ name and moved into place, so a reader sees a whole file or none.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from theory.types import InvalidInput
 SCHEMA_VERSION = "1"
 SCHEMA_KEY = b"sparse_robustness.schema"
 RUN_KEY = b"sparse_robustness.run"
+_DIGEST = "sha256"  # in settings.json, of all its other entries
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
@@ -49,6 +52,10 @@ SCHEMA = pa.schema(
     metadata={SCHEMA_KEY: SCHEMA_VERSION.encode()},
 )
 KINDS = ("measured", "identity", "upper bound", "lower bound", "estimate", "check")
+# What commands leave in a run's folder.
+_FOLDERS = ("checkpoints", "units", "figures")
+_TABLES = ("results.parquet", "measure.parquet", "bounds.parquet")
+_OURS = {*_FOLDERS, *_TABLES, "report.html", "runs.jsonl"}
 NORMS = {2.0: "l2", np.inf: "linf"}
 
 
@@ -130,18 +137,23 @@ def _text(texts: Sequence[str], lengths: Sequence[int] | np.ndarray) -> pa.Dicti
 
 
 def write_table(path: Path, content: pa.Table) -> None:
-    """Write a results table atomically."""
-    write_atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
+    """Write a results table atomically, with a checksum of every page."""
+
+    def write(temporary: Path) -> None:
+        pq.write_table(content, temporary, compression="zstd", write_page_checksum=True)
+
+    write_atomically(path, write)
 
 
 def read_table(path: Path, *, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read a results table. Raises: InvalidInput if it is damaged or has another schema."""
     wanted = schema.metadata[SCHEMA_KEY].decode()
     try:
-        content = pq.read_table(path)
+        content = pq.read_table(path, page_checksum_verification=True)
         version = (content.schema.metadata or {}).get(SCHEMA_KEY, b"none").decode(errors="replace")
         if version == wanted:
             content = content.select(schema.names).cast(schema)
+            content.validate(full=True)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InvalidInput(
             f"results file {path} is damaged ({_first_line(error)}); delete it and run again"
@@ -168,27 +180,43 @@ def condense(folder: Path, path: Path) -> int:
     rows = read_table(final)
     networks = rows.filter(pc.field("example").is_null())
     log = folder / "runs.jsonl"
-    runs = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    told = json.dumps({"settings": json.loads(note.read_text()), "runs": runs})
+    told = json.dumps({"settings": read_settings(note), "runs": _logged(log)})
     write_table(path, networks.replace_schema_metadata({**SCHEMA.metadata, RUN_KEY: told.encode()}))
     return networks.num_rows
 
 
+def _logged(log: Path) -> list[object]:
+    """The entries of a run's runs.jsonl."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InvalidInput(f"{log} is damaged ({error}); delete the line that is no JSON") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary name beside ``path`` and move the result into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Call ``write`` on a temporary name beside ``path`` and move the result into place, once it is on disk.
+
+    The name is like no other, even of another machine. Raises: OSError naming ``path``, as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or _first_line(error)}); mend that and run again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def open_run(
-    out: Path, settings: dict[str, object], *, parts: Sequence[str] = ("checkpoints", "units", "figures")
-) -> None:
+def open_run(out: Path, settings: dict[str, object], *, parts: Sequence[str] = _FOLDERS) -> None:
     """Make ``out``, with folders for its ``parts``, that of the run with these settings, new or continued.
 
+    A run's folder whose settings.json was deleted gets it again: units and networks name their settings too.
     Raises: InvalidInput if it cannot be written, holds a run with other settings, or holds other files.
     """
     note = out / "settings.json"
@@ -197,27 +225,47 @@ def open_run(
         entries = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
         if note.is_file():
             _check_same(note, settings)
-        elif entries:
-            raise InvalidInput(
-                f"out is {out}, which holds {sorted(entries)[0]} and no settings.json; choose a new folder"
-            )
+        elif entries and ("units" not in entries or not _OURS.issuperset(entries)):
+            other = min(set(entries) - _OURS, default=entries[0])
+            raise InvalidInput(f"out is {out}, which holds {other} and no settings.json; choose a new folder")
+        noted = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1) + "\n"
+        write_atomically(note, lambda temporary: temporary.write_text(noted))
         for part in parts:
             (out / part).mkdir(exist_ok=True)
-        write_atomically(note, lambda temporary: temporary.write_text(json.dumps(settings, indent=1) + "\n"))
     except OSError as error:
         raise InvalidInput(
-            f"out is {out}, which cannot be written ({error.strerror}); choose another folder"
+            f"out is {out}, which cannot be written ({error.strerror or error}); choose another folder"
         ) from error
 
 
-def _check_same(note: Path, settings: dict[str, object]) -> None:
+def read_settings(note: Path) -> dict[str, object]:
+    """The settings that a run's settings.json holds. Raises: InvalidInput naming it if it is damaged."""
     try:
-        found = json.loads(note.read_text())
-        changed = [key for key in settings | found if found.get(key) != settings.get(key)]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InvalidInput(f"{note} is damaged ({_first_line(error)}); choose a new folder") from error
+        found = json.loads(note.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no table")
+        digest = found.pop(_DIGEST, None)
+        if digest not in (None, _digest(found)):
+            raise ValueError("its digest differs")
+    except ValueError as error:
+        raise InvalidInput(f"{note} is damaged ({_first_line(error)}); delete it and run again") from error
+    return found
+
+
+def _digest(settings: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _check_same(note: Path, settings: dict[str, object]) -> None:
+    found = read_settings(note)
+    changed = [key for key in settings | found if found.get(key) != settings.get(key)]
     if changed:
         key = changed[0]
+        if key.endswith("data_sha256"):
+            raise InvalidInput(
+                f"out is {note.parent}, a run on other examples ({key}): its data has changed since; "
+                "restore it, or choose a new folder"
+            )
         raise InvalidInput(
             f"out is {note.parent}, a run with {key} = {found.get(key)!r}, not {settings.get(key)!r}; "
             "choose a new folder"

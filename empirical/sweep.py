@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ def unit_path(folder: Path, settings: str, name: str) -> Path:
     return folder / f"{name}-{digest}.parquet"
 
 
-def settings_id(settings: dict[str, object]) -> str:
+def settings_id(settings: Mapping[str, object]) -> str:
     """Twelve hexadecimal digits that name the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 

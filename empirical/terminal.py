@@ -8,13 +8,17 @@ from contextlib import contextmanager
 
 import click
 
-OK, VIOLATED, USAGE, PAUSED, INTERRUPTED = 0, 1, 2, 3, 130
+OK, VIOLATED, USAGE, PAUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input and failing disks become one line on standard error and exit status 2."""
+    """Errors become one line on standard error and an exit status.
+
+    2 for bad input and failing disks; 75, as temporary failures have it, where the same command goes on.
+    """
     from empirical.training import TrainingDiverged
+    from empirical.workers import WorkersLost
     from theory.types import InvalidInput
 
     try:
@@ -22,6 +26,9 @@ def one_line_errors() -> Iterator[None]:
     except (InvalidInput, TrainingDiverged, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(USAGE)
+    except WorkersLost as error:
+        click.echo(f"Error: {error}; run the same command again to go on", err=True)
+        sys.exit(UNFINISHED)
     except KeyboardInterrupt:
         click.echo("Stopped; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED)

@@ -32,6 +32,11 @@ class TrainingDiverged(RuntimeError):
         self.members = members
         self.survivors = survivors
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """How it comes from another process."""
+        made = functools.partial(TrainingDiverged, members=self.members, survivors=self.survivors)
+        return made, (str(self),)
+
 
 def train(
     ensemble: AnyEnsemble,

@@ -118,7 +118,14 @@ def test_ctrl_c_prints_the_table_so_far_and_exits_130():
         "1",
     ]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=-1, stderr=-1, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        # A shell that starts the tests in the background has them ignore it, and their children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "Trying 10,000,000 examples ...\n"

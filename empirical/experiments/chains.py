@@ -91,10 +91,10 @@ def base_networks(bench: Bench, place: Place) -> Ensemble:
     chain, compact = Chain("base", bench.seeds), bench.experiment.compact
     path = place.checkpoint(chain, 0)
     if path.is_file():
-        return load_networks(path, bench.initial(), compact=compact)
+        return load_networks(path, bench.initial(), settings=place.settings, compact=compact)
     unfinished = place.unfinished(chain, 0)
     networks = dense_networks(replace(bench, unfinished=unfinished))
-    _keep(path, networks, unfinished, compact=compact)
+    _keep(path, networks, unfinished, settings=place.settings, compact=compact)
     bench.deadline.check()
     return networks
 
@@ -171,17 +171,18 @@ def _level(
     """The chain's networks at one level, from disk if they are there."""
     path, compact = place.checkpoint(chain, level), bench.experiment.compact
     if path.is_file():
-        return load_networks(path, blank_networks(bench, chain.condition, level=level), compact=compact)
+        blank = blank_networks(bench, chain.condition, level=level)
+        return load_networks(path, blank, settings=place.settings, compact=compact)
     unfinished = place.unfinished(chain, level)
     making = replace(bench, unfinished=unfinished)
     networks = next_networks(making, chain.condition, level=level, dense=dense, previous=previous)
     if chain.condition not in UNTRAINED:
-        _keep(path, networks, unfinished, compact=compact)
+        _keep(path, networks, unfinished, settings=place.settings, compact=compact)
         bench.deadline.check()
     return networks
 
 
-def _keep(path: Path, networks: Ensemble, unfinished: Path, *, compact: bool) -> None:
+def _keep(path: Path, networks: Ensemble, unfinished: Path, *, settings: str, compact: bool) -> None:
     """Store finished networks, and delete what their unfinished trainings left."""
-    save_networks(path, networks, compact=compact)
+    save_networks(path, networks, settings=settings, compact=compact)
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -12,38 +12,38 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from empirical.checkpoints import read_tensors, write_tensors
 from empirical.ensembles import AnyEnsemble, Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.ensembles.modules import prunable_names
-from empirical.results import write_atomically
 from theory.types import InvalidInput
 
 
-def save_networks(path: Path, networks: Ensemble, *, compact: bool = False) -> None:
-    """Write all weights, biases, buffers and masks of an ensemble.
+def save_networks(path: Path, networks: Ensemble, *, settings: str, compact: bool = False) -> None:
+    """Write all weights, biases, buffers and masks of an ensemble, which a run with these settings made.
 
     A compact file keeps every bit of networks that :func:`halved` gave.
     """
     tensors = _tensors(networks)
     tensors = _packed(tensors, _weight_names(networks)) if compact else tensors
-    contiguous = {name: t.contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+    write_tensors(path, {name: t.contiguous() for name, t in tensors.items()}, {"settings": settings})
 
 
-def load_networks(path: Path, like: AnyEnsemble, *, compact: bool = False) -> AnyEnsemble:
+def load_networks(path: Path, like: AnyEnsemble, *, settings: str, compact: bool = False) -> AnyEnsemble:
     """The networks that ``path`` holds, of the architecture, number and device of ``like``.
 
-    Raises: InvalidInput naming a file that is damaged or holds other networks.
+    Raises: InvalidInput naming a file that is damaged, holds other networks or those of other settings.
     """
     wanted = _tensors(like)
     try:
-        found = load_file(path, device=str(like.masks[0].device))
+        found, told = read_tensors(path, device=str(like.masks[0].device))
         if compact:
             found = _unpacked(found, wanted, _weight_names(like))
         if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
             raise InvalidInput("it holds other networks")
+        if told.get("settings", settings) != settings:
+            raise InvalidInput("it names a run with other settings")
         return _rebuilt(like, found)
     except (SafetensorError, InvalidInput, OSError) as error:
         raise InvalidInput(f"checkpoint {path} is damaged ({error}); delete it and run again") from error

@@ -15,6 +15,7 @@ from empirical.cli import main
 from empirical.provenance import choose_device
 from empirical.results import RUN_KEY, read_table
 from empirical.run import run_experiments, total_steps
+from empirical.workers import Workers
 from theory import relu
 from theory.types import InvalidInput
 
@@ -104,7 +105,9 @@ def test_a_killed_run_resumes_to_the_same_rows(small_run, small_experiments, tmp
 def test_progress_counts_every_unit_and_workers_change_no_row(small_run, small_experiments, tmp_path):
     calls = []
     out = tmp_path / "run"
-    run_experiments(small_experiments, out, device=CPU, workers=2, advance=lambda *told: calls.append(told))
+    run_experiments(
+        small_experiments, out, device=CPU, workers=Workers(2), advance=lambda *told: calls.append(told)
+    )
     assert len(calls) == total_steps(small_experiments, CPU)
     assert all("accuracy" in detail for stage, detail in calls if "masks" not in stage)
     pd.testing.assert_frame_equal(values(out), values(small_run[0]))

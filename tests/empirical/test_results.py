@@ -1,6 +1,5 @@
 """The results table keeps every row, and a damaged or foreign file is never taken for one."""
 
-import json
 import os
 
 import numpy as np
@@ -13,6 +12,7 @@ from empirical.results import (
     Members,
     Rows,
     open_run,
+    read_settings,
     read_table,
     table,
     write_atomically,
@@ -101,6 +101,49 @@ def test_damaged_and_foreign_tables_are_named(tmp_path):
     assert read_table(path).num_rows == 8
 
 
+def test_no_flipped_bit_changes_a_row(tmp_path):
+    """Every 197th bit: the file is refused, or its rows are what they were."""
+    path = tmp_path / "t.parquet"
+    write_table(path, table(both_levels(), provenance=PROVENANCE))
+    good, rows, refused = path.read_bytes(), repr(read_table(path).to_pydict()), 0
+    for bit in range(0, 8 * len(good), 197):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        try:
+            assert repr(read_table(path).to_pydict()) == rows, f"bit {bit}"
+        except InvalidInput:
+            refused += 1
+    assert refused > 8 * len(good) / 197 / 3
+
+
+def test_settings_that_changed_on_disk_are_damaged_and_can_be_written_again(tmp_path):
+    out, settings = tmp_path / "run", {"seeds": 5, "eps": 0.1}
+    open_run(out, settings)
+    note = out / "settings.json"
+    good = note.read_text()
+    note.write_text(good.replace("0.1", "0.3"))
+    with pytest.raises(InvalidInput, match=r"settings.json is damaged .*digest differs.*; delete it"):
+        open_run(out, settings)
+    note.unlink()
+    open_run(out, settings)
+    assert note.read_text() == good
+    assert read_settings(note) == settings
+    note.unlink()
+    (out / "mine.txt").write_text("keep")
+    with pytest.raises(InvalidInput, match=r"holds mine\.txt and no settings\.json"):
+        open_run(out, settings)
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (done.append(name), real(*a)))
+    write_atomically(tmp_path / "note", lambda temporary: temporary.write_text("new"))
+    assert done == ["fsync", "replace"]
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     path = tmp_path / "note"
     write_atomically(path, lambda temporary: temporary.write_text("old"))
@@ -109,7 +152,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         temporary.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"note cannot be written \(disk full\); mend that and run again"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["note"]
@@ -121,7 +164,7 @@ def test_a_run_folder_belongs_to_its_settings(tmp_path):
     open_run(out, {"seeds": 5, "data": "digits"})
     with pytest.raises(InvalidInput, match="a run with seeds = 5, not 6"):
         open_run(out, {"seeds": 6, "data": "digits"})
-    assert json.loads((out / "settings.json").read_text()) == {"seeds": 5, "data": "digits"}
+    assert read_settings(out / "settings.json") == {"seeds": 5, "data": "digits"}
     (out / "settings.json").write_text("{")
     with pytest.raises(InvalidInput, match="settings.json is damaged"):
         open_run(out, {"seeds": 5})

@@ -1,0 +1,203 @@
+"""Whoever does the work, the rows are the same; who cannot do it says so in one line."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from empirical.cli import main
+from empirical.experiments import read_experiment
+from empirical.experiments.chains import Chain, Place
+from empirical.jobs import Job, fingerprint, steps
+from empirical.provenance import package_version
+from empirical.run import Part, run_experiments, run_part, total_steps
+from empirical.training import TrainingDiverged
+from empirical.workers import Workers, spread
+from tests.faults.sweep import CPU, rows, run, tiny
+from theory.types import InvalidInput
+
+FILE = """
+title = "Tiny"
+data = "{data}"
+conditions = ["dense", "magnitude", "random-retrained"]
+sparsities = [0.0, 0.3, 0.5, 0.7, 0.9]
+seeds = 1
+network = {{ kind = "linear" }}
+first = {{ epochs = 2, batch_size = 32 }}
+retrain = {{ epochs = 2, batch_size = 32 }}
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A tiny sweep of two seeds, and its rows as one process finds them."""
+    folder = tmp_path_factory.mktemp("sweep")
+    experiments = tiny(folder, seeds=2)
+    run(experiments, folder / "alone")
+    return experiments, rows(folder / "alone")
+
+
+@pytest.fixture
+def cluster():
+    """A Dask cluster of two worker processes that were started in this working directory."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as found:
+        yield found
+
+
+def kill_one_worker_after(units: int, out: Path) -> threading.Thread:
+    """Kill a child process once so many units are there."""
+
+    def kill():
+        while len(list(out.glob("units/*.parquet"))) < units:
+            time.sleep(0.005)
+        pid = multiprocessing.active_children()[0].pid
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    return killer
+
+
+def test_a_dask_cluster_finds_the_same_rows_though_a_worker_is_killed(sweep, cluster, tmp_path, monkeypatch):
+    """Relative names hold for workers elsewhere, and a killed worker's chain is another one's."""
+    experiments, alone = sweep
+    data = Path(experiments[0].data)
+    (tmp_path / data.name).write_bytes(data.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    killer = kill_one_worker_after(4, tmp_path / "run")
+    workers = Workers(backend="dask", address=cluster.scheduler_address)
+    relative = [replace(e, data=data.name) for e in experiments]
+    run_experiments(relative, Path("run"), device=CPU, workers=workers)
+    killer.join()
+    pd.testing.assert_frame_equal(
+        rows(tmp_path / "run").drop(columns="settings"), alone.drop(columns="settings"), check_exact=True
+    )
+
+
+def test_ray_finds_the_same_rows(sweep, tmp_path):
+    pytest.importorskip("ray")
+    experiments, alone = sweep
+    run_experiments(experiments, tmp_path / "run", device=CPU, workers=Workers(2, "ray"))
+    pd.testing.assert_frame_equal(rows(tmp_path / "run"), alone, check_exact=True)
+
+
+def test_a_killed_process_is_one_line_and_the_same_command_goes_on(sweep, tmp_path):
+    experiments, alone = sweep
+    file, out = tmp_path / "tiny.toml", tmp_path / "run"
+    file.write_text(FILE.format(data=experiments[0].data))
+    killer = kill_one_worker_after(2, out)
+    result = CliRunner().invoke(main, ["run", str(file), "--out", str(out), "--workers", "2"])
+    killer.join()
+    assert result.exit_code == 75, result.output
+    assert result.stderr.splitlines()[-1] == (
+        "Error: a worker process was killed (out of memory?); run the same command again to go on"
+    )
+    assert "Traceback" not in result.stderr
+    assert not multiprocessing.active_children()
+    part = ["--part", "0/1", "--workers", "1"]  # without a report, whose figures take longer than all else
+    again = CliRunner().invoke(main, ["run", str(file), "--out", str(out), *part])
+    assert "the same command without --part makes the table" in again.output
+    run_experiments([read_experiment(str(file))], out, device=CPU)
+    first = alone[alone["seed"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        rows(out).drop(columns="settings"), first.drop(columns="settings"), check_exact=True
+    )
+
+
+def test_workers_of_several_threads_are_refused():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as cluster,
+        pytest.raises(InvalidInput, match="whose workers have 2 threads; start them with --nthreads 1"),
+        spread(Workers(backend="dask", address=cluster.scheduler_address)),
+    ):
+        pass
+
+
+def test_parts_make_one_run_and_none_does_anothers_work(sweep, tmp_path):
+    experiments, alone = sweep
+    out, total = tmp_path / "run", total_steps(sweep[0], CPU)
+    told: list[tuple[str, str]] = []
+    for index, missing in ((1, total // 2), (0, 0)):
+        part = Part(index, 2)
+        found = run_part(experiments, out, part=part, device=CPU, advance=lambda *unit: told.append(unit))
+        assert found == missing
+    assert len(told) == total == 30
+    made = {path: path.stat().st_mtime_ns for path in out.glob("units/*")}
+    run_experiments(experiments, out, device=CPU)
+    assert {path: path.stat().st_mtime_ns for path in out.glob("units/*")} == made
+    pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
+
+
+def job(experiments, out) -> Job:
+    provenance = {"settings": "s", "version": package_version(), "dtype": "float64"}
+    return Job(
+        experiments[0],
+        Chain("base", (0,)),
+        Place(out, "tiny", "s", provenance),
+        "cpu",
+        package_version(),
+        fingerprint(experiments[0].data),
+    )
+
+
+def test_a_worker_with_other_data_or_another_version_refuses(sweep, tmp_path):
+    good = job(sweep[0], tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for bad, message in (
+        (replace(good, data_sha256="0"), r"few\.npz' on .* is not what the command read"),
+        (replace(good, version="9.9"), r"worker on .* has sparse-robustness .*, the command 9\.9"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            list(steps(bad))
+        assert not list((tmp_path / "checkpoints").iterdir())
+    list(steps(good))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["tiny-base-0-00.safetensors"]
+
+
+def test_a_diverged_training_comes_whole_from_another_process():
+    error = TrainingDiverged("members 1 diverged", members=[0], survivors=None)
+    back = pickle.loads(pickle.dumps(error))
+    assert (str(back), back.members, back.survivors) == ("members 1 diverged", [0], None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backend", "spark"], "'spark' is not one of"),
+        (["--address", "tcp://x:1", "--device", "cpu"], "loky starts processes of this machine"),
+        (["--address", "tcp://x:1", "--backend", "dask"], "give --device cpu or cuda"),
+        (["--address", "x", "--backend", "dask", "--device", "cpu", "--workers", "2"], "has its own; leave"),
+        (["--workers", "0"], "workers is 0"),
+        (["--part", "3"], "part is '3'; give I/N"),
+        (["--part", "2/2"], "part is 2/2"),
+    ],
+)
+def test_bad_usage_is_one_line_and_2(arguments, message, tmp_path):
+    out = tmp_path / "run"
+    result = CliRunner().invoke(main, ["run", "digits-linear", "--out", str(out), *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("backend", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_missing_package_names_its_extra(backend, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"backend is '{backend}', whose package is missing .*'sparse-robustness\[{backend}\]'"
+    with pytest.raises(InvalidInput, match=message), spread(Workers(2, backend)):
+        pass
