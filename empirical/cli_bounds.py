@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from empirical.terminal import OK, console, one_line_errors, progress
+from empirical.cli_network import NORMS, Cells, network_options, numbers, opened, print_tables
+from empirical.terminal import OK, one_line_errors, progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,25 +23,10 @@ _LEGEND = (
 )
 # Sparsities of the masks that the terminal shows; the table has all.
 _SHOWN = (0.0, 0.5, 0.9, 0.99)
-_NORMS = {"linf": "l_inf", "l2": "l_2"}
-_T = TypeVar("_T", int, float)
-Cells = tuple[str, ...]
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    required=True,
-    metavar="NAME|FILE|FOLDER",
-    help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
-)
-@click.option("--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module.")
-@click.option("--arch-args", default="{}", metavar="JSON", help="Its keyword arguments.  [default: none]")
-@click.option(
-    "--shape", metavar="C,H,W", help="Shape of one example.  [default: as the file or the data says]"
-)
-@click.option("--examples", default=100, show_default=True, help="Test examples to use, from the first on.")
+@network_options(examples=100, folder="bounds")
 @click.option("--p", "norms", multiple=True, metavar="inf|2", help="Norm; may be repeated.  [default: inf 2]")
 @click.option(
     "--radius",
@@ -62,14 +47,7 @@ Cells = tuple[str, ...]
     help="Classes of the random-mask bounds.  [default: the most common, its runner-up]",
 )
 @click.option("--steps", default=0, show_default=True, help="Optimise slopes by this many steps; 0: do not.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the run; another run's is never overwritten.  [default: results/bounds-MODEL]",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(["float64", "float32"]), default="float64", show_default=True)
-@click.option("--markdown", is_flag=True, help="Print Markdown tables.")
 def bounds(
     model: Path,
     data: str,
@@ -100,8 +78,6 @@ def bounds(
         from empirical.bounds import ALPHAS, Request, default_folder, total_steps
         from empirical.bounds import bounds as run
         from empirical.datasets import load_test
-        from empirical.networks import load_network
-        from empirical.provenance import choose_device
 
         request = Request(
             examples=examples,
@@ -113,9 +89,7 @@ def bounds(
             shape=numbers("shape", shape, int) or None,
             dtype=dtype,
         )
-        chosen = choose_device(device)
-        network = load_network(model, arch=arch, arch_args=json_arguments(arch_args))
-        click.echo(f"{network.name}: {network.recognised}", err=True)
+        network, chosen = opened(model, arch, arch_args, device)
         folder = out or default_folder(network)
         with progress(total_steps(request)) as advance:
             outcome = run(network, load_test(data), request, folder, device=chosen, advance=advance)
@@ -126,29 +100,6 @@ def bounds(
     note = f"{_LEGEND}\n\nFigure  {drawn}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
     click.echo(note, err=markdown)
     sys.exit(OK)
-
-
-def numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:
-    """Numbers joined by commas; none for no text. Raises: InvalidInput for anything else."""
-    from theory.types import InvalidInput
-
-    try:
-        return tuple(kind(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise InvalidInput(f"{name} is {text!r}; give numbers joined by commas") from error
-
-
-def json_arguments(text: str) -> dict[str, object]:
-    """A JSON object. Raises: InvalidInput for anything else."""
-    from theory.types import InvalidInput
-
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InvalidInput(f"arch-args is {text!r}; give a JSON object such as '{{\"width\": 300}}'")
-    return found
 
 
 def _draw(outcome: Outcome) -> Path:
@@ -174,7 +125,7 @@ def tabulate(rows: pd.DataFrame) -> list[tuple[Cells, list[Cells]]]:
         for quantity, method, value in facts[["quantity", "method", "value"]].itertuples(index=False)
     ]
     tables: list[tuple[Cells, list[Cells]]] = [(("network", ""), lines)]
-    present = [norm for norm in _NORMS if (whole["norm"] == norm).any()]
+    present = [norm for norm in NORMS if (whole["norm"] == norm).any()]
     tables += [_norm_table(whole[whole["norm"] == norm], norm) for norm in present]
     masks = whole[whole["quantity"] == "expected_lipschitz"]
     if masks["sparsity"].isin(_SHOWN).any():
@@ -188,7 +139,7 @@ def tabulate(rows: pd.DataFrame) -> list[tuple[Cells, list[Cells]]]:
             (f"alpha = {alpha:g}", *(_value(some, method=rung, sparsity=alpha) for rung in rungs))
             for alpha in sorted(some["sparsity"].unique())
         ]
-        tables.append(((f"{_NORMS[norm]}, random masks, classes {some['pair'].iloc[0]}", *rungs), lines))
+        tables.append(((f"{NORMS[norm]}, random masks, classes {some['pair'].iloc[0]}", *rungs), lines))
     return tables
 
 
@@ -207,7 +158,7 @@ def _norm_table(rows: pd.DataFrame, norm: str) -> tuple[Cells, list[Cells]]:
             mean = _value(own[own["radius"].isna()], quantity=quantity)
             median = _value(own, quantity="median_radius") if quantity == "mean_radius" else ""
             lines.append((f"{title}, {method}", nature.removesuffix(" bound"), mean, median, *at))
-    return (_NORMS[norm], "bound", "mean", "median", *(f"r={radius:g}" for radius in radii)), lines
+    return (NORMS[norm], "bound", "mean", "median", *(f"r={radius:g}" for radius in radii)), lines
 
 
 def _value(rows: pd.DataFrame, **wanted: str | float) -> str:
@@ -218,29 +169,3 @@ def _value(rows: pd.DataFrame, **wanted: str | float) -> str:
         return ""
     value = float(rows["value"].iloc[0])
     return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.3g}"
-
-
-def print_tables(tables: list[tuple[Cells, list[Cells]]], *, markdown: bool) -> None:
-    """Header and lines of each table, for a terminal or as Markdown."""
-    if markdown:
-        click.echo("\n".join(_markdown(*table) for table in tables))
-        return
-    for table in tables:
-        console().print(_rich(*table), "")
-
-
-def _markdown(header: Cells, lines: list[Cells]) -> str:
-    rule = "|".join("---" for _ in header)
-    rows = "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
-    return f"| {' | '.join(header)} |\n|{rule}|\n{rows}"
-
-
-def _rich(header: Cells, lines: list[Cells]):  # noqa: ANN202 - rich is imported late
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, padding=(0, 1))
-    for place, name in enumerate(header):
-        shown.add_column(name, no_wrap=True, justify="left" if place == 0 or name == "bound" else "right")
-    for line in lines:
-        shown.add_row(*line)
-    return shown

@@ -9,29 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empirical.cli_bounds import json_arguments, numbers, print_tables
+from empirical.cli_network import NORMS, Cells, network_options, numbers, opened, print_tables
 from empirical.terminal import OK, one_line_errors, progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NORMS = {"linf": "l_inf", "l2": "l_2"}
-
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--data",
-    required=True,
-    metavar="NAME|FILE|FOLDER",
-    help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
-)
-@click.option("--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module.")
-@click.option("--arch-args", default="{}", metavar="JSON", help="Its keyword arguments.  [default: none]")
-@click.option(
-    "--shape", metavar="C,H,W", help="Shape of one example.  [default: as the file or the data says]"
-)
-@click.option("--examples", default=1000, show_default=True, help="Test examples to use, from the first on.")
+@network_options(examples=1000, folder="measure")
 @click.option(
     "--attacks",
     metavar="A,B,...",
@@ -39,13 +25,6 @@ _NORMS = {"linf": "l_inf", "l2": "l_2"}
 )
 @click.option("--eps", default=0.1, show_default=True, help="Size at which robust accuracy is counted.")
 @click.option("--box", nargs=2, type=float, metavar="LO HI", help="Keep attacks in this box.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the run; another run's is never overwritten.  [default: results/measure-MODEL]",
-)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--markdown", is_flag=True, help="Print Markdown tables.")
 def measure(
     model: Path,
     data: str,
@@ -70,9 +49,8 @@ def measure(
     started = time.perf_counter()
     with one_line_errors():
         from empirical.datasets import load_test
-        from empirical.networks import load_network
         from empirical.own_network import Request, default_folder, measure_network
-        from empirical.provenance import choose_device, log_command
+        from empirical.provenance import log_command
 
         request = Request(
             examples=examples,
@@ -81,9 +59,7 @@ def measure(
             box=box or None,
             shape=numbers("shape", shape, int) or None,
         )
-        network = load_network(model, arch=arch, arch_args=json_arguments(arch_args))
-        click.echo(f"{network.name}: {network.recognised}", err=True)
-        chosen = choose_device(device)
+        network, chosen = opened(model, arch, arch_args, device)
         folder = out or default_folder(network)
         with progress(len(request.attacks)) as advance:
             outcome = measure_network(
@@ -96,7 +72,7 @@ def measure(
     sys.exit(OK)
 
 
-def tabulate(rows: pd.DataFrame) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def tabulate(rows: pd.DataFrame) -> list[tuple[Cells, list[Cells]]]:
     """Header and lines of the tables: the network, then each norm's attacks."""
     clean = rows[(rows["quantity"] == "accuracy") & (rows["method"] == "clean")]["value"].iloc[0]
     lines = [
@@ -108,8 +84,8 @@ def tabulate(rows: pd.DataFrame) -> list[tuple[tuple[str, ...], list[tuple[str, 
         (f"accuracy, {method}, eps = {eps:g}", f"{value:.4g}")
         for method, eps, value in fgs[["method", "eps", "value"]].itertuples(index=False)
     ]
-    tables: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = [(("network", ""), lines)]
-    for norm, title in _NORMS.items():
+    tables: list[tuple[Cells, list[Cells]]] = [(("network", ""), lines)]
+    for norm, title in NORMS.items():
         of_norm = rows[(rows["norm"] == norm) & (rows["quantity"] == "mean_radius")]
         methods = list(of_norm["method"].unique())
         if methods:
@@ -118,7 +94,7 @@ def tabulate(rows: pd.DataFrame) -> list[tuple[tuple[str, ...], list[tuple[str, 
     return tables
 
 
-def _line(rows: pd.DataFrame, norm: str, method: str) -> tuple[str, ...]:
+def _line(rows: pd.DataFrame, norm: str, method: str) -> Cells:
     own = rows[(rows["norm"] == norm) & (rows["method"] == method)].set_index("quantity")["value"]
     return (
         method,
