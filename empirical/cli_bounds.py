@@ -47,6 +47,12 @@ _SHOWN = (0.0, 0.5, 0.9, 0.99)
     help="Classes of the random-mask bounds.  [default: the most common, its runner-up]",
 )
 @click.option("--steps", default=0, show_default=True, help="Optimise slopes by this many steps; 0: do not.")
+@click.option(
+    "--crown",
+    type=int,
+    metavar="N",
+    help="Examples, the first ones, of the certificates by linear relaxation.  [default: all]",
+)
 @click.option("--dtype", type=click.Choice(["float64", "float32"]), default="float64", show_default=True)
 def bounds(
     model: Path,
@@ -60,6 +66,7 @@ def bounds(
     alphas: str | None,
     pair: tuple[int, int] | None,
     steps: int,
+    crown: int | None,
     out: Path | None,
     device: str,
     dtype: str,
@@ -86,6 +93,7 @@ def bounds(
             alphas=numbers("alphas", alphas, float) or ALPHAS,
             pair=pair or None,
             steps=steps,
+            crown=crown,
             shape=numbers("shape", shape, int) or None,
             dtype=dtype,
         )
@@ -145,7 +153,7 @@ def tabulate(rows: pd.DataFrame) -> list[tuple[Cells, list[Cells]]]:
 
 def _norm_table(rows: pd.DataFrame, norm: str) -> tuple[Cells, list[Cells]]:
     """What is certified in one norm: radii, the share of examples certified at r, constants on balls."""
-    radii = sorted(rows["radius"].dropna().unique())
+    radii = sorted(rows.loc[rows["method"] != "universal ceiling", "radius"].dropna().unique())
     lines = []
     for quantity, title, extra in (
         ("mean_radius", "radius", "robust_accuracy"),

@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 
 from empirical.ensembles.mlp import MLPEnsemble
 from empirical.ensembles.protocol import Cotangent, share_of_zeros
+from empirical.programs import ProgramModule
 from theory.types import InvalidInput
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -188,7 +189,12 @@ def _at_once(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tenso
 
 
 def prunable_names(module: nn.Module) -> list[str]:
-    """Names of the weights of all linear and convolutional layers, in the module's order."""
+    """Names of the weights of all linear and convolutional layers, in the module's order.
+
+    A saved program has no layers; its module names the weights itself.
+    """
+    if isinstance(module, ProgramModule):
+        return list(module.prunable)
     layers = module.named_modules()
     return [f"{name}.weight" if name else "weight" for name, layer in layers if isinstance(layer, PRUNABLE)]
 
