@@ -66,8 +66,8 @@ class Request:
 class Findings:
     """All rows, and why there are none where a part does not apply.
 
-    ``bounds`` is a table of ``bounds`` or the reason why nothing could be proved; ``further`` holds rows about
-    whole networks; ``crown`` says how many examples linear relaxation certified, ``moments`` why random masks
+    ``bounds`` is a table of ``bounds`` or the reason why nothing could be proved; ``further`` is about whole
+    networks; ``crown`` says how many examples linear relaxation certified, ``moments`` why random masks
     could not be predicted, empty where they were.
     """
 

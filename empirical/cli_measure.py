@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from empirical.cli_network import NORMS, Cells, network_options, numbers, opened, print_tables
+from empirical.cli_network import network_options, numbers, opened, print_tables
 from empirical.terminal import OK, one_line_errors, progress
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @click.command()
@@ -49,6 +45,7 @@ def measure(
     started = time.perf_counter()
     with one_line_errors():
         from empirical.datasets import load_test
+        from empirical.network_tables import attack_tables
         from empirical.own_network import Request, default_folder, measure_network
         from empirical.provenance import log_command
 
@@ -66,40 +63,7 @@ def measure(
                 network, load_test(data), request, folder, device=chosen, advance=advance
             )
         log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
-    print_tables(tabulate(outcome.rows), markdown=markdown)
+    print_tables(attack_tables(outcome.rows), markdown=markdown)
     seconds = time.perf_counter() - started
     click.echo(f"Table   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)
     sys.exit(OK)
-
-
-def tabulate(rows: pd.DataFrame) -> list[tuple[Cells, list[Cells]]]:
-    """Header and lines of the tables: the network, then each norm's attacks."""
-    clean = rows[(rows["quantity"] == "accuracy") & (rows["method"] == "clean")]["value"].iloc[0]
-    lines = [
-        ("sparsity", f"{rows['achieved_sparsity'].iloc[0]:.4g}"),
-        ("accuracy, clean", f"{clean:.4g}"),
-    ]
-    fgs = rows[rows["quantity"] == "fgs_accuracy"].drop_duplicates("method")
-    lines += [
-        (f"accuracy, {method}, eps = {eps:g}", f"{value:.4g}")
-        for method, eps, value in fgs[["method", "eps", "value"]].itertuples(index=False)
-    ]
-    tables: list[tuple[Cells, list[Cells]]] = [(("network", ""), lines)]
-    for norm, title in NORMS.items():
-        of_norm = rows[(rows["norm"] == norm) & (rows["quantity"] == "mean_radius")]
-        methods = list(of_norm["method"].unique())
-        if methods:
-            header = (f"{title}, smallest found", "mean", "mean square", "not found", "robust at eps")
-            tables.append((header, [_line(rows, norm, method) for method in methods]))
-    return tables
-
-
-def _line(rows: pd.DataFrame, norm: str, method: str) -> Cells:
-    own = rows[(rows["norm"] == norm) & (rows["method"] == method)].set_index("quantity")["value"]
-    return (
-        method,
-        f"{own['mean_radius']:.4g}",
-        f"{own['mean_squared_distance']:.4g}",
-        f"{own['capped']:.0f}",
-        f"{own['robust_accuracy']:.4g}",
-    )

@@ -14,10 +14,9 @@ from empirical.terminal import console
 if TYPE_CHECKING:
     import torch
 
+    from empirical.network_tables import Cells, Table
     from empirical.networks import Network
 
-NORMS = {"linf": "l_inf", "l2": "l_2"}
-Cells = tuple[str, ...]
 _T = TypeVar("_T", int, float)
 
 
@@ -99,7 +98,7 @@ def _json_arguments(text: str) -> dict[str, object]:
     return found
 
 
-def print_tables(tables: list[tuple[Cells, list[Cells]]], *, markdown: bool) -> None:
+def print_tables(tables: list[Table], *, markdown: bool) -> None:
     """Header and lines of each table, for a terminal or as Markdown."""
     if markdown:
         click.echo("\n".join(_markdown(*table) for table in tables))

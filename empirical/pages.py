@@ -1,0 +1,51 @@
+"""HTML pages that need nothing but themselves, and the files of the figures in them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from empirical.results import write_atomically
+from paper_figures.gallery import FORMATS, render
+
+
+def write_page(path: Path, template: str, content: Mapping[str, object]) -> None:
+    """Write the template filled with ``content``; all pages share the layout and style of base.html.j2."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template).render(content)
+    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+def save_figure(folder: Path, name: str, figure: Figure) -> bytes:
+    """Write the figure in every format; returns the SVG."""
+    contents = {format: render(figure, format) for format in FORMATS}
+    for format, content in contents.items():
+        write_atomically(
+            folder / f"{name}.{format}",
+            lambda temporary, content=content: temporary.write_bytes(content),
+        )
+    return contents["svg"]
+
+
+def data_uri(svg: bytes) -> str:
+    """An SVG as the source of an image."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def setting(value: object) -> str:
+    """A setting as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {setting(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
