@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from matplotlib.figure import Figure
 
 from empirical.results import write_atomically
 from paper_figures.gallery import FORMATS, render
+
+_PATH, _DIGITS = re.compile(rb' d="[^"]*"'), re.compile(rb"(\d\.\d\d)\d+")
 
 
 def write_page(path: Path, template: str, content: Mapping[str, object]) -> None:
@@ -38,7 +41,8 @@ def save_figure(folder: Path, name: str, figure: Figure) -> bytes:
 
 
 def data_uri(svg: bytes) -> str:
-    """An SVG as the source of an image."""
+    """An SVG as the source of an image, its paths rounded to what a screen can show."""
+    svg = _PATH.sub(lambda path: _DIGITS.sub(rb"\1", path.group()), svg)
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
