@@ -37,13 +37,15 @@ class Layer:
 class Sandwich:
     """What is known of the radii in one norm: certified and attacked per example, and the ceiling of means.
 
-    ``certified`` and ``ceiling`` are None where nothing could be proved; ``cap`` counts for inf in a mean.
+    ``certified``, ``ceiling`` and ``passable``, that of the robust accuracy by radius, are None where nothing
+    could be proved. ``mean_attacked`` counts a radius of inf as the largest distance in the data's box.
     """
 
     norm: str
     certified: Float[Array, " n"] | None
     attacked: Float[Array, " n"]
     ceiling: float | None
+    passable: pd.Series | None
     mean_attacked: float
 
     @property
@@ -51,10 +53,11 @@ class Sandwich:
         """The mean of the certified radii, a lower bound on the mean radius."""
         return None if self.certified is None else float(self.certified.mean())
 
-    def shares(self, radius: float) -> tuple[float | None, float]:
-        """Shares of the examples that are certified at the radius, and that no attack breaks within it."""
+    def shares(self, radius: float) -> tuple[float | None, float, float | None]:
+        """Shares of the examples certified at the radius, not broken within it, and at most robust there."""
         certain = None if self.certified is None else float((self.certified > radius).mean())
-        return certain, float((self.attacked > radius).mean())
+        most = None if self.passable is None else float(self.passable[self.passable.index <= radius].iloc[-1])
+        return certain, float((self.attacked > radius).mean()), most
 
 
 def layers(findings: Findings) -> list[Layer]:
@@ -83,19 +86,22 @@ def sandwiches(findings: Findings) -> list[Sandwich]:
         attacks = _radii(findings.measured, norm, findings.measured["method"].ne("best"))
         if attacks.empty:
             continue
-        certified, ceiling = None, None
+        certified = ceiling = passable = None
         if isinstance(findings.bounds, pd.DataFrame):
-            rows = findings.bounds
+            rows = findings.bounds[findings.bounds["norm"] == norm]
             certified = _radii(rows, norm, rows["nature"].eq("lower bound")).max().to_numpy()
-            of_ceiling = (rows["quantity"] == "mean_radius") & (rows["method"] == "universal ceiling")
-            ceiling = float(rows.loc[of_ceiling & (rows["norm"] == norm), "value"].iloc[0])
+            rows = rows[rows["method"] == "universal ceiling"]
+            ceiling = float(rows.loc[rows["quantity"] == "mean_radius", "value"].iloc[0])
+            passable = rows[rows["quantity"] == "robust_accuracy"].set_index("radius")["value"].sort_index()
         best = findings.measured[
             (findings.measured["quantity"] == "mean_radius")
             & (findings.measured["method"] == "best")
             & (findings.measured["norm"] == norm)
         ]
         found.append(
-            Sandwich(norm, certified, attacks.min().to_numpy(), ceiling, float(best["value"].iloc[0]))
+            Sandwich(
+                norm, certified, attacks.min().to_numpy(), ceiling, passable, float(best["value"].iloc[0])
+            )
         )
     return found
 
@@ -111,10 +117,8 @@ def curves(findings: Findings) -> pd.DataFrame:
                 parts.append(
                     pd.DataFrame({"radius": at, "share": share, "source": source, "norm": part.norm})
                 )
-        if isinstance(findings.bounds, pd.DataFrame):
-            rows = findings.bounds
-            rows = rows[(rows["quantity"] == "robust_accuracy") & (rows["method"] == "universal ceiling")]
-            rows = rows[rows["norm"] == part.norm][["radius", "value"]].rename(columns={"value": "share"})
+        if part.passable is not None:
+            rows = part.passable.rename("share").reset_index()
             parts.append(rows.assign(source="ceiling", norm=part.norm))
     return pd.concat(parts, ignore_index=True)
 

@@ -14,6 +14,7 @@ from empirical.results import write_atomically
 from paper_figures.gallery import FORMATS, render
 
 _PATH, _DIGITS = re.compile(rb' d="[^"]*"'), re.compile(rb"(\d\.\d\d)\d+")
+_METADATA, _BETWEEN = re.compile(rb"<metadata>.*?</metadata>", re.DOTALL), re.compile(rb">\s+<")
 
 
 def write_page(path: Path, template: str, content: Mapping[str, object]) -> None:
@@ -41,7 +42,8 @@ def save_figure(folder: Path, name: str, figure: Figure) -> bytes:
 
 
 def data_uri(svg: bytes) -> str:
-    """An SVG as the source of an image, its paths rounded to what a screen can show."""
+    """An SVG as the source of an image, without metadata, its paths rounded to what a screen can show."""
+    svg = _BETWEEN.sub(b"><", _METADATA.sub(b"", svg))
     svg = _PATH.sub(lambda path: _DIGITS.sub(rb"\1", path.group()), svg)
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 

@@ -43,7 +43,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure:
     panels = [_certified, _constants, *([_masks] if masks else [])]
     with rc_context(fname=STYLE):
         wide = width >= TWO_COLUMNS
-        high = 2.7 * len(panels) if wide else (2.2 * len(norms) + 0.5) * len(panels)
+        high = 2.7 * len(panels) if wide else (2.2 * len(norms) + 0.9) * len(panels)
         drawn = Figure(figsize=(width, high), layout="constrained")
         parts = np.atleast_1d(np.asarray(drawn.subfigures(len(panels), 1)))
         for part, panel in zip(parts, panels, strict=True):

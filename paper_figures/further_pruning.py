@@ -36,7 +36,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure:
             rows = table[(table["quantity"] == quantity) & (table["norm"] == norm)]
             _panel(axes, rows, method)
             axes.set_title(title, loc="left", fontweight="bold")
-            axes.set_xlabel("share of remaining weights removed (%)")
+        drawn.supxlabel("share of the remaining weights that is removed (%)", fontsize=8)
         legend_above(drawn, labelled(drawn))
     return drawn
 
