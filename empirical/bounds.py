@@ -328,8 +328,7 @@ def _correct(problem: Problem) -> Bool[Array, " m"]:
 def _certificate_rows(problem: Problem, request: Request, *, p: float) -> list[Row]:
     """Certified radii by every method: per example, on average, and as accuracy that is certain."""
     graph, x, y = problem.graph, problem.x, problem.y
-    still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
-    margins = _numpy(graphs.margin_bounds(graph, x, y, p=p, radius=still))
+    margins = _numpy(graphs.centre_margins(graph, x, y))
     radii = {
         name: radius_from_margins(margins, _numpy(constants(graph, p=p)[y]))
         for name, constants in (
