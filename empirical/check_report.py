@@ -39,7 +39,7 @@ class Fact:
 
 
 def write_check(findings: Findings, out: Path, *, command: str) -> Path:
-    """Write figures/*.svg, figures/*.png and report.html into ``out``; returns the report's path."""
+    """Write figures/*.svg and report.html into ``out``; returns the report's path."""
     value, low, high, count = accuracy(findings)
     parts = sandwiches(findings)
     content = {
@@ -134,6 +134,8 @@ def _pictures(findings: Findings, out: Path) -> dict[str, Picture]:
 
 
 def _saved(folder: Path, name: str, draw: Callable[[float], Figure]) -> Picture:
-    wide = save_figure(folder, name, draw(WIDTHS["two-column"]))
-    narrow = save_figure(folder, f"{name}-narrow", draw(WIDTHS["one-column"]))
+    wide, narrow = (
+        save_figure(folder, file, draw(WIDTHS[width]), formats=("svg",))
+        for file, width in ((name, "two-column"), (f"{name}-narrow", "one-column"))
+    )
     return Picture(data_uri(wide), data_uri(narrow))

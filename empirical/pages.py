@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -30,9 +30,9 @@ def write_page(path: Path, template: str, content: Mapping[str, object]) -> None
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-def save_figure(folder: Path, name: str, figure: Figure) -> bytes:
-    """Write the figure in every format; returns the SVG."""
-    contents = {format: render(figure, format) for format in FORMATS}
+def save_figure(folder: Path, name: str, figure: Figure, *, formats: Sequence[str] = FORMATS) -> bytes:
+    """Write the figure in these formats, SVG among them; returns the SVG."""
+    contents = {format: render(figure, format) for format in formats}
     for format, content in contents.items():
         write_atomically(
             folder / f"{name}.{format}",
