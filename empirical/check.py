@@ -26,7 +26,7 @@ from empirical.results import open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
 from theory.types import InvalidInput
 
-LEVELS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from empirical.terminal import OK, one_line_errors, progress
 @click.option(
     "--removed",
     metavar="A,B,...",
-    help="Shares of the remaining weights to prune further.  [default: 8 values from 0.1 to 0.95]",
+    help="Shares of the remaining weights to prune further.  [default: 5 values from 0.2 to 0.9]",
 )
 @click.option(
     "--crown",

@@ -75,6 +75,11 @@ class ProgramModule(nn.Module):
     def __deepcopy__(self, _: dict[int, object]) -> ProgramModule:
         return ProgramModule(self._source)
 
+    def train(self, mode: bool = True) -> ProgramModule:  # noqa: FBT001, FBT002 - PyTorch's own signature
+        """A program keeps the mode that it was exported in."""
+        del mode
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Scores (n, c) of n examples."""
         if self.group is None or len(x) == self.group:

@@ -314,7 +314,7 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
     try:
         with torch.no_grad():
             scores = module(first.new_zeros(2, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         line = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
         raise InvalidInput(f"the module does not take examples of shape {shape}: {line}") from error
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2:
