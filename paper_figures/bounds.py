@@ -55,9 +55,8 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure:
                 if wide and norm != norms[0]:
                     axes.set_ylabel("")
                 handles |= {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-            part.legend(
-                list(handles.values()), list(handles), loc="outside upper center", ncols=3 if wide else 2
-            )
+            columns = 3 if wide else 1
+            part.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns)
     return drawn
 
 

@@ -403,7 +403,8 @@ def test_the_page_in_a_browser(finished, tmp_path):
     (tmp_path / "look.html").write_text(_LOOK.replace("PAGE", (finished.folder / "report.html").as_uri()))
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-               "--allow-file-access-from-files", "--enable-logging=stderr", "--window-size=1700,900",
+               "--allow-file-access-from-files", "--enable-logging=stderr", "--hide-scrollbars",
+               "--window-size=1700,900",
                f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
                (tmp_path / "look.html").as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
