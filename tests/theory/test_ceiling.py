@@ -171,7 +171,7 @@ def test_robust_accuracy_ceiling_is_the_largest_independent_set_or_its_relaxatio
         assert found.tolist() == exact.tolist()
 
 
-def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set():
+def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set(unchecked):
     x, y = ODD_CYCLE
     everyone, two = np.ones(3, dtype=bool), np.array([True, True, False])
     assert robust_accuracy_ceiling(x, y, everyone, np.array([3.0]), p=2.0).tolist() == [0.5]  # 3 halves of 3
