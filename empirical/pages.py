@@ -31,8 +31,9 @@ def write_page(path: Path, template: str, content: Mapping[str, object]) -> None
 
 
 def save_figure(folder: Path, name: str, figure: Figure, *, formats: Sequence[str] = FORMATS) -> bytes:
-    """Write the figure in these formats, SVG among them; returns the SVG."""
+    """Write the figure in these formats, SVG among them; returns the SVG, made light."""
     contents = {format: render(figure, format) for format in formats}
+    contents["svg"] = _light(contents["svg"])
     for format, content in contents.items():
         write_atomically(
             folder / f"{name}.{format}",
@@ -42,10 +43,14 @@ def save_figure(folder: Path, name: str, figure: Figure, *, formats: Sequence[st
 
 
 def data_uri(svg: bytes) -> str:
-    """An SVG as the source of an image, without metadata, its paths rounded to what a screen can show."""
-    svg = _BETWEEN.sub(b"><", _METADATA.sub(b"", svg))
-    svg = _PATH.sub(lambda path: _DIGITS.sub(rb"\1", path.group()), svg)
+    """An SVG as the source of an image."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _light(svg: bytes) -> bytes:
+    """The same picture without metadata and indentation, paths rounded to what can be seen."""
+    plain = _BETWEEN.sub(b"><", _METADATA.sub(b"", svg))
+    return _PATH.sub(lambda path: _DIGITS.sub(rb"\1", path.group()), plain)
 
 
 def setting(value: object) -> str:
