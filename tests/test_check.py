@@ -19,12 +19,15 @@ from click.testing import CliRunner, Result
 from sklearn.neural_network import MLPClassifier
 from torch import nn
 
+from empirical import bounds
 from empirical.bounds import SCHEMA
 from empirical.check_facts import harmless, layers, sandwiches
 from empirical.cli import main
-from empirical.datasets import load
+from empirical.datasets import load, load_test
+from empirical.networks import load_network
 from empirical.results import read_table
 from tests.test_report import Page
+from theory.graph import relaxation_products
 
 ARCHITECTURE = """
 import torch
@@ -297,10 +300,14 @@ def test_what_the_theory_does_not_cover_is_said_and_the_rest_is_done(convolution
 def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeypatch):
     """How many examples it certifies follows from the network's size and what a minute is taken to hold."""
     monkeypatch.chdir(convolutional)
-    monkeypatch.setattr("empirical.bounds._MINUTE", 1.0)
-    settings = ("--arch", "own_cnn:Net", "--data", "images.npz", *QUICK)
-    assert run("cnn.pt", *settings, "--out", "slow").exit_code == 0
-    assert json.loads(Path("slow/settings.json").read_text())["crown"] == 0
+    asked = bounds.Request(examples=N)
+    network, data = load_network(Path("cnn.pt2")), load_test("images.npz")
+    problem = bounds.Problem.of(network, data, asked, device=torch.device("cpu"))
+    assert bounds.affordable(problem, asked) == N
+    each = 12 * 2 * relaxation_products(problem.graph)  # radii tried, norms
+    for minute, count in ((3.5 * each, 3), (0.5 * each, 0)):
+        monkeypatch.setattr(bounds, "_MINUTE", minute)
+        assert bounds.affordable(problem, asked) == count
 
 
 @pytest.mark.parametrize(
