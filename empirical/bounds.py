@@ -6,7 +6,6 @@ Nothing is trained or attacked here; ``docs/bounds.md`` explains the columns.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -20,25 +19,31 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from empirical.datasets import Examples
+from empirical.mask_bounds import Rungs, mask_rungs
 from empirical.networks import Network
+from empirical.own_network import fingerprint
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, SCHEMA_KEY, open_run, read_table, write_table
 from empirical.sweep import settings_id, unit_path
 from theory import graph as graphs
-from theory.ceiling import mean_radius_ceiling
+from theory.ceiling import mean_radius_ceiling, robust_accuracy_ceiling
 from theory.graph.network import Activation, Dense, Graph, Reshape, Source
-from theory.relu import ladder
 from theory.relu.certificate import radius_from_margins
 from theory.types import InvalidInput, ReLUNetwork, check_p, check_sparsity
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 # Where no radius is asked for: 0, which is the gradient itself, and three in the range of usual attacks.
 RADII = {math.inf: (0.0, 0.01, 0.03, 0.1), 2.0: (0.0, 0.1, 0.3, 1.0)}
+# Radii at which the ceiling of the robust accuracy is computed.
+CEILING_POINTS = 41
+# Radii tried for an example's certificate, and multiplications of one core's minute in float64.
+_TRIALS, _MINUTE = 12, 3e11
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _SETTINGS = ("settings", "model", "model_sha256", "data", "version", "commit", "device", "dtype")
@@ -67,8 +72,9 @@ class Request:
 
     ``radii`` None stands for ``RADII``; ``shape`` None for the network's own, else the data's; ``pair`` None
     for the most common class and the class that most often comes second to it; ``steps`` > 0 adds
-    certificates whose slopes are optimised by that many steps.
-    Raises: InvalidInput for no or repeated norms, or radii, alphas, examples or steps outside their range.
+    certificates whose slopes are optimised by that many steps. ``crown`` is the number of examples, the first
+    ones, of the certificates by linear relaxation and of the constants on balls; None: all.
+    Raises: InvalidInput for no or repeated norms, or any other entry outside its range.
     """
 
     examples: int = 100
@@ -77,6 +83,7 @@ class Request:
     alphas: tuple[float, ...] = ALPHAS
     pair: tuple[int, int] | None = None
     steps: int = 0
+    crown: int | None = None
     shape: tuple[int, ...] | None = None
     dtype: str = "float64"
 
@@ -94,6 +101,8 @@ class Request:
             raise InvalidInput(f"examples is {self.examples}; use at least one")
         if self.steps < 0:
             raise InvalidInput(f"steps is {self.steps}; give 0 or more ascent steps")
+        if self.crown is not None and self.crown < 0:
+            raise InvalidInput(f"crown is {self.crown}; give 0 or more examples for linear relaxation")
         if self.shape is not None and (not self.shape or min(self.shape) < 1):
             raise InvalidInput(f"shape is {self.shape}; give the sides of one example, each >= 1")
         if self.dtype not in DTYPES:
@@ -181,6 +190,12 @@ def default_folder(network: Network) -> Path:
     return Path("results") / f"bounds-{Path(network.name).stem}"
 
 
+def affordable(problem: Problem, request: Request) -> int:
+    """How many of the examples linear relaxation can certify, in all norms, in about a minute of one core."""
+    each = graphs.relaxation_products(problem.graph) * _TRIALS * len(request.norms)
+    return min(len(problem.y), int(_MINUTE / each))
+
+
 def total_steps(request: Request) -> int:
     """How often ``advance`` is called: once per unit of work."""
     return 2 + 2 * len(request.norms)
@@ -233,9 +248,6 @@ def bounds(
 
 def _describe(problem: Problem, request: Request, device: torch.device) -> dict[str, object]:
     """All that decides the numbers, as plain JSON values."""
-    fingerprint = hashlib.sha256()
-    for array in (problem.examples.x, problem.examples.y):
-        fingerprint.update(np.ascontiguousarray(array).tobytes())
     network = problem.network
     described = asdict(replace(request, shape=problem.graph.nodes[0].shape)) | {
         "norms": [NORMS[p] for p in request.norms],
@@ -243,7 +255,7 @@ def _describe(problem: Problem, request: Request, device: torch.device) -> dict[
         "model_sha256": network.sha256,
         "recognised": network.recognised,
         "data": problem.examples.name,
-        "data_sha256": fingerprint.hexdigest(),
+        "data_sha256": fingerprint(problem.examples.x, problem.examples.y),
         "version": package_version(),
         "device": device.type,
     }
@@ -270,9 +282,9 @@ def _units(
     for p, norm in ((p, NORMS[p]) for p in request.norms):
         yield f"certificates-{norm}", lambda p=p: _certificate_rows(problem, request, p=p)
         yield f"lipschitz-{norm}", lambda p=p: _lipschitz_rows(problem, request, p=p)
-    if problem.layers is not None and len(problem.layers.weights) > 1:
-        layers = problem.layers
-        yield "masks", lambda: _mask_rows(layers, request, pair)
+    rungs_of = mask_rungs(problem.graph, problem.layers, request.alphas, pair)
+    if rungs_of is not None:
+        yield "masks", lambda: _mask_rows(request, pair, rungs_of)
 
 
 def _network_rows(problem: Problem, request: Request) -> list[Row]:
@@ -288,7 +300,22 @@ def _network_rows(problem: Problem, request: Request) -> list[Row]:
     for p in request.norms:
         ceiling = mean_radius_ceiling(flat, problem.examples.y, correct, p=p)
         rows.append(Row("mean_radius", "universal ceiling", "upper bound", ceiling, norm=NORMS[p]))
+        rows += _ceiling_rows(flat, problem.examples.y, correct, p=p)
     return rows
+
+
+def _ceiling_rows(
+    x: Float[Array, "m d"], y: Int[Array, " m"], correct: Bool[Array, " m"], *, p: float
+) -> list[Row]:
+    """The ceiling of the robust accuracy, up to the largest distance from an example to another class."""
+    metric = "euclidean" if p == 2 else "chebyshev"
+    distances = np.where(y[:, None] == y, np.inf, cdist(x, x, metric)).min(1)
+    radii = np.linspace(0, distances[np.isfinite(distances)].max(initial=0.0), CEILING_POINTS)
+    shares = robust_accuracy_ceiling(x, y, correct, radii, p=p)
+    return [
+        Row("robust_accuracy", "universal ceiling", "upper bound", float(s), norm=NORMS[p], radius=float(r))
+        for r, s in zip(radii, shares, strict=True)
+    ]
 
 
 def _correct(problem: Problem) -> Bool[Array, " m"]:
@@ -301,8 +328,7 @@ def _correct(problem: Problem) -> Bool[Array, " m"]:
 def _certificate_rows(problem: Problem, request: Request, *, p: float) -> list[Row]:
     """Certified radii by every method: per example, on average, and as accuracy that is certain."""
     graph, x, y = problem.graph, problem.x, problem.y
-    still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
-    margins = _numpy(graphs.margin_bounds(graph, x, y, p=p, radius=still))
+    margins = _numpy(graphs.centre_margins(graph, x, y))
     radii = {
         name: radius_from_margins(margins, _numpy(constants(graph, p=p)[y]))
         for name, constants in (
@@ -311,8 +337,10 @@ def _certificate_rows(problem: Problem, request: Request, *, p: float) -> list[R
             ("smallest global", graphs.lipschitz_constants),
         )
     }
-    radii["CROWN"] = _numpy(graphs.certified_radius(graph, x, y, p=p))
-    if request.steps:
+    x, y = x[: request.crown], y[: request.crown]
+    if len(x):
+        radii["CROWN"] = _numpy(graphs.certified_radius(graph, x, y, p=p))
+    if len(x) and request.steps:
         found = graphs.certified_radius(graph, x, y, p=p, steps=request.steps)
         radii["CROWN, optimised"] = np.maximum(_numpy(found), radii["CROWN"])
     rows = []
@@ -343,7 +371,7 @@ def _lipschitz_rows(problem: Problem, request: Request, *, p: float) -> list[Row
     others.scatter_(1, y[:, None], value=False)
 
     def row(method: str, constants: Tensor, radius: float | None = None) -> Row:
-        mean = float(constants[others].double().mean())
+        mean = float(constants[others[: len(constants)]].double().mean())
         return Row("lipschitz", method, "upper bound", mean, norm=NORMS[p], radius=radius)
 
     everywhere = graphs.lipschitz_constants(graph, p=p)
@@ -352,22 +380,22 @@ def _lipschitz_rows(problem: Problem, request: Request, *, p: float) -> list[Row
         row("path norm", graphs.path_norm(graph, p=p)[y]),
         row("smallest global", everywhere[y]),
     ]
-    for radius in request.radii_of(p):
+    x, y = x[: request.crown], y[: request.crown]
+    for radius in request.radii_of(p) if len(x) else ():
         balls = torch.full((len(x),), radius, dtype=graph.dtype, device=graph.device)
         local = graphs.local_lipschitz(graph, x, y, p=p, radius=balls, constants=everywhere)
         rows.append(row("local", local, radius))
     return rows
 
 
-def _mask_rows(layers: ReLUNetwork, request: Request, pair: tuple[int, int]) -> list[Row]:
+def _mask_rows(request: Request, pair: tuple[int, int], rungs_of: Rungs) -> list[Row]:
     """Bounds on E sup ||grad(g_i - g_k)||_q when every hidden weight is removed with probability alpha."""
-    alphas = np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in request.alphas])
     name = f"{pair[0]}-{pair[1]}"
     rows = []
     for p in request.norms:
-        rungs = ladder(layers, alphas, pair, p=p)
-        rungs = {**rungs, "best": np.min(list(rungs.values()), axis=0)}
-        for (method, values), k in product(rungs.items(), range(len(alphas))):
+        rungs = dict(rungs_of(p))
+        rungs["best"] = np.min(list(rungs.values()), axis=0)
+        for (method, values), k in product(rungs.items(), range(len(request.alphas))):
             rows.append(
                 Row(
                     "expected_lipschitz",

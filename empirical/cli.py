@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from empirical.cli_bounds import bounds
+from empirical.cli_check import check
 from empirical.cli_doctor import doctor
 from empirical.cli_measure import measure
 from empirical.cli_run import run, verify
@@ -45,6 +46,7 @@ def main() -> None:
 main.add_command(verify)
 main.add_command(run)
 main.add_command(falsify)
+main.add_command(check)
 main.add_command(bounds)
 main.add_command(measure)
 main.add_command(figures)

@@ -6,6 +6,7 @@ often it fails, how tight it is, and, should it fail, which examples show it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from empirical.measurement import Measurement, capped_mean
 from empirical.results import NORMS, Members, Rows
 from theory import linear, relu
 from theory.ceiling import OpponentDistances, ceiling_in_blocks, opponent_distances
-from theory.types import BinaryLinear, LinearClassifier
+from theory.types import BinaryLinear, InvalidInput, LinearClassifier
 
 # Relative slack where both sides are sums of a few hundred float64 terms, and where one of them is a
 # measured radius, which lies the attacks' overshoot beyond the exact one.
@@ -219,6 +220,36 @@ def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement,
         found += _check_attacks(members, certified, measured, p=p, name="certificate <= attack")
         found += _ceiling(members, measured.correct, certified, data, p=p)
     return found
+
+
+def split_change(members: Members, measured: Measurement, given: Measurement, data: Dataset) -> list[Rows]:
+    """Rows of where each member's change of mean radius against the one given network comes from.
+
+    ``log_change`` is the identity total = margin + gradient + remainder of logarithms, at the nearest
+    boundary; NaN where a network has no example that can be split, or a mean radius of 0.
+    """
+    found = []
+    for p, norm in NORMS.items():
+        before = _robustness(given, 0, p=p)
+        parts = np.full((4, len(members)), np.nan)
+        for k in range(len(members)):
+            with contextlib.suppress(InvalidInput):
+                split = relu.decompose(_robustness(measured, k, p=p), before, cap=data.diameter(p))
+                parts[:, k] = split.change, split.margin, split.lipschitz, split.remainder
+        for method, values in zip(("total", "margin", "gradient", "remainder"), parts, strict=True):
+            found.append(
+                Rows(members, values, quantity="log_change", method=method, kind="identity", norm=norm)
+            )
+    return found
+
+
+def _robustness(measured: Measurement, k: int, *, p: float) -> relu.Robustness:
+    """Member k's best radius, and margin and gradient norm at the nearest boundary, 0 where misclassified."""
+    return relu.Robustness(
+        measured.radius[p, "best"][k],
+        np.nan_to_num(measured.margin[p][k], nan=0.0),
+        np.nan_to_num(measured.gradient_norm[p][k], nan=0.0),
+    )
 
 
 def _with_boundary(clf: BinaryLinear | LinearClassifier) -> BinaryLinear | LinearClassifier | None:

@@ -107,9 +107,10 @@ def predict_masks(
     found: list[Rows] = []
     for k, seed in enumerate(members.seed):
         net = relu_network(dense, k)
-        count = len(alphas)
+        count, gone = len(alphas), float(dense.sparsity()[k])
+        achieved = [gone + (1 - gone) * alpha for alpha in alphas]
         described = Members(
-            members.dataset, members.family, ["random"] * count, alphas, alphas, [seed] * count
+            members.dataset, members.family, ["random"] * count, alphas, achieved, [seed] * count
         )
         rivals = relu.runner_up(net, data.x_test, data.y_test)
         sparsities = np.repeat(np.array(alphas)[:, None], len(net.weights), axis=1)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from empirical.programs import load_program
+from empirical.programs import input_shape, load_program
 from theory.types import InvalidInput
 
 _TORCH_SAVE = (".pt", ".pth", ".ckpt", ".bin")
@@ -87,11 +87,8 @@ def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _program_shape(program: ExportedProgram) -> tuple[int, ...] | None:
     """Shape of one example of the program's first input."""
-    (given, *_) = (*program.graph_signature.user_inputs, None)
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name == given:
-            return tuple(int(side) for side in node.meta["val"].shape[1:])
-    return None
+    shape = input_shape(program)
+    return tuple(int(side) for side in shape[1:]) if shape is not None else None
 
 
 def _state(path: Path) -> dict[str, Tensor]:

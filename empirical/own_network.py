@@ -20,6 +20,7 @@ from empirical.ensembles import Ensemble, from_modules, from_stack
 from empirical.experiments.specification import ATTACKS
 from empirical.measurement import measure, measured_rows, radius_rows
 from empirical.networks import Network
+from empirical.programs import ProgramModule
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
@@ -85,8 +86,8 @@ def measure_network(
     unwritable, holds other results or a damaged file.
     """
     examples = data.first(request.examples)
-    ensemble = _ensemble(network, request.shape or examples.fitted(network.shape), device)
-    problem = _problem(examples, ensemble, request)
+    ensemble = ensemble_of(network, request.shape or examples.fitted(network.shape), device)
+    problem = attack_problem(examples, ensemble, request)
     settings = _describe(network, examples, request, device)
     open_run(out, settings, parts=("units",))
     final = out / "measure.parquet"
@@ -139,14 +140,15 @@ def _joined(
     return pa.concat_tables([*rows, table(best, provenance=provenance)]).unify_dictionaries()
 
 
-def _ensemble(network: Network, shape: tuple[int, ...], device: torch.device) -> Ensemble:
-    module = network.module if isinstance(network.module, nn.Module) else network.module.module()
+def ensemble_of(network: Network, shape: tuple[int, ...], device: torch.device) -> Ensemble:
+    """The network as an ensemble of one in float64. Raises: InvalidInput if it does not take the shape."""
+    module = network.module if isinstance(network.module, nn.Module) else ProgramModule(network.module)
     found = from_stack(module) or from_modules([module], shape=shape)
     return found.to(dtype=torch.float64, device=device)
 
 
-def _problem(examples: Examples, ensemble: Ensemble, request: Request) -> Dataset:
-    """The examples as test data of the network's classes."""
+def attack_problem(examples: Examples, ensemble: Ensemble, request: Request) -> Dataset:
+    """The examples as the network's test data. Raises: InvalidInput for other features or labels."""
     x = examples.x.reshape(len(examples.x), -1)
     if x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"data has {x.shape[1]} features; the network takes {ensemble.inputs}")
@@ -160,16 +162,21 @@ def _problem(examples: Examples, ensemble: Ensemble, request: Request) -> Datase
 def _describe(
     network: Network, examples: Examples, request: Request, device: torch.device
 ) -> dict[str, object]:
-    fingerprint = hashlib.sha256()
-    for array in (examples.x, examples.y):
-        fingerprint.update(np.ascontiguousarray(array).tobytes())
     described = asdict(request) | {
         "model": network.name,
         "model_sha256": network.sha256,
         "recognised": network.recognised,
         "data": examples.name,
-        "data_sha256": fingerprint.hexdigest(),
+        "data_sha256": fingerprint(examples.x, examples.y),
         "version": package_version(),
         "device": device.type,
     }
     return json.loads(json.dumps(described))
+
+
+def fingerprint(x: np.ndarray, y: np.ndarray) -> str:
+    """SHA-256 of the examples and their labels."""
+    digest = hashlib.sha256()
+    for array in (x, y):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

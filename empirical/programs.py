@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from theory.types import InvalidInput
@@ -54,6 +55,54 @@ def load_program(path: Path) -> ExportedProgram:
             f"model {str(path)!r} is no readable torch.export program ({_reason(error)}); save it again with "
             "torch.export.save"
         ) from error
+
+
+class ProgramModule(nn.Module):
+    """A program as a module that takes any number of examples, whatever number it was exported with.
+
+    A program may be bound to the size of its example batch; groups of that size then go through it by
+    ``vmap``, the last one filled up with zeros. ``prunable`` names the parameters with two or more axes.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        self._source = program
+        self.program = program.module()
+        self.group = _batch_size(program)
+        names = [name for name, value in program.named_parameters() if value.dim() >= 2]
+        self.prunable = tuple(f"program.{name}" for name in names)
+
+    def __deepcopy__(self, _: dict[int, object]) -> ProgramModule:
+        return ProgramModule(self._source)
+
+    def train(self, mode: bool = True) -> ProgramModule:  # noqa: FBT001, FBT002 - PyTorch's own signature
+        """A program keeps the mode that it was exported in."""
+        del mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (n, c) of n examples."""
+        if self.group is None or len(x) == self.group:
+            return self.program(x)
+        missing = -len(x) % self.group
+        filled = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        groups = filled.unflatten(0, (-1, self.group))
+        return torch.vmap(self.program)(groups).flatten(0, 1)[: len(x)]
+
+
+def input_shape(program: ExportedProgram) -> tuple[int | torch.SymInt, ...] | None:
+    """Shape of the program's first input, batch first; None if it takes none."""
+    (given, *_) = (*program.graph_signature.user_inputs, None)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name == given:
+            return tuple(node.meta["val"].shape)
+    return None
+
+
+def _batch_size(program: ExportedProgram) -> int | None:
+    """The number of examples that the program is bound to; None if it takes any."""
+    shape = input_shape(program)
+    return shape[0] if shape and isinstance(shape[0], int) else None
 
 
 def _check_harmless(path: Path, archive: zipfile.ZipFile) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from empirical.results import write_atomically
-from paper_figures.gallery import FORMATS, caption, drawn, render
+from empirical.pages import data_uri, save_figure, setting, write_page
+from paper_figures.gallery import caption, drawn
 
 # Offending rows shown in the report; the results table has all.
 SHOWN = 50
@@ -41,26 +39,19 @@ def write_report(
     ``table`` holds the rows about whole networks, ``claims`` the verdicts, ``failed`` every case in which a
     theorem failed.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
-        datasets=sorted(table["dataset"].unique()),
-        summary=summary(table, claims, failed),
-        claims=[_claim(row) for _, row in claims.iterrows()],
-        figures=_figures(out / "figures", table),
-        checks=_checks(table),
-        failed=[_offence(row) for _, row in failed.head(SHOWN).iterrows()],
-        failures=len(failed),
-        settings={name: _setting(value) for name, value in settings.items()}
-        | {label: ", ".join(map(str, table[name].unique())) for label, name in _PROVENANCE.items()},
-    )
     path = out / "report.html"
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    content = {
+        "datasets": sorted(table["dataset"].unique()),
+        "summary": summary(table, claims, failed),
+        "claims": [_claim(row) for _, row in claims.iterrows()],
+        "figures": _figures(out / "figures", table),
+        "checks": _checks(table),
+        "failed": [_offence(row) for _, row in failed.head(SHOWN).iterrows()],
+        "failures": len(failed),
+        "settings": {name: setting(value) for name, value in settings.items()}
+        | {label: ", ".join(map(str, table[name].unique())) for label, name in _PROVENANCE.items()},
+    }
+    write_page(path, "report.html.j2", content)
     return path
 
 
@@ -219,30 +210,11 @@ def _offence(row: pd.Series) -> dict[str, str]:
     }
 
 
-def _setting(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_setting(part)}" for name, part in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return str(value)
-
-
 def _figures(folder: Path, table: pd.DataFrame) -> list[dict[str, str]]:
     """Write every figure in every format; returns title, caption and the SVG as a data URI."""
     folder.mkdir(exist_ok=True)
     shown = []
     for entry, figure in drawn(table):
-        contents = {format: render(figure, format) for format in FORMATS}
-        for format, content in contents.items():
-            write_atomically(
-                folder / f"{entry.name}.{format}",
-                lambda temporary, content=content: temporary.write_bytes(content),
-            )
-        shown.append(
-            {
-                "title": entry.title,
-                "caption": caption(entry, table),
-                "source": f"data:image/svg+xml;base64,{base64.b64encode(contents['svg']).decode()}",
-            }
-        )
+        svg = save_figure(folder, entry.name, figure)
+        shown.append({"title": entry.title, "caption": caption(entry, table), "source": data_uri(svg)})
     return shown

@@ -29,9 +29,10 @@ _GLOBAL = {
 }
 
 
-def figure(table: pd.DataFrame) -> Figure:
+def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure:
     """A column for each norm; rows: certified accuracy, Lipschitz constants, and random masks if any.
 
+    In a narrow figure the norms lie below each other.
     Raises: ValueError for a table without bounds.
     Rows used: ``radius`` per example, ``accuracy``, ``lipschitz``, ``expected_lipschitz`` of a bounds table.
     """
@@ -41,17 +42,21 @@ def figure(table: pd.DataFrame) -> Figure:
     masks = (table["quantity"] == "expected_lipschitz").any()
     panels = [_certified, _constants, *([_masks] if masks else [])]
     with rc_context(fname=STYLE):
-        drawn = Figure(figsize=(TWO_COLUMNS, 2.7 * len(panels)), layout="constrained")
+        wide = width >= TWO_COLUMNS
+        high = 2.7 * len(panels) if wide else (2.2 * len(norms) + 0.9) * len(panels)
+        drawn = Figure(figsize=(width, high), layout="constrained")
         parts = np.atleast_1d(np.asarray(drawn.subfigures(len(panels), 1)))
         for part, panel in zip(parts, panels, strict=True):
             handles = {}
-            for axes, norm in zip(part.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
+            grid = part.subplots(*((1, len(norms)) if wide else (len(norms), 1)), squeeze=False)
+            for axes, norm in zip(grid.flat, norms, strict=True):
                 panel(axes, table, norm)
                 axes.set_title(NORM[norm], loc="left", fontweight="bold")
-                if norm != norms[0]:
+                if wide and norm != norms[0]:
                     axes.set_ylabel("")
                 handles |= {text: line for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-            part.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=3)
+            columns = 3 if wide else 1
+            part.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns)
     return drawn
 
 
@@ -89,7 +94,8 @@ def _constants(axes: Axes, table: pd.DataFrame, norm: str) -> None:
     rows = table[(table["quantity"] == "lipschitz") & (table["norm"] == norm)]
     held = [rows["value"].to_numpy()]
     local = rows[rows["method"] == "local"].sort_values("radius")
-    axes.plot(local["radius"], local["value"], color="#009E73", marker="o", label="on the ball")
+    if len(local):
+        axes.plot(local["radius"], local["value"], color="#009E73", marker="o", label="on the ball")
     for method, look in _GLOBAL.items():
         (value,) = rows.loc[rows["method"] == method, "value"]
         if np.isfinite(value):

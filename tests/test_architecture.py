@@ -7,10 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("theory", "empirical", "paper_figures")
-# The files of empirical that may see the formulas; all others see theory.types only. bounds.py applies them
-# to a network that somebody else trained and measures nothing but its accuracy; falsify.py is a command line
-# for the laws and measures nothing.
-MEETING_PLACES = {"comparison.py", "mask_comparison.py", "bounds.py", "falsify.py"}
+# The files of empirical that may see the formulas; all others see theory.types only. bounds.py and
+# mask_bounds.py apply them to a network that somebody else trained and measure nothing but its accuracy;
+# falsify.py is a command line for the laws and measures nothing.
+MEETING_PLACES = {"comparison.py", "mask_comparison.py", "bounds.py", "mask_bounds.py", "falsify.py"}
 # Hypothesis's given takes one strategy per argument by name, and so does our decorator.
 LIKE_GIVEN = {"conjecture"}
 # What a docstring of theory must call its value, in its first line.

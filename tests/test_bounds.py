@@ -319,7 +319,15 @@ def test_a_convolutional_program(tmp_path, dtype):
     assert one(rows, quantity="accuracy") == 1.0
     assert set(rows["norm"]) == {"", "l2"}
     assert set(rows.loc[rows["quantity"] == "lipschitz", "radius"].dropna()) == {0.05}
-    assert not (rows["quantity"] == "expected_lipschitz").any()
+    masks = rows[rows["quantity"] == "expected_lipschitz"]
+    assert set(masks["method"]) == {"P1", "F", "best"}
+    i, k = map(int, masks["pair"].iloc[0].split("-"))
+    inputs = torch.tensor(images / 255, dtype=torch.float32, requires_grad=True)
+    scores = net(inputs)
+    (slopes,) = torch.autograd.grad((scores[:, i] - scores[:, k]).sum(), inputs)
+    kept = masks[masks["method"] == "best"].sort_values("sparsity")["value"]
+    assert kept.iloc[0] >= slopes.flatten(1).norm(dim=1).max().item()
+    assert (kept.diff()[1:] < 0).all()
     assert set(rows.loc[rows["quantity"] == "sparsity", "method"]) == {
         "stem.weight",
         "inner.weight",

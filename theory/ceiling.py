@@ -8,9 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial.distance import cdist
 
 from theory.types import InvalidInput, check_labels, check_p, finite_array
+
+# More than the relative rounding of a distance between points of up to a million features.
+_ROUNDED_UP = 1 + 1e-9
 
 
 def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) -> float:
@@ -113,6 +118,37 @@ def mean_radius_ceiling(
     if np.unique(y[correct]).size == 1:
         return np.inf
     return float(correct.mean() * universal_ceiling(x[correct], y[correct], p=p))
+
+
+def robust_accuracy_ceiling(
+    x: Float[Array, "m n"],
+    y: Int[Array, " m"],
+    correct: Bool[Array, " m"],
+    radii: Float[Array, " a"],
+    *,
+    p: float,
+) -> Float[Array, " a"]:
+    """Ceiling of P(rho_p > r) at a given correct set, bound: no classifier that is right there passes it.
+
+    Two correct points of different labels at a distance of at most 2 r cannot both have a radius above r, so
+    the points that have are independent in the graph of such pairs. Their number is at most that of all
+    correct points less a smallest fractional vertex cover, which is half a largest matching of the graph's
+    bipartite double cover. Misclassified points count 0.
+    Raises: InvalidInput as ``mean_radius_ceiling``, or for a radius that is negative or NaN.
+    Source: this project; Bhagoji, Cullina, Mittal 2019 for two classes.
+    """
+    check_p(p)
+    x = finite_array("x", x, ndim=2)
+    y = check_labels("y", y, n=x.shape[0], classes=np.iinfo(np.int64).max)
+    if correct.shape != y.shape:
+        raise InvalidInput(f"correct has shape {correct.shape}; expected {y.shape}, one flag per point")
+    if not (radii >= 0).all():
+        raise InvalidInput("radii holds a negative radius or NaN; a robust accuracy belongs to one >= 0")
+    distances = _opponents(x[correct], x[correct], y[correct], y[correct], p=p)
+    # A distance that was rounded down would be an edge too many; one too few only raises the ceiling.
+    covers = [maximum_bipartite_matching(csr_array(distances * _ROUNDED_UP <= 2 * r)) for r in radii]
+    matched = np.array([np.count_nonzero(cover >= 0) for cover in covers])
+    return (correct.sum() - matched / 2) / len(y)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch.func import functional_call, vmap
 from empirical.ensembles.mlp import MLPEnsemble
 from empirical.ensembles.narrow import NarrowConvolutions
 from empirical.ensembles.protocol import Cotangent, share_of_zeros
+from empirical.programs import ProgramModule
 from theory.types import InvalidInput
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -199,7 +200,12 @@ def _at_once(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tenso
 
 
 def prunable_names(module: nn.Module) -> list[str]:
-    """Names of the weights of all linear and convolutional layers, in the module's order."""
+    """Names of the weights of all linear and convolutional layers, in the module's order.
+
+    A saved program has no layers; its module names the weights itself.
+    """
+    if isinstance(module, ProgramModule):
+        return list(module.prunable)
     layers = module.named_modules()
     return [f"{name}.weight" if name else "weight" for name, layer in layers if isinstance(layer, PRUNABLE)]
 
@@ -319,7 +325,7 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
     try:
         with torch.no_grad():
             scores = module(first.new_zeros(2, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         line = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
         raise InvalidInput(f"the module does not take examples of shape {shape}: {line}") from error
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2:

@@ -1,5 +1,6 @@
 """The universal ceiling against its linear program, and against classifiers that approach it."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,12 +13,13 @@ from theory.ceiling import (
     ceiling_in_blocks,
     mean_radius_ceiling,
     opponent_distances,
+    robust_accuracy_ceiling,
     universal_ceiling,
 )
 from theory.laws import linear as laws
 from theory.laws.strategies import attack_norms, labelled_points, linear_problems
 from theory.linear import mean_radius
-from theory.types import BinaryLinear
+from theory.types import BinaryLinear, InvalidInput
 
 NORMS = pytest.mark.parametrize("p", [2.0, math.inf])
 
@@ -145,3 +147,41 @@ def test_program_law_rejects_a_wrong_ceiling(broken, data):
 def test_program_law_rejects_the_wrong_norm():
     with pytest.raises(AssertionError):
         laws.solves_pair_program(lambda x, y, *, p: universal_ceiling(x, y, p=2.0), *ODD_CYCLE, p=math.inf)
+
+
+def most_independent(x, y, radius, *, p):
+    """The most points no two of which have different labels and a distance of at most twice the radius."""
+    near = np.array([[np.linalg.norm(a - b, p) <= 2 * radius for b in x] for a in x]) & (y[:, None] != y)
+    subsets = itertools.product((False, True), repeat=len(y))
+    return max(sum(kept) for kept in subsets if not near[np.ix_(kept, kept)].any())
+
+
+@given(st.integers(0, 2**32 - 1), attack_norms(), st.integers(2, 4))
+def test_robust_accuracy_ceiling_is_the_largest_independent_set_or_its_relaxation(seed, p, classes):
+    """Two classes make a bipartite graph, where the relaxation is exact; more only ever raise it."""
+    random = np.random.default_rng(seed)
+    x, y = random.random((7, 2)), random.integers(0, classes, 7)
+    radii = np.array([0.0, 0.1, 0.2, 0.4])
+    found = robust_accuracy_ceiling(x, y, np.ones(7, dtype=bool), radii, p=p) * 7
+    exact = np.array([most_independent(x, y, r, p=p) for r in radii])
+    assert (found >= exact).all()
+    assert (np.diff(found) <= 0).all()
+    assert found[0] == 7
+    if classes == 2:
+        assert found.tolist() == exact.tolist()
+
+
+def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set(unchecked):
+    x, y = ODD_CYCLE
+    everyone, two = np.ones(3, dtype=bool), np.array([True, True, False])
+    assert robust_accuracy_ceiling(x, y, everyone, np.array([3.0]), p=2.0).tolist() == [0.5]  # 3 halves of 3
+    # The two lie 4 apart; a radius of 2 of both would meet in the middle.
+    assert robust_accuracy_ceiling(x, y, two, np.array([0.0, 1.9, 2.1]), p=2.0).tolist() == [
+        2 / 3,
+        2 / 3,
+        1 / 3,
+    ]
+    with pytest.raises(InvalidInput, match="radii holds a negative radius"):
+        robust_accuracy_ceiling(x, y, two, np.array([-1.0]), p=2.0)
+    with pytest.raises(InvalidInput, match="one flag per point"):
+        robust_accuracy_ceiling(x, y, two[:2], np.array([1.0]), p=2.0)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from theory.graph import certificate
 from theory.graph.bounds import node_bounds
-from theory.graph.certificate import certified_radius, margin_bounds
+from theory.graph.certificate import centre_margins, certified_radius, margin_bounds
 from theory.graph.constants import lipschitz_constants
+from theory.graph.effort import relaxation_products
 from theory.graph.network import Graph, from_relu_network
 from theory.laws import graph as laws
 from theory.laws.strategies import arrays, attack_norms, graphs, relu_networks, tensors
@@ -318,3 +319,22 @@ def test_illegal_calls_name_the_argument(changes, message):
     arguments = {"x": torch.ones(1, 2), "y": torch.tensor([0]), "p": 2.0} | changes
     with pytest.raises(InvalidInput, match=message):
         certified_radius(from_relu_network(LINEAR), arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+@settings(max_examples=40)
+@given(graph=graphs(), data=st.data())
+def test_margins_at_the_centre_are_those_of_the_scores_less_rounding(graph, data):
+    x, y = data.draw(labelled(graph))
+    scores = graph.scores(x)
+    gaps = scores.gather(1, y[:, None]) - scores
+    found = centre_margins(graph, x, y)
+    assert (found.gather(1, y[:, None]) == math.inf).all()
+    others = found.isfinite()
+    size = max(float(value.abs().max()) for value in graph.values(x))
+    assert (found <= gaps)[others].all()
+    assert (found >= gaps - AGREEMENT * (1 + size))[others].all()
+
+
+def test_the_price_of_a_relaxation_counts_every_unit_carried_through_what_is_below():
+    """Two units above two weights, and two scores above six."""
+    assert relaxation_products(from_relu_network(ABSOLUTE)) == 2 * 2 + 2 * 6

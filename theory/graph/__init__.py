@@ -4,8 +4,9 @@ Max pooling is included, as max(a, b) = b + relu(a - b).
 """
 
 from theory.graph.bounds import node_bounds
-from theory.graph.certificate import certified_radius, margin_bounds
+from theory.graph.certificate import centre_margins, certified_radius, margin_bounds
 from theory.graph.constants import lipschitz_constants, norm_product, path_norm
+from theory.graph.effort import relaxation_products
 from theory.graph.lipschitz import local_lipschitz
 from theory.graph.masks import expected_path_norm, frobenius_bound
 from theory.graph.network import Graph, from_relu_network
@@ -15,6 +16,7 @@ from theory.graph.relaxation import Ball
 __all__ = [
     "Ball",
     "Graph",
+    "centre_margins",
     "certified_radius",
     "expected_path_norm",
     "frobenius_bound",
@@ -26,4 +28,5 @@ __all__ = [
     "norm_product",
     "path_norm",
     "read",
+    "relaxation_products",
 ]

@@ -61,6 +61,28 @@ def margin_bounds(
     return found.at(ball.radius).scatter(1, labels[:, None], math.inf)
 
 
+def centre_margins(graph: Graph, x: Float[Tensor, "m *shape"], y: Int[Tensor, " m"]) -> Float[Tensor, "m c"]:
+    """Lower bounds of g_y - g_k at x itself, a bound by intervals of rounding alone; +inf at k = y.
+
+    As :func:`margin_bounds` at radius 0, for the price of a few evaluations of the network.
+
+    Raises: InvalidInput for bad x or y.
+    """
+    still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
+    ball, labels = checked_ball(graph, x, y, p=math.inf, radius=still)
+    scores = node_bounds(graph, ball, tighten=_untightened).intervals[-1]
+    own = scores.lower.gather(1, labels[:, None])
+    slack = 2 * torch.finfo(graph.dtype).eps * (own.abs() + scores.upper.abs())
+    return (own - scores.upper - slack).scatter(1, labels[:, None], math.inf)
+
+
+def _untightened(
+    graph: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball, part: AffinePart
+) -> Interval:
+    del graph, node, before, ball, part
+    return interval
+
+
 def _check_steps(steps: int) -> None:
     if steps < 0:
         raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")

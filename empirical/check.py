@@ -1,0 +1,220 @@
+"""Everything about one network of the user's own: what is certain, what attacks find, what more pruning does.
+
+The parts are those of the commands ``bounds`` and ``measure``, in folders of these names, and
+:mod:`empirical.further_pruning`; ``docs/check.md`` explains the page that is made of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from empirical import bounds, own_network
+from empirical.bounds import Problem
+from empirical.datasets import Dataset, Examples
+from empirical.ensembles import Ensemble, MLPEnsemble, from_networks
+from empirical.further_pruning import check_levels, units
+from empirical.networks import Network
+from empirical.provenance import commit, device_name, package_version
+from empirical.results import open_run, read_table, write_table
+from empirical.sweep import run_unit, settings_id, unit_path
+from theory.types import InvalidInput
+
+LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to look at: the first ``examples``, by which attacks, and further pruning to which levels.
+
+    ``removed`` are shares of the weights that are still there. ``crown`` is the number of examples that are
+    certified by linear relaxation; None: as many as about a minute allows. ``eps``, ``box`` and ``shape`` as
+    in :class:`empirical.own_network.Request`. Raises: InvalidInput naming the entry that is out of range.
+    """
+
+    examples: int = 100
+    attacks: tuple[str, ...] = ("fgs", "deepfool", "fmn")
+    removed: tuple[float, ...] = LEVELS
+    crown: int | None = None
+    eps: float = 0.1
+    box: tuple[float, float] | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "removed", check_levels(self.removed))
+        self.attacking()
+        self.proving()
+
+    def attacking(self) -> own_network.Request:
+        """The part that ``measure`` answers."""
+        return own_network.Request(
+            examples=self.examples, attacks=self.attacks, eps=self.eps, box=self.box, shape=self.shape
+        )
+
+    def proving(self) -> bounds.Request:
+        """The part that ``bounds`` answers."""
+        return bounds.Request(examples=self.examples, shape=self.shape, crown=self.crown)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All rows, and why there are none where a part does not apply.
+
+    ``bounds`` is a table of ``bounds`` or the reason why nothing could be proved; ``further`` is about whole
+    networks; ``crown`` says how many examples linear relaxation certified, ``moments`` why random masks
+    could not be predicted, empty where they were.
+    """
+
+    network: Network
+    bounds: pd.DataFrame | str
+    measured: pd.DataFrame
+    further: pd.DataFrame
+    crown: int
+    moments: str
+    settings: dict[str, object]
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The network in the forms that the parts take, and the examples; ``problem`` may be a reason instead."""
+
+    ensemble: Ensemble
+    data: Dataset
+    problem: Problem | str
+
+    @property
+    def layers(self) -> MLPEnsemble | None:
+        if isinstance(self.problem, str) or self.problem.layers is None:
+            return None
+        return from_networks([self.problem.layers])
+
+
+def default_folder(network: Network) -> Path:
+    """results/check-<model name>."""
+    return Path("results") / f"check-{Path(network.name).stem}"
+
+
+def total_steps(request: Request) -> int:
+    """How often ``advance`` is called at most."""
+    return bounds.total_steps(request.proving()) + len(request.attacks) + 2 * len(request.removed) + 3
+
+
+def check(
+    network: Network,
+    data: Examples,
+    request: Request,
+    out: Path,
+    *,
+    device: torch.device,
+    advance: Callable[[str], None] = lambda stage: None,
+) -> Findings:
+    """Do all parts, into ``out``; what is there already is only read.
+
+    A network with an operation that the theory does not cover is attacked and pruned all the same.
+    Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
+    unwritable, holds other results or a damaged file.
+    """
+    subject = _subject(network, data, request, device)
+    crown = 0
+    if isinstance(subject.problem, Problem):
+        affordable = bounds.affordable(subject.problem, request.proving())
+        crown = min(len(subject.data.y_test), affordable if request.crown is None else request.crown)
+    settings = _describe(network, subject, replace(request, crown=crown), device)
+    open_run(out, settings, parts=("units", "figures", "bounds", "measure"))
+    asked = replace(request.proving(), crown=crown)
+    proved = (
+        subject.problem
+        if isinstance(subject.problem, str)
+        else bounds.bounds(network, data, asked, out / "bounds", device=device, advance=advance).rows
+    )
+    attacked = own_network.measure_network(
+        network, data, request.attacking(), out / "measure", device=device, advance=advance
+    )
+    provenance = {
+        "settings": settings_id(settings),
+        "version": package_version(),
+        "commit": commit(),
+        "device": device_name(device),
+        "dtype": "float64",
+    }
+    further = _further(network, subject, request, out, provenance, advance)
+    return Findings(
+        network,
+        proved,
+        read_table(attacked.path).to_pandas(),
+        further[further["example"].isna()],
+        crown,
+        "" if subject.layers is not None else _no_moments(subject.problem),
+        settings,
+        provenance,
+    )
+
+
+def _subject(network: Network, data: Examples, request: Request, device: torch.device) -> _Subject:
+    examples = data.first(request.examples)
+    ensemble = own_network.ensemble_of(network, request.shape or examples.fitted(network.shape), device)
+    problem: Problem | str
+    try:
+        problem = Problem.of(network, data, request.proving(), device=device)
+    except InvalidInput as error:
+        problem = str(error)
+    found = own_network.attack_problem(examples, ensemble, request.attacking())
+    return _Subject(ensemble, found, problem)
+
+
+def _no_moments(problem: Problem | str) -> str:
+    if isinstance(problem, str):
+        return problem
+    return "moment propagation is done for fully connected networks only"
+
+
+def _further(
+    network: Network,
+    subject: _Subject,
+    request: Request,
+    out: Path,
+    provenance: dict[str, str],
+    advance: Callable[[str], None],
+) -> pd.DataFrame:
+    """The rows of further pruning: read from ``further_pruning.parquet``, or computed unit by unit."""
+    final = out / "further_pruning.parquet"
+    if final.is_file():
+        return read_table(final).to_pandas()
+    parts = []
+    for name, compute in units(
+        subject.ensemble,
+        subject.layers,
+        subject.data,
+        request.removed,
+        family=Path(network.name).stem,
+        eps=request.eps,
+        box=request.box is not None,
+    ):
+        advance(f"pruned further, {name}")
+        parts.append(run_unit(unit_path(out / "units", provenance["settings"], name), compute, provenance))
+    content = pa.concat_tables(parts).unify_dictionaries()
+    write_table(final, content)
+    return content.to_pandas()
+
+
+def _describe(
+    network: Network, subject: _Subject, request: Request, device: torch.device
+) -> dict[str, object]:
+    """All that decides the numbers, as plain JSON values."""
+    described = asdict(request) | {
+        "model": network.name,
+        "model_sha256": network.sha256,
+        "recognised": network.recognised,
+        "data": subject.data.name,
+        "data_sha256": own_network.fingerprint(subject.data.x_test, subject.data.y_test),
+        "version": package_version(),
+        "device": device.type,
+    }
+    return json.loads(json.dumps(described))

@@ -1,0 +1,87 @@
+"""The command ``check``: everything about a network of the user's own on one page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from empirical.cli_network import network_options, numbers, opened, print_tables
+from empirical.terminal import OK, one_line_errors, progress
+
+
+@click.command()
+@network_options(examples=100, folder="check")
+@click.option(
+    "--attacks",
+    metavar="A,B,...",
+    help="Any of fgs, rfgs, deepfool, pgd, ddn, fmn, cw.  [default: fgs,deepfool,fmn]",
+)
+@click.option("--eps", default=0.1, show_default=True, help="Step of the one-step attack.")
+@click.option("--box", nargs=2, type=float, metavar="LO HI", help="Keep attacks in this box.")
+@click.option(
+    "--removed",
+    metavar="A,B,...",
+    help="Shares of the remaining weights to prune further.  [default: 5 values from 0.2 to 0.9]",
+)
+@click.option(
+    "--crown",
+    type=int,
+    metavar="N",
+    help="Examples to certify by linear relaxation.  [default: as many as about a minute allows]",
+)
+def check(
+    model: Path,
+    data: str,
+    arch: str | None,
+    arch_args: str,
+    shape: str | None,
+    examples: int,
+    attacks: str | None,
+    eps: float,
+    box: tuple[float, float] | None,
+    removed: str | None,
+    crown: int | None,
+    out: Path | None,
+    device: str,
+    *,
+    markdown: bool,
+) -> None:
+    """Everything about your own network MODEL on one page: sparsity, certificates, attacks, further pruning.
+
+    MODEL is a torch.export program (.pt2), or a checkpoint (.safetensors, or a state dict in .pt or .pth)
+    with --arch, or one of plain linear layers, between which ReLUs are assumed. The run leaves report.html,
+    its tables and figures; one that was killed goes on, a finished one is only reported again.
+    """
+    started = time.perf_counter()
+    with one_line_errors():
+        from empirical.check import LEVELS, Request, default_folder, total_steps
+        from empirical.check import check as run
+        from empirical.check_report import summary_table, write_check
+        from empirical.datasets import load_test
+        from empirical.provenance import log_command
+
+        request = Request(
+            examples=examples,
+            attacks=tuple(attacks.split(",")) if attacks else Request.attacks,
+            removed=numbers("removed", removed, float) or LEVELS,
+            crown=crown,
+            eps=eps,
+            box=box or None,
+            shape=numbers("shape", shape, int) or None,
+        )
+        network, chosen = opened(model, arch, arch_args, device)
+        folder = out or default_folder(network)
+        with progress(total_steps(request)) as advance:
+            findings = run(network, load_test(data), request, folder, device=chosen, advance=advance)
+            advance("report")
+            command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            page = write_check(findings, folder, command=command)
+        log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
+    print_tables([summary_table(findings)], markdown=markdown)
+    seconds = time.perf_counter() - started
+    click.echo(f"Report  {page}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)
+    sys.exit(OK)

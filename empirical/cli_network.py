@@ -1,0 +1,126 @@
+"""What the commands about a network of the user's own share: their options, their reading, their tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from empirical.completion import complete_data
+from empirical.terminal import console
+
+if TYPE_CHECKING:
+    import torch
+
+    from empirical.network_tables import Cells, Table
+    from empirical.networks import Network
+
+_T = TypeVar("_T", int, float)
+
+
+def network_options(*, examples: int, folder: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The model, its data, and where results go; ``examples`` and ``folder`` are the command's defaults."""
+    options = (
+        click.argument("model", type=click.Path(path_type=Path)),
+        click.option(
+            "--data",
+            required=True,
+            metavar="NAME|FILE|FOLDER",
+            shell_complete=complete_data,
+            help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
+        ),
+        click.option(
+            "--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module."
+        ),
+        click.option(
+            "--arch-args", default="{}", metavar="JSON", help="Its keyword arguments.  [default: none]"
+        ),
+        click.option(
+            "--shape", metavar="C,H,W", help="Shape of one example.  [default: as the file or the data says]"
+        ),
+        click.option(
+            "--examples",
+            default=examples,
+            show_default=True,
+            help="Test examples to use, from the first on.",
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            help=f"Folder of the run; another run's is never overwritten.  [default: results/{folder}-MODEL]",
+        ),
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+        ),
+        click.option("--markdown", is_flag=True, help="Print Markdown tables."),
+    )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def opened(model: Path, arch: str | None, arch_args: str, device: str) -> tuple[Network, torch.device]:
+    """The network, said aloud what it was recognised as, and the device. Raises: InvalidInput."""
+    from empirical.networks import load_network
+    from empirical.provenance import choose_device
+
+    chosen = choose_device(device)
+    network = load_network(model, arch=arch, arch_args=_json_arguments(arch_args))
+    click.echo(f"{network.name}: {network.recognised}", err=True)
+    return network, chosen
+
+
+def numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:
+    """Numbers joined by commas; none for no text. Raises: InvalidInput for anything else."""
+    from theory.types import InvalidInput
+
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise InvalidInput(f"{name} is {text!r}; give numbers joined by commas") from error
+
+
+def _json_arguments(text: str) -> dict[str, object]:
+    """A JSON object. Raises: InvalidInput for anything else."""
+    from theory.types import InvalidInput
+
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidInput(f"arch-args is {text!r}; give a JSON object such as '{{\"width\": 300}}'")
+    return found
+
+
+def print_tables(tables: list[Table], *, markdown: bool) -> None:
+    """Header and lines of each table, for a terminal or as Markdown."""
+    if markdown:
+        click.echo("\n".join(_markdown(*table) for table in tables))
+        return
+    for table in tables:
+        console().print(_rich(*table), "")
+
+
+def _markdown(header: Cells, lines: list[Cells]) -> str:
+    rule = "|".join("---" for _ in header)
+    rows = "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+    return f"| {' | '.join(header)} |\n|{rule}|\n{rows}"
+
+
+def _rich(header: Cells, lines: list[Cells]):  # noqa: ANN202 - rich is imported late
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 1))
+    for place, name in enumerate(header):
+        shown.add_column(name, no_wrap=True, justify="left" if place == 0 or name == "bound" else "right")
+    for line in lines:
+        shown.add_row(*line)
+    return shown

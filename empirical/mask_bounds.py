@@ -1,0 +1,53 @@
+"""Bounds on what random masks do to the Lipschitz constant of a network of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from theory import graph as graphs
+from theory.graph.masks import masked_operators
+from theory.graph.network import Dense, Graph
+from theory.relu import ladder
+from theory.types import ReLUNetwork
+
+Rungs = Callable[[float], Mapping[str, Float[Array, " a"]]]
+
+
+def mask_rungs(
+    graph: Graph, layers: ReLUNetwork | None, alphas: Sequence[float], pair: tuple[int, int]
+) -> Rungs | None:
+    """Upper bounds on E sup ||grad(g_i - g_k)||_q by name, as a function of p; None where none applies.
+
+    Every hidden weight is removed with probability alpha. ``layers`` is the graph where it is fully
+    connected, which has the whole ladder; other graphs have the rungs F and P1, if their scores come from
+    a dense layer above others whose weights can be masked.
+    """
+    if layers is not None:
+        deep = len(layers.weights) > 1
+        return (lambda p: _layer_rungs(layers, alphas, pair, p=p)) if deep else None
+    if isinstance(graph.nodes[-1].operation, Dense) and len(masked_operators(graph)) > 1:
+        return lambda p: _graph_rungs(graph, alphas, pair, p=p)
+    return None
+
+
+def _layer_rungs(
+    layers: ReLUNetwork, alphas: Sequence[float], pair: tuple[int, int], *, p: float
+) -> Mapping[str, Float[Array, " a"]]:
+    settings = np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in alphas])
+    return ladder(layers, settings, pair, p=p)
+
+
+def _graph_rungs(
+    graph: Graph, alphas: Sequence[float], pair: tuple[int, int], *, p: float
+) -> Mapping[str, Float[Array, " a"]]:
+    """In l_2 the path norm bounds too, for ||J||_2 <= ||J||_1."""
+    hidden = len(masked_operators(graph)) - 1
+    rungs = {"P1": graphs.expected_path_norm} | ({"F": graphs.frobenius_bound} if p == 2 else {})
+    return {
+        name: np.array([rung(graph, [alpha] * hidden, pair) for alpha in alphas])
+        for name, rung in rungs.items()
+    }

@@ -1,0 +1,436 @@
+"""The command ``check`` on networks that this package did not train: its numbers, its page, its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from sklearn.neural_network import MLPClassifier
+from torch import nn
+
+from empirical import bounds
+from empirical.bounds import SCHEMA
+from empirical.check_facts import harmless, layers
+from empirical.cli import main
+from empirical.datasets import load, load_test
+from empirical.networks import Network, load_network
+from empirical.results import read_table
+from tests.test_report import Page
+from theory.graph import relaxation_products
+
+ARCHITECTURE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, activation="relu"):
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.MaxPool2d(2)
+        self.head = nn.Linear(16, 10)
+        self.activation = getattr(torch, activation)
+
+    def forward(self, x):
+        return self.head(self.pool(self.activation(self.conv(x))).flatten(1))
+"""
+N, LEVELS = 25, (0.5, 0.9)
+QUICK = ("--examples", N, "--attacks", "fgs,deepfool", "--removed", ",".join(map(str, LEVELS)))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["check", *map(str, arguments)])
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run: where it is, what it was called with and printed, and the scikit-learn network it is about."""
+
+    folder: Path
+    arguments: tuple[object, ...]
+    result: Result
+    classifier: MLPClassifier
+
+    @property
+    def page(self) -> str:
+        return re.sub(r"\s+", " ", (self.folder / "report.html").read_text(encoding="utf-8"))
+
+    def further(self) -> pd.DataFrame:
+        return read_table(self.folder / "further_pruning.parquet").to_pandas()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Finished:
+    """scikit-learn's own network on the digits, a third of its first weights removed."""
+    data = load("digits")
+    classifier = MLPClassifier((24, 16), random_state=0, max_iter=60, tol=1e9, n_iter_no_change=30)
+    classifier.fit(data.x_train, data.y_train)
+    first = classifier.coefs_[0]
+    first[np.abs(first) < np.quantile(np.abs(first), 1 / 3)] = 0.0
+    state = {}
+    for i, (weight, bias) in enumerate(zip(classifier.coefs_, classifier.intercepts_, strict=True)):
+        state |= {f"{i}.weight": torch.tensor(weight.T.copy()), f"{i}.bias": torch.tensor(bias)}
+    folder = tmp_path_factory.mktemp("check")
+    torch.save(state, folder / "sk<b>.pt")
+    arguments = (folder / "sk<b>.pt", "--data", "digits", *QUICK, "--out", folder / "run")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return Finished(folder / "run", arguments, result, classifier)
+
+
+def one(rows: pd.DataFrame, **wanted: object) -> float:
+    for column, entry in wanted.items():
+        rows = rows[rows[column] == entry]
+    (value,) = rows["value"]
+    return float(value)
+
+
+def test_accuracy_and_sparsity_are_those_of_scikit_learn(finished):
+    data = load("digits")
+    x, y = data.x_test[:N], data.y_test[:N]
+    measured = read_table(finished.folder / "measure" / "measure.parquet").to_pandas()
+    score = finished.classifier.score(x, y)
+    assert one(measured, quantity="accuracy", method="clean") == pytest.approx(score)
+    assert f"Clean accuracy is {100 * score:.1f} %" in finished.page
+    zeros = sum(int((weight == 0).sum()) for weight in finished.classifier.coefs_)
+    assert f"{zeros:,} of {24 * 64 + 16 * 24 + 160:,} weights are zero" in finished.page
+
+
+def test_further_pruning_is_what_zeroing_the_smallest_does_in_scikit_learn(finished):
+    """Accuracy of the classifier after its own weights were zeroed, layer by layer, with NumPy."""
+    data = load("digits")
+    rows = finished.further()
+    kept = [weight.copy() for weight in finished.classifier.coefs_]
+    try:
+        for level in LEVELS:
+            for weight, original in zip(finished.classifier.coefs_, kept, strict=True):
+                left = np.flatnonzero(original)
+                removed = original.size - left.size + round(level * left.size)
+                order = np.argsort(np.abs(original), axis=None, kind="stable")
+                weight[:] = original
+                weight.flat[order[:removed]] = 0.0
+            own = rows[(rows["pruning"] == "one-shot") & (rows["sparsity"] == level)]
+            score = finished.classifier.score(data.x_test[:N], data.y_test[:N])
+            assert one(own, quantity="accuracy") == pytest.approx(score)
+            share = 1 - sum(map(np.count_nonzero, finished.classifier.coefs_)) / sum(w.size for w in kept)
+            assert own["achieved_sparsity"].iloc[0] == pytest.approx(share)
+    finally:
+        for weight, original in zip(finished.classifier.coefs_, kept, strict=True):
+            weight[:] = original
+
+
+def test_random_levels_are_measured_on_several_masks_and_predicted(finished):
+    rows = finished.further()
+    for level in LEVELS:
+        clean = rows[
+            (rows["pruning"] == "random") & (rows["sparsity"] == level) & (rows["method"] == "clean")
+        ]
+        assert len(clean) == 3
+        assert (clean["achieved_sparsity"] > level).all()  # some weights were gone before
+        told = rows[(rows["sparsity"] == level) & (rows["method"] == "moment propagation")]
+        assert set(told["kind"]) == {"estimate"}
+    start = rows[rows["sparsity"] == 0]
+    predicted = one(start, quantity="accuracy", method="moment propagation")
+    assert predicted == pytest.approx(one(start, quantity="accuracy", method="clean"))  # exact without masks
+
+
+def test_changes_add_up_to_the_change_of_the_measured_mean_radius(finished):
+    rows = finished.further()
+    rows = rows[(rows["pruning"] == "one-shot") & rows["example"].isna()]
+    for norm in ("l2", "linf"):
+        of_norm = rows[rows["norm"] == norm]
+        radii = of_norm[(of_norm["quantity"] == "mean_radius") & (of_norm["method"] == "best")]
+        for level in LEVELS:
+            change = of_norm[(of_norm["quantity"] == "log_change") & (of_norm["sparsity"] == level)]
+            parts = change.set_index("method")["value"]
+            assert parts["total"] == pytest.approx(parts[["margin", "gradient", "remainder"]].sum(), abs=1e-9)
+            before, after = (one(radii, sparsity=s) for s in (0.0, level))
+            assert parts["total"] == pytest.approx(math.log(after / before))
+
+
+def test_certified_attacked_and_ceiling_are_in_order(finished):
+    proved = read_table(finished.folder / "bounds" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    measured = read_table(finished.folder / "measure" / "measure.parquet").to_pandas()
+    for norm in ("l2", "linf"):
+        certified, attacked = (
+            rows[(rows["norm"] == norm) & (rows["quantity"] == "radius") & rows["example"].notna()].groupby(
+                "example"
+            )["value"]
+            for rows in (proved, measured)
+        )
+        low, high = certified.max().to_numpy(), attacked.min().to_numpy()
+        assert (low <= high).all()
+        assert ((low > 0) == (high > 0)).all()
+        assert f"{low.mean():.3g} to" in finished.page
+        of_norm = proved[(proved["norm"] == norm) & (proved["method"] == "universal ceiling")]
+        curve = of_norm[of_norm["quantity"] == "robust_accuracy"].sort_values("radius")
+        assert curve["value"].iloc[0] == (high > 0).mean()
+        assert curve["value"].is_monotonic_decreasing
+        assert curve["value"].iloc[-1] < curve["value"].iloc[0]
+        assert all(
+            (low > r).mean() <= share for r, share in zip(curve["radius"], curve["value"], strict=True)
+        )
+        assert low.mean() <= one(of_norm, quantity="mean_radius")
+
+
+def test_the_page_stands_alone_and_labels_its_numbers(finished):
+    text = (finished.folder / "report.html").read_text(encoding="utf-8")
+    parser = Page()
+    parser.feed(text)
+    assert not parser.open
+    assert len(parser.links) == 6 + 9  # three figures of two widths, and the links to the parts
+    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in parser.links)
+    assert "sk<b>" not in text
+    assert len(text) < 1_000_000
+    for nature in ("identity", "lower bound", "upper bound", "measured", "estimate"):
+        assert f">{nature}</span>" in text
+    for table in re.findall(r"<table.*?</table>", text, flags=re.DOTALL)[:-1]:
+        assert re.search(r"identity|bound|measured|estimate", table)
+    for name in ("robust_accuracy", "further_pruning", "bounds"):
+        assert (finished.folder / "figures" / f"{name}.svg").stat().st_size > 10_000
+    assert "Prunable without retraining" in finished.result.stdout
+
+
+def test_a_finished_run_is_only_reported_again_and_never_overwritten(finished, monkeypatch):
+    tables = sorted(finished.folder.rglob("*.parquet"))
+    before = [path.stat().st_mtime_ns for path in tables]
+    monkeypatch.setattr("empirical.own_network.measure", None)
+    monkeypatch.setattr("empirical.further_pruning.measure", None)
+    assert run(*finished.arguments).exit_code == 0
+    other = run(*finished.arguments, "--eps", "0.2")
+    assert other.exit_code == 2
+    assert "a run with eps = 0.1, not 0.2; choose a new folder" in other.stderr
+    assert [path.stat().st_mtime_ns for path in tables] == before
+
+
+def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
+    import empirical.further_pruning as module
+
+    honest = module.random_removed
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = (*finished.arguments[:-1], tmp_path / "run")
+    monkeypatch.setattr(module, "random_removed", stop)
+    assert run(*arguments).exit_code == 130
+    kept = sorted((tmp_path / "run").rglob("units/*"))
+    assert {path.name.rpartition("-")[0] for path in kept} >= {"given", "one-shot-0.5", "fgs", "masks"}
+    monkeypatch.setattr(module, "random_removed", honest)
+    monkeypatch.setattr(
+        module, "smallest_removed", lambda network, level: stop() if level == 0.5 else network
+    )
+    assert run(*arguments).exit_code == 0
+    found = read_table(tmp_path / "run" / "further_pruning.parquet").to_pandas()
+    random = finished.further().query("pruning == 'random'")
+    np.testing.assert_array_equal(found.query("pruning == 'random'")["value"], random["value"])
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory) -> Path:
+    """A folder with a CNN that plain PyTorch saved as a state dict and as a program bound to one example."""
+    folder = tmp_path_factory.mktemp("cnn")
+    (folder / "own_cnn.py").write_text(ARCHITECTURE)
+    namespace: dict[str, type[nn.Module]] = {}
+    exec(ARCHITECTURE, namespace)
+    torch.manual_seed(0)
+    net = namespace["Net"]().eval()
+    data = load("digits")
+    x, y = torch.tensor(data.x_train).reshape(-1, 1, 8, 8), torch.tensor(data.y_train)
+    optimiser = torch.optim.Adam(net.parameters(), lr=2e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    torch.save(net.state_dict(), folder / "cnn.pt")
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 1, 8, 8),)), folder / "cnn.pt2")
+    images = data.x_test[:N].reshape(-1, 1, 8, 8)
+    np.savez(folder / "images.npz", x_test=images, y_test=data.y_test[:N])
+    return folder
+
+
+def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monkeypatch):
+    monkeypatch.chdir(convolutional)
+    common = ("--data", "images.npz", *QUICK)
+    as_state = run("cnn.pt", "--arch", "own_cnn:Net", *common, "--crown", 5, "--out", "state")
+    as_program = run("cnn.pt2", *common, "--crown", 0, "--out", "program")
+    assert (as_state.exit_code, as_program.exit_code) == (0, 0), as_state.output + as_program.output
+    compared = ["quantity", "norm", "method", "pruning", "sparsity", "example"]
+    for name in ("measure/measure.parquet", "further_pruning.parquet"):
+        one, other = (read_table(Path(folder) / name).to_pandas() for folder in ("state", "program"))
+        pd.testing.assert_frame_equal(one[compared], other[compared])
+        np.testing.assert_allclose(one["value"], other["value"], rtol=1e-5, atol=1e-9)
+    page, other = (Path(folder, "report.html").read_text() for folder in ("state", "program"))
+    assert (
+        "No prediction for random masks: moment propagation is done for fully connected networks only" in page
+    )
+    assert "CROWN and local: the first 5 examples" in page
+    assert "CROWN and local: not run" in other
+    assert "random masks, classes" in page
+    rows = read_table(Path("state/bounds/bounds.parquet"), schema=SCHEMA).to_pandas()
+    counts = rows[rows["quantity"].eq("radius")].groupby("method", observed=True)["example"].nunique()
+    assert counts[["CROWN", "path norm"]].tolist() == [5, N]
+    assert set(rows.loc[rows["quantity"] == "expected_lipschitz", "method"]) == {"P1", "F", "best"}
+    rows = read_table(Path("program/bounds/bounds.parquet"), schema=SCHEMA).to_pandas()
+    assert not (rows["method"] == "CROWN").any()
+
+
+def test_what_the_theory_does_not_cover_is_said_and_the_rest_is_done(convolutional, monkeypatch):
+    monkeypatch.chdir(convolutional)
+    arch = ("--arch", "own_cnn:Net", "--arch-args", '{"activation": "tanh"}')
+    result = run("cnn.pt", *arch, "--data", "images.npz", *QUICK, "--out", "tanh")
+    assert result.exit_code == 0, result.output
+    page = Path("tanh/report.html").read_text()
+    assert "no certificate and no ceiling for this network: network uses aten.tanh.default" in page
+    assert "Attacks" in page
+    assert not Path("tanh/bounds/bounds.parquet").exists()
+    assert "≤" in result.stdout
+
+
+def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeypatch):
+    """How many examples it certifies follows from the network's size and what a minute is taken to hold."""
+    monkeypatch.chdir(convolutional)
+    asked = bounds.Request(examples=N)
+    network, data = load_network(Path("cnn.pt2")), load_test("images.npz")
+    problem = bounds.Problem.of(network, data, asked, device=torch.device("cpu"))
+    assert bounds.affordable(problem, asked) == N
+    each = 12 * 2 * relaxation_products(problem.graph)  # radii tried, norms
+    for minute, count in ((3.5 * each, 3), (0.5 * each, 0)):
+        monkeypatch.setattr(bounds, "_MINUTE", minute)
+        assert bounds.affordable(problem, asked) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.pt"], "no such file"),
+        (["cnn.pt"], "is not plainly a stack of linear layers"),
+        (["cnn.pt2", "--arch", "own_cnn:Net"], "is a program, which needs no arch"),
+        (["cnn.pt2", "--examples", "0"], "examples is 0; use at least one"),
+        (["cnn.pt2", "--removed", "0.5,1.2"], "removed is 1.2"),
+        (["cnn.pt2", "--removed", "0"], "removed is [0.0]; give shares"),
+        (["cnn.pt2", "--removed", "x"], "removed is 'x'; give numbers joined by commas"),
+        (["cnn.pt2", "--attacks", "pdg"], "attacks is ['pdg']; choose from fgs"),
+        (["cnn.pt2", "--crown", "-1"], "crown is -1; give 0 or more"),
+        (["cnn.pt2", "--box", "1", "0"], "box is (1.0, 0.0); give its lower end first"),
+        (["cnn.pt2", "--data", "digits", "--shape", "64"], "does not take examples of shape (64,)"),
+        (["cnn.pt2", "--data", "few.npz"], "data has 7 features; the network takes 64"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(convolutional, monkeypatch, unchecked, arguments, message):
+    monkeypatch.chdir(convolutional)
+    np.savez("few.npz", x_test=np.zeros((5, 7)), y_test=np.arange(5))
+    data = [] if "--data" in arguments else ["--data", "images.npz"]
+    result = run(*arguments, *data, "--out", "never")
+    assert result.exit_code == 2, result.output
+    (error,) = [line for line in result.stderr.splitlines() if not line.endswith("torch.export program")]
+    assert error.startswith("Error: ")
+    assert message in error
+    assert not Path("never").exists()
+
+
+def test_facts_of_the_finished_run(finished):
+    """The level up to which accuracy holds, from a table in which it comes back after it was lost."""
+    from empirical.check import Findings
+
+    rows = pd.DataFrame(
+        {
+            "quantity": "accuracy",
+            "pruning": "one-shot",
+            "sparsity": [0.0, 0.1, 0.5, 0.9],
+            "value": [0.9, 0.89, 0.7, 0.9],
+        }
+    )
+    weights = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.zeros(2, 2)}
+    network = Network("net", "0", "a network", nn.Identity(), None, weights)
+    findings = Findings(network, "none", rows[:0], rows, 0, "", {}, {})
+    assert harmless(findings) == 0.1
+    assert [layer.sparsity for layer in layers(findings)] == [0.5, 1.0, 5 / 6]
+
+
+# Loads the page in frames as wide as a phone and a desktop, and writes what it sees there as JSON.
+_LOOK = """<!DOCTYPE html><title>look</title>
+<iframe style="width:390px;height:800px;border:0" src="PAGE"></iframe>
+<iframe style="width:1280px;height:800px;border:0" src="PAGE"></iframe>
+<pre id="seen"></pre>
+<script>
+const light = c => {
+  const [r, g, b] = c.map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const parts = text => text.match(/[\\d.]+/g).map(Number);
+const behind = (element, view) => {
+  for (; element; element = element.parentElement) {
+    const found = parts(view.getComputedStyle(element).backgroundColor);
+    if (found.length < 4 || found[3] > 0) return found.slice(0, 3);
+  }
+  return [255, 255, 255];
+};
+const contrast = (element, view) => {
+  const [a, b] = [parts(view.getComputedStyle(element).color).slice(0, 3), behind(element, view)].map(light);
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+};
+addEventListener("load", () => {
+  const seen = [...document.querySelectorAll("iframe")].map(frame => {
+    const page = frame.contentDocument, root = page.documentElement, view = frame.contentWindow;
+    const all = [...page.querySelectorAll("body *")];
+    const own = all.filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
+    return {
+      language: root.lang, wide: root.scrollWidth, window: root.clientWidth,
+      headings: [...page.querySelectorAll("h1, h2, h3")].map(h => Number(h.tagName[1])),
+      images: [...page.images].map(i => [i.alt.length, i.naturalWidth, i.getBoundingClientRect().width]),
+      sources: [...page.images].map(i => i.currentSrc.length),
+      contrast: Math.min(...own.map(e => contrast(e, view))),
+      repeated: all.map(e => e.id).filter((id, i, ids) => id && ids.indexOf(id) !== i),
+      dead: [...page.links].filter(a => !page.getElementById(a.hash.slice(1))).length,
+    };
+  });
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+});
+</script>"""
+
+
+def test_the_page_in_a_browser(finished, tmp_path):
+    """No horizontal scrolling, a silent console, headings in order, images with words, readable contrast."""
+    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome")
+                    if (found := shutil.which(name))), None)  # fmt: skip
+    if browser is None:
+        pytest.skip("no chromium on the path; install one to look at the page in it")
+    (tmp_path / "look.html").write_text(_LOOK.replace("PAGE", (finished.folder / "report.html").as_uri()))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+               "--disable-background-networking", "--disable-component-update", "--disable-sync",
+               "--allow-file-access-from-files", "--enable-logging=stderr", "--hide-scrollbars",
+               "--window-size=1700,900",
+               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
+               (tmp_path / "look.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    (told,) = re.findall(r'<pre id="seen">(.*?)</pre>', done.stdout)
+    phone, desktop = json.loads(told)
+    assert (phone["window"], desktop["window"]) == (390, 1280)
+    for seen in (phone, desktop):
+        assert seen["language"] == "en"
+        assert seen["wide"] == seen["window"]
+        assert seen["headings"][0] == 1
+        assert seen["headings"].count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(seen["headings"]))
+        assert len(seen["images"]) == 3
+        for words, natural, shown in seen["images"]:
+            assert words > 30
+            assert natural > 0
+            assert 0.8 * natural < shown < 1.6 * natural  # lettering keeps about its size
+        assert seen["contrast"] >= 4.5
+        assert not seen["repeated"]
+        assert seen["dead"] == 0
+    assert phone["sources"] != desktop["sources"]
