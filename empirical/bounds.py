@@ -31,8 +31,9 @@ from empirical.results import NORMS, SCHEMA_KEY, open_run, read_table, write_tab
 from empirical.sweep import settings_id, unit_path
 from theory import graph as graphs
 from theory.ceiling import mean_radius_ceiling
+from theory.graph.masks import masked_operators
 from theory.graph.network import Activation, Dense, Graph, Reshape, Source
-from theory.relu import ladder
+from theory.relu import active_ladder, ladder
 from theory.relu.certificate import radius_from_margins
 from theory.types import InvalidInput, ReLUNetwork, check_p, check_sparsity
 
@@ -57,7 +58,7 @@ SCHEMA = pa.schema(
         ("example", pa.int32()),
         ("value", pa.float64()),
     ],
-    metadata={SCHEMA_KEY: b"bounds-1"},
+    metadata={SCHEMA_KEY: b"bounds-2"},
 )
 
 
@@ -270,9 +271,8 @@ def _units(
     for p, norm in ((p, NORMS[p]) for p in request.norms):
         yield f"certificates-{norm}", lambda p=p: _certificate_rows(problem, request, p=p)
         yield f"lipschitz-{norm}", lambda p=p: _lipschitz_rows(problem, request, p=p)
-    if problem.layers is not None and len(problem.layers.weights) > 1:
-        layers = problem.layers
-        yield "masks", lambda: _mask_rows(layers, request, pair)
+    if len(masked_operators(problem.graph)) > 1 and isinstance(problem.graph.nodes[-1].operation, Dense):
+        yield "masks", lambda: _mask_rows(problem, request, pair)
 
 
 def _network_rows(problem: Problem, request: Request) -> list[Row]:
@@ -359,27 +359,56 @@ def _lipschitz_rows(problem: Problem, request: Request, *, p: float) -> list[Row
     return rows
 
 
-def _mask_rows(layers: ReLUNetwork, request: Request, pair: tuple[int, int]) -> list[Row]:
-    """Bounds on E sup ||grad(g_i - g_k)||_q when every hidden weight is removed with probability alpha."""
-    alphas = np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in request.alphas])
-    name = f"{pair[0]}-{pair[1]}"
-    rows = []
+def _mask_rows(problem: Problem, request: Request, pair: tuple[int, int]) -> list[Row]:
+    """Bounds on E sup ||grad(g_i - g_k)||_q when every hidden weight is removed with probability alpha.
+
+    Fully connected networks have the whole ladder, and that for as few active units as at the examples;
+    others have rungs F and P1.
+    """
+    layers, name = problem.layers, f"{pair[0]}-{pair[1]}"
+    rows, active = [], []
+    if layers is not None:
+        active = _most_active(layers, problem.examples.x.reshape(len(problem.y), -1))
+        rows = [Row("active_units", f"hidden layer {j + 1}", "measured", n) for j, n in enumerate(active)]
     for p in request.norms:
-        rungs = ladder(layers, alphas, pair, p=p)
-        rungs = {**rungs, "best": np.min(list(rungs.values()), axis=0)}
-        for (method, values), k in product(rungs.items(), range(len(alphas))):
-            rows.append(
-                Row(
-                    "expected_lipschitz",
-                    method,
-                    "upper bound",
-                    float(values[k]),
-                    norm=NORMS[p],
-                    sparsity=request.alphas[k],
-                    pair=name,
-                )
-            )
+        if layers is None:
+            tables = {"expected_lipschitz": _graph_ladder(problem.graph, request, pair, p=p)}
+        else:
+            alphas = np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in request.alphas])
+            tables = {
+                "expected_lipschitz": ladder(layers, alphas, pair, p=p),
+                "expected_lipschitz_active": active_ladder(layers, alphas, pair, active, p=p),
+            }
+        best = np.full(len(request.alphas), np.inf)
+        for quantity, rungs in tables.items():
+            best = np.min([best, *rungs.values()], axis=0)
+            for (method, values), k in product({**rungs, "best": best}.items(), range(len(best))):
+                at, value = request.alphas[k], float(values[k])
+                row = Row(quantity, method, "upper bound", value, norm=NORMS[p], sparsity=at, pair=name)
+                rows.append(row)
     return rows
+
+
+def _graph_ladder(
+    graph: Graph, request: Request, pair: tuple[int, int], *, p: float
+) -> dict[str, Float[Array, " a"]]:
+    """Rungs F (l_2) and P1 (both norms, as ||J||_2 <= ||J||_1) with the last layer left alone."""
+    hidden = len(masked_operators(graph)) - 1
+    rungs = {"F": graphs.frobenius_bound} if p == 2 else {}
+    rungs["P1"] = graphs.expected_path_norm
+    return {
+        name: np.array([rung(graph, [alpha] * hidden, pair) for alpha in request.alphas])
+        for name, rung in rungs.items()
+    }
+
+
+def _most_active(layers: ReLUNetwork, x: Float[Array, "m n"]) -> list[int]:
+    """The largest number of active units of each hidden layer at any of the examples."""
+    counts, hidden = [], x
+    for weight, bias in zip(layers.weights[:-1], layers.biases[:-1], strict=True):
+        hidden = np.maximum(hidden @ weight.T + bias, 0.0)
+        counts.append(int((hidden > 0).sum(axis=1).max()))
+    return counts
 
 
 def _pair(problem: Problem, request: Request) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -176,20 +177,28 @@ def tabulate(rows: pd.DataFrame) -> list[tuple[Cells, list[Cells]]]:
     tables: list[tuple[Cells, list[Cells]]] = [(("network", ""), lines)]
     present = [norm for norm in _NORMS if (whole["norm"] == norm).any()]
     tables += [_norm_table(whole[whole["norm"] == norm], norm) for norm in present]
-    masks = whole[whole["quantity"] == "expected_lipschitz"]
-    if masks["sparsity"].isin(_SHOWN).any():
-        masks = masks[masks["sparsity"].isin(_SHOWN)]
-    for norm in present:
-        some = masks[masks["norm"] == norm]
-        if some.empty:
-            continue
-        rungs = list(some["method"].unique())
-        lines = [
-            (f"alpha = {alpha:g}", *(_value(some, method=rung, sparsity=alpha) for rung in rungs))
-            for alpha in sorted(some["sparsity"].unique())
-        ]
-        tables.append(((f"{_NORMS[norm]}, random masks, classes {some['pair'].iloc[0]}", *rungs), lines))
+    active = whole.loc[whole["quantity"] == "active_units", "value"].astype(int)
+    masks = {
+        "expected_lipschitz": "random masks",
+        "expected_lipschitz_active": f"at most {', '.join(map(str, active))} active",
+    }
+    for norm, (quantity, told) in product(present, masks.items()):
+        some = whole[(whole["quantity"] == quantity) & (whole["norm"] == norm)]
+        if not some.empty:
+            tables.append(_mask_table(some, f"{_NORMS[norm]}, {told}"))
     return tables
+
+
+def _mask_table(rows: pd.DataFrame, title: str) -> tuple[Cells, list[Cells]]:
+    """The rungs at the sparsities shown, or at all where none of these was asked for."""
+    if rows["sparsity"].isin(_SHOWN).any():
+        rows = rows[rows["sparsity"].isin(_SHOWN)]
+    rungs = list(rows["method"].unique())
+    lines = [
+        (f"alpha = {alpha:g}", *(_value(rows, method=rung, sparsity=alpha) for rung in rungs))
+        for alpha in sorted(rows["sparsity"].unique())
+    ]
+    return (f"{title}, classes {rows['pair'].iloc[0]}", *rungs), lines
 
 
 def _norm_table(rows: pd.DataFrame, norm: str) -> tuple[Cells, list[Cells]]:

@@ -234,12 +234,10 @@ def _path_values(
     found = []
     for into, out, count in zip(below, above, counts, strict=True):
         first, second = np.diag(into.covariance), np.diag(out.covariance)
-        parts = (
-            into.mean * out.mean,
-            first * second + first * out.mean**2 + second * into.mean**2,
-            into.largest * out.largest,
-        )
-        value = scarf_bound(*(outward(part, roundings=roundings) for part in parts), count)
+        variance = first * second + first * out.mean**2 + second * into.mean**2
+        parts = into.mean * out.mean, variance, into.largest * out.largest
+        mean, variance, largest = (outward(part, roundings=roundings) for part in parts)
+        value = scarf_bound(mean, variance, largest, count)
         found.append((float(value), into.exponent + out.exponent))
     inputs, share = np.ones(sizes[0].shape[1]), _ratio(last.mean, last.largest)
     up = [*zip(sizes, keep, strict=True), (last.largest[None], share)]
