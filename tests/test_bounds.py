@@ -381,6 +381,8 @@ def test_mask_rungs_of_a_convolutional_network(tmp_path):
     head = net.get_parameter("6.weight").detach()
     paths = float(sizes[:-1](torch.ones(1, 1, 8, 8).double())[0] @ (head[2] - head[0]).abs())
     alphas = np.array([0.0, 0.5, 0.9])
+    frobenius = values(masks, method="F", norm="l2")
+    np.testing.assert_allclose(frobenius, frobenius[0] * (1 - alphas), rtol=1e-9)
     for norm in ("l2", "linf"):
         found = values(masks, method="P1", norm=norm)
         np.testing.assert_allclose(found, paths * (1 - alphas) ** 2, rtol=1e-9)

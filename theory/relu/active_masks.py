@@ -149,7 +149,7 @@ def check_active(net: ReLUNetwork, active: Sequence[int]) -> list[int]:
     if len(active) != len(widths):
         raise InvalidInput(f"active holds {len(active)} counts; give {len(widths)}, one per hidden layer")
     for j, count in enumerate(active):
-        if count != int(count) or count < 0:
+        if not (count >= 0 and float(count).is_integer()):
             raise InvalidInput(f"active[{j}] is {count}; give the number of active units, at least 0")
     return [min(int(count), width) for count, width in zip(active, widths, strict=True)]
 
