@@ -76,7 +76,7 @@ def excess(
     largest: Float[Array, "*batch n"],
     threshold: Float[Array, "..."],
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Largest E max(X - t, 0) of any X in [0, b] with this mean and at most this variance; its slope in t.
+    """E max(X - t, 0) of any X in [0, b] with this mean and no more variance, a bound; its slope in t.
 
     A quadratic above max(x - t, 0) on [0, b] gives each case, with m = mean, s = variance and r = b - m:
     m (1 - t m / (s + m^2)) where 2 m t <= s + m^2; (b - t) s / (s + r^2) where 2 r (b - t) < s + r^2;

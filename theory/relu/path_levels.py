@@ -44,7 +44,7 @@ class Grams:
 
 
 def sizes_of(net: ReLUNetwork) -> tuple[list[Float[Array, "r s"]], list[int]]:
-    """|W_j| of the hidden layers as mantissas, zero or at least ``SMALL``, and exponents."""
+    """|W_j| of the hidden layers, a bound: mantissas, zero or at least ``SMALL``, and exponents."""
     parts = [scaled(weight) for weight in net.weights[:-1]]
     sizes = [_lifted(np.abs(mantissa), mantissa != 0) for mantissa, _ in parts]
     return sizes, [int(exponent) for _, exponent in parts]
@@ -53,7 +53,7 @@ def sizes_of(net: ReLUNetwork) -> tuple[list[Float[Array, "r s"]], list[int]]:
 def last_layer_spread(
     rows: Float[Array, "2 h"], keep: float, *, power: int
 ) -> tuple[Float[Array, " h"], Float[Array, " h"]]:
-    """Var |v_u|^power and the largest |v_u|^power of v_u = a_u m - b_u m', m and m' kept with ``keep``.
+    """Var and largest |v_u|^power, bounds, for v_u = a_u m - b_u m', m and m' 1 with probability ``keep``.
 
     The variance is a sum over pairs of outcomes, so nothing cancels; it is exactly 0 where nothing is masked.
     """
@@ -69,7 +69,7 @@ def last_layer_spread(
 
 
 def paths_below(sizes: list[Float[Array, "_ _"]], keep: Float[Array, " h"]) -> list[Paths]:
-    """in_u of every hidden layer, the first one first."""
+    """in_u of every hidden layer, the first one first, an identity but for rounding up."""
     n = sizes[0].shape[1]
     found = [Paths(np.ones(n), np.zeros((n, n)), np.ones(n), 0)]
     for size, k in zip(sizes, keep, strict=True):
@@ -78,7 +78,7 @@ def paths_below(sizes: list[Float[Array, "_ _"]], keep: Float[Array, " h"]) -> l
 
 
 def paths_above(sizes: list[Float[Array, "_ _"]], keep: Float[Array, " h"], last: Paths) -> list[Paths]:
-    """out_u of every hidden layer, the first one first; ``last`` is |v|."""
+    """out_u of every hidden layer, an identity but for rounding up, the first one first; ``last`` is |v|."""
     found = [_scaled(last.mean, last.covariance, last.largest, last.exponent)]
     for size, k in zip(reversed(sizes[1:]), reversed(keep[1:]), strict=True):
         found.append(_through(size.T, found[-1], float(k)))
@@ -86,7 +86,10 @@ def paths_above(sizes: list[Float[Array, "_ _"]], keep: Float[Array, " h"], last
 
 
 def grams_below(sizes: list[Float[Array, "_ _"]], keep: Float[Array, " h"]) -> list[Grams]:
-    """H of every hidden layer, the first one first: H <- k^2 |W| H |W|' + k (1-k) diag(|W|^2 diag H)."""
+    """H of every hidden layer, the first one first, an identity but for rounding up.
+
+    H <- k^2 |W| H |W|' + k (1-k) diag(|W|^2 diag H).
+    """
     moment = largest = np.eye(sizes[0].shape[1])
     found, exponent = [], 0
     for size, k in zip(sizes, keep, strict=True):
