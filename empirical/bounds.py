@@ -25,7 +25,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from empirical.datasets import Examples
-from empirical.mask_bounds import Rungs, mask_rungs
+from empirical.mask_bounds import Rungs, active_rungs, mask_rungs, most_active
 from empirical.networks import Network
 from empirical.own_network import fingerprint
 from empirical.provenance import commit, device_name, package_version
@@ -62,7 +62,7 @@ SCHEMA = pa.schema(
         ("example", pa.int32()),
         ("value", pa.float64()),
     ],
-    metadata={SCHEMA_KEY: b"bounds-1"},
+    metadata={SCHEMA_KEY: b"bounds-2"},
 )
 
 
@@ -284,7 +284,7 @@ def _units(
         yield f"lipschitz-{norm}", lambda p=p: _lipschitz_rows(problem, request, p=p)
     rungs_of = mask_rungs(problem.graph, problem.layers, request.alphas, pair)
     if rungs_of is not None:
-        yield "masks", lambda: _mask_rows(request, pair, rungs_of)
+        yield "masks", lambda: _mask_rows(problem, request, pair, rungs_of)
 
 
 def _network_rows(problem: Problem, request: Request) -> list[Row]:
@@ -388,25 +388,27 @@ def _lipschitz_rows(problem: Problem, request: Request, *, p: float) -> list[Row
     return rows
 
 
-def _mask_rows(request: Request, pair: tuple[int, int], rungs_of: Rungs) -> list[Row]:
-    """Bounds on E sup ||grad(g_i - g_k)||_q when every hidden weight is removed with probability alpha."""
-    name = f"{pair[0]}-{pair[1]}"
-    rows = []
+def _mask_rows(problem: Problem, request: Request, pair: tuple[int, int], rungs_of: Rungs) -> list[Row]:
+    """Bounds on E sup ||grad(g_i - g_k)||_q when every hidden weight is removed with probability alpha.
+
+    Of fully connected networks also those for as few active units as at the examples.
+    """
+    layers, name = problem.layers, f"{pair[0]}-{pair[1]}"
+    rows, active = [], []
+    if layers is not None:
+        active = most_active(layers, problem.examples.x.reshape(len(problem.y), -1))
+        rows = [Row("active_units", f"hidden layer {j + 1}", "measured", n) for j, n in enumerate(active)]
     for p in request.norms:
-        rungs = dict(rungs_of(p))
-        rungs["best"] = np.min(list(rungs.values()), axis=0)
-        for (method, values), k in product(rungs.items(), range(len(request.alphas))):
-            rows.append(
-                Row(
-                    "expected_lipschitz",
-                    method,
-                    "upper bound",
-                    float(values[k]),
-                    norm=NORMS[p],
-                    sparsity=request.alphas[k],
-                    pair=name,
-                )
-            )
+        tables = {"expected_lipschitz": rungs_of(p)}
+        if layers is not None:
+            tables["expected_lipschitz_active"] = active_rungs(layers, request.alphas, pair, active, p=p)
+        best = np.full(len(request.alphas), np.inf)
+        for quantity, rungs in tables.items():
+            best = np.min([best, *rungs.values()], axis=0)
+            for (method, values), k in product({**rungs, "best": best}.items(), range(len(best))):
+                at, value = request.alphas[k], float(values[k])
+                row = Row(quantity, method, "upper bound", value, norm=NORMS[p], sparsity=at, pair=name)
+                rows.append(row)
     return rows
 
 

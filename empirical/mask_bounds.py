@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 from theory import graph as graphs
 from theory.graph.masks import masked_operators
 from theory.graph.network import Dense, Graph
-from theory.relu import ladder
+from theory.relu import active_ladder, ladder
 from theory.types import ReLUNetwork
 
 Rungs = Callable[[float], Mapping[str, Float[Array, " a"]]]
@@ -37,8 +37,28 @@ def mask_rungs(
 def _layer_rungs(
     layers: ReLUNetwork, alphas: Sequence[float], pair: tuple[int, int], *, p: float
 ) -> Mapping[str, Float[Array, " a"]]:
-    settings = np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in alphas])
-    return ladder(layers, settings, pair, p=p)
+    return ladder(layers, _settings(layers, alphas), pair, p=p)
+
+
+def active_rungs(
+    layers: ReLUNetwork, alphas: Sequence[float], pair: tuple[int, int], active: Sequence[int], *, p: float
+) -> Mapping[str, Float[Array, " a"]]:
+    """As :func:`mask_rungs`, over patterns with at most ``active`` active units a layer alone."""
+    return active_ladder(layers, _settings(layers, alphas), pair, active, p=p)
+
+
+def most_active(layers: ReLUNetwork, x: Float[Array, "m n"]) -> list[int]:
+    """The largest number of active units of each hidden layer at any of the examples."""
+    counts, hidden = [], x
+    for weight, bias in zip(layers.weights[:-1], layers.biases[:-1], strict=True):
+        hidden = np.maximum(hidden @ weight.T + bias, 0.0)
+        counts.append(int((hidden > 0).sum(axis=1).max()))
+    return counts
+
+
+def _settings(layers: ReLUNetwork, alphas: Sequence[float]) -> Float[Array, "a l"]:
+    """The rate of every layer: that of the last one is 0."""
+    return np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in alphas])
 
 
 def _graph_rungs(

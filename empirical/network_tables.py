@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 
 NORMS = {"linf": "l_inf", "l2": "l_2"}
@@ -22,20 +24,28 @@ def bound_tables(rows: pd.DataFrame) -> list[Table]:
     tables: list[Table] = [(("network", ""), lines)]
     present = [norm for norm in NORMS if (whole["norm"] == norm).any()]
     tables += [_norm_table(whole[whole["norm"] == norm], norm) for norm in present]
-    masks = whole[whole["quantity"] == "expected_lipschitz"]
-    if masks["sparsity"].isin(_SHOWN).any():
-        masks = masks[masks["sparsity"].isin(_SHOWN)]
-    for norm in present:
-        some = masks[masks["norm"] == norm]
-        if some.empty:
-            continue
-        rungs = list(some["method"].unique())
-        lines = [
-            (f"alpha = {alpha:g}", *(_value(some, method=rung, sparsity=alpha) for rung in rungs))
-            for alpha in sorted(some["sparsity"].unique())
-        ]
-        tables.append(((f"{NORMS[norm]}, random masks, classes {some['pair'].iloc[0]}", *rungs), lines))
+    active = whole.loc[whole["quantity"] == "active_units", "value"].astype(int)
+    masks = {
+        "expected_lipschitz": "random masks",
+        "expected_lipschitz_active": f"at most {', '.join(map(str, active))} active",
+    }
+    for norm, (quantity, told) in product(present, masks.items()):
+        some = whole[(whole["quantity"] == quantity) & (whole["norm"] == norm)]
+        if not some.empty:
+            tables.append(_mask_table(some, f"{NORMS[norm]}, {told}"))
     return tables
+
+
+def _mask_table(rows: pd.DataFrame, title: str) -> Table:
+    """The rungs at the sparsities shown, or at all where none of these was asked for."""
+    if rows["sparsity"].isin(_SHOWN).any():
+        rows = rows[rows["sparsity"].isin(_SHOWN)]
+    rungs = list(rows["method"].unique())
+    lines = [
+        (f"alpha = {alpha:g}", *(_value(rows, method=rung, sparsity=alpha) for rung in rungs))
+        for alpha in sorted(rows["sparsity"].unique())
+    ]
+    return (f"{title}, classes {rows['pair'].iloc[0]}", *rungs), lines
 
 
 def _norm_table(rows: pd.DataFrame, norm: str) -> tuple[Cells, list[Cells]]:

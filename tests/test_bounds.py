@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -31,7 +32,7 @@ from empirical.results import read_table
 from paper_figures.bounds import figure
 from theory import graph as graphs
 from theory.ceiling import mean_radius_ceiling
-from theory.relu import ladder, lipschitz_constants
+from theory.relu import active_ladder, ladder, lipschitz_constants
 from theory.types import InvalidInput
 
 ARCHITECTURE = """
@@ -161,6 +162,27 @@ def test_the_rows_are_what_theory_says_of_that_network(trained, finished):
         for name, rung in ladder(net, alphas, (i, k), p=p).items():
             stored = values(rows, quantity="expected_lipschitz", method=name, norm=norm)
             np.testing.assert_allclose(stored, rung, rtol=1e-12)
+        active = [int(n) for n in values(rows, quantity="active_units")]
+        for name, rung in active_ladder(net, alphas, (i, k), active, p=p).items():
+            stored = values(rows, quantity="expected_lipschitz_active", method=name, norm=norm)
+            np.testing.assert_allclose(stored, rung, rtol=1e-12)
+        plain, few = (
+            values(rows, quantity=quantity, method="best", norm=norm)
+            for quantity in ("expected_lipschitz", "expected_lipschitz_active")
+        )
+        assert (few <= plain).all()
+
+
+def test_active_units_are_the_most_at_any_example(trained, finished):
+    *_, rows = finished
+    x = torch.tensor(load_test("digits").first(20).x)
+    net = nn.Sequential(*trained).double()
+    most = [int((net[:depth](x) > 0).sum(1).max()) for depth in (2, 4)]
+    net.float()
+    counted = rows[rows["quantity"] == "active_units"]
+    assert list(counted["value"]) == most
+    assert list(counted["method"]) == ["hidden layer 1", "hidden layer 2"]
+    assert most < [30, 20]
 
 
 def test_certificates_never_exceed_an_attack(trained, finished):
@@ -328,6 +350,7 @@ def test_a_convolutional_program(tmp_path, dtype):
     kept = masks[masks["method"] == "best"].sort_values("sparsity")["value"]
     assert kept.iloc[0] >= slopes.flatten(1).norm(dim=1).max().item()
     assert (kept.diff()[1:] < 0).all()
+    assert not rows["quantity"].isin(["active_units", "expected_lipschitz_active"]).any()
     assert set(rows.loc[rows["quantity"] == "sparsity", "method"]) == {
         "stem.weight",
         "inner.weight",
@@ -341,6 +364,50 @@ def test_a_convolutional_program(tmp_path, dtype):
     noise = noise / noise.flatten(2).norm(dim=2)[..., None, None, None]
     moved = x + noise * torch.tensor(radius)[:, None, None, None]
     assert (exact(moved.flatten(0, 1)).argmax(1).unflatten(0, (200, 6)).numpy() == labels).all()
+
+
+def test_mask_rungs_of_a_convolutional_network(tmp_path):
+    """Two convolutions, average pooling: P1 against a pass of ones, all against gradients under masks."""
+    torch.manual_seed(0)
+    hidden = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten()]
+    net = nn.Sequential(*hidden, nn.Linear(5, 3)).double()
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 1, 8, 8).double(),)), tmp_path / "lenet.pt2")
+    images = np.random.default_rng(0).random((6, 1, 8, 8))
+    np.savez(tmp_path / "images.npz", x_test=images, y_test=np.array([0, 1, 2, 0, 1, 2]))
+    arguments = ("--data", tmp_path / "images.npz", "--out", tmp_path / "run", "--pair", 2, 0)
+    result = run(tmp_path / "lenet.pt2", *arguments, "--alphas", "0,0.5,0.9", "--radius", 0.1)
+    assert result.exit_code == 0, result.output
+    assert "l_inf, random masks, classes 2-0     P1" in result.stdout
+    rows = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    masks = rows[rows["quantity"] == "expected_lipschitz"]
+    assert set(masks.loc[masks["norm"] == "linf", "method"]) == {"P1", "best"}
+    sizes = copy.deepcopy(net).requires_grad_(requires_grad=False)
+    for parameter in sizes.parameters():
+        parameter.data = parameter.abs() if parameter.dim() > 1 else torch.zeros_like(parameter)
+    head = net.get_parameter("6.weight").detach()
+    paths = float(sizes[:-1](torch.ones(1, 1, 8, 8).double())[0] @ (head[2] - head[0]).abs())
+    alphas = np.array([0.0, 0.5, 0.9])
+    frobenius = values(masks, method="F", norm="l2")
+    np.testing.assert_allclose(frobenius, frobenius[0] * (1 - alphas), rtol=1e-9)
+    for norm in ("l2", "linf"):
+        found = values(masks, method="P1", norm=norm)
+        np.testing.assert_allclose(found, paths * (1 - alphas) ** 2, rtol=1e-9)
+    kernels = [net.get_parameter(name) for name in ("0.weight", "3.weight")]
+    whole = [kernel.detach().clone() for kernel in kernels]
+    generator = torch.Generator().manual_seed(0)
+    for at, alpha in enumerate(alphas):
+        norms = []
+        for _ in range(20):
+            for kernel, weight in zip(kernels, whole, strict=True):
+                kept = torch.rand(weight.shape, generator=generator, dtype=torch.float64) >= alpha
+                kernel.data = weight * kept
+            x = torch.tensor(images, requires_grad=True)
+            scores = net(x)
+            (gradient,) = torch.autograd.grad((scores[:, 2] - scores[:, 0]).sum(), x)
+            norms.append([float(gradient.flatten(1).norm(dim=1, p=q).max()) for q in (2, 1)])
+        for norm, mean in zip(("l2", "linf"), np.mean(norms, axis=0), strict=True):
+            assert 0 < mean <= values(masks, method="best", norm=norm)[at]
+        assert np.mean(norms, axis=0)[0] <= values(masks, method="F", norm="l2")[at]
 
 
 def test_a_program_of_any_batch_size_is_read(tmp_path):

@@ -59,6 +59,13 @@ def of_what_is_kept(rung):
     return lambda net, alphas, pair: rung(net, 1 - alphas, pair)
 
 
+def with_what_is_off(rung):
+    """The count of inactive units taken for that of the active ones."""
+    return lambda net, alphas, pair, active: rung(
+        net, alphas, pair, [max(len(w) - k, 0) for w, k in zip(net.weights, active, strict=False)]
+    )
+
+
 def of_the_first_class(rung):
     return lambda net, alphas, pair: rung(net, alphas, pair) * (1 + pair[0])
 
@@ -112,6 +119,7 @@ BROKEN: dict[str, Callable[[Callable], Callable]] = {
     **{f"relu.{rung}-falls": of_what_is_kept for rung in ("F", "P2", "P1", "M")},
     **{f"relu.{rung}-pair": of_the_first_class for rung in ("F", "P2", "B", "P1", "M")},
     **{law.name: times(2) for law in LAWS if "<=" in law.name},
+    **{f"masks.active-{rung}-grows": with_what_is_off for rung in ("F", "P1", "P2", "B")},
     "masks.radius-lower": times(2),
     "masks.kappa": of_constant(2.0),
     "masks.first-layer": of_the_dense_network,

@@ -213,6 +213,11 @@ def masked_networks(
     return net, np.array(alphas)
 
 
+def active_counts(net: ReLUNetwork) -> st.SearchStrategy[tuple[int, ...]]:
+    """How many units of each hidden layer may be active: 0 to one more than it has."""
+    return st.tuples(*(st.integers(0, len(weight) + 1) for weight in net.weights[:-1]))
+
+
 @st.composite
 def masked_problems(
     draw: st.DrawFn, *, biases: bool = True, max_depth: int = 3

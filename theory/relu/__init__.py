@@ -4,6 +4,14 @@ What needs PyTorch is imported by its module: :mod:`theory.relu.sequential_momen
 :mod:`theory.relu.mask_sampling`.
 """
 
+from theory.relu.active_masks import (
+    active_bernstein_bound,
+    active_frobenius_bound,
+    active_ladder,
+    active_path_bound,
+    active_second_moment_bound,
+    best_active_bound,
+)
 from theory.relu.certificate import (
     certified_radius,
     crown_certified_radius,
@@ -49,7 +57,13 @@ __all__ = [
     "Prediction",
     "RadiusCurve",
     "Robustness",
+    "active_bernstein_bound",
+    "active_frobenius_bound",
+    "active_ladder",
+    "active_path_bound",
+    "active_second_moment_bound",
     "bernstein_bound",
+    "best_active_bound",
     "best_bound",
     "best_sparsity",
     "certified_radius",

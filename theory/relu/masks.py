@@ -167,7 +167,7 @@ def bernstein_bound(
     factors, roundings = [np.sqrt(second.sum(axis=-1))], second.shape[-1] + 10
     for j, weight in enumerate(net.weights[:-1]):
         mantissa, shift = scaled(weight)
-        factors.append(_expected_spectral_norm(mantissa, keep[..., j]))
+        factors.append(expected_spectral_norm(mantissa, keep[..., j]))
         exponent, roundings = exponent + shift, roundings + weight.size + 20
     return product(factors, exponent, roundings=roundings)
 
@@ -315,7 +315,7 @@ def _expected_largest_row_sum(rows: Float[Array, "r s"], alpha: float) -> float:
     return float(min(capped, largest * (float(value) + absolute) * (1.0 + 4 * EPS)))
 
 
-def _expected_spectral_norm(
+def expected_spectral_norm(
     mantissa: Float[Array, "r s"], keep: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """E||W * M||_2, a bound: the smaller of matrix Bernstein and sqrt(k) ||W||_F."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from theory.laws.catalog import exact, graph, linear, masks, relu
+from theory.laws.catalog import active, exact, graph, linear, masks, relu
 from theory.laws.law import Law
 from theory.types import InvalidInput
 
@@ -20,7 +20,7 @@ def _with_source(law: Law) -> Law:
 
 
 LAWS: tuple[Law, ...] = tuple(
-    map(_with_source, (*linear.LAWS, *relu.LAWS, *masks.LAWS, *exact.LAWS, *graph.LAWS))
+    map(_with_source, (*linear.LAWS, *relu.LAWS, *masks.LAWS, *active.LAWS, *exact.LAWS, *graph.LAWS))
 )
 
 
