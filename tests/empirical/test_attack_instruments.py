@@ -1,5 +1,6 @@
 """Every attack keeps the contract of a measuring instrument, and comes close to the known truth."""
 
+import importlib
 import math
 
 import numpy as np
@@ -144,6 +145,35 @@ def test_the_law_rejects_faulty_attacks(p):
     for faulty in (identity, gives_up, far, wrong_norm):
         with pytest.raises(AssertionError):
             law_close_to_the_truth(faulty, p, exact, nets, x, y, 0.03)
+
+
+def law_ends_at_the_first_boundary(attack, p, box):
+    """On most rays the point lies where the ray first leaves its class, as the exact walk says."""
+    nets, x, _ = random_ensemble(members=1)
+    y = nets.logits(x)[0].argmax(1)
+    x_adv, found = attack(nets, x, y, box)
+    at = verified_radius(nets, x, y, x_adv, found, p=p)
+    first = verified_radius(nets, x, y, *shorten(nets, x, y, x_adv, found), p=p)
+    moved = torch.isfinite(at) & (at > 0)
+    assert moved.sum() > 15
+    assert (at >= first * (1 - 1e-9)).all()
+    assert (at <= first * (1 + 5e-4))[moved].double().mean() > 0.9
+
+
+@pytest.mark.parametrize("box", [None, (-0.5, 1.5)])
+@pytest.mark.parametrize(("name", "p"), [("ddn", 2.0), ("fmn", 2.0), ("fmn", INF)])
+def test_iterative_attacks_end_at_the_first_boundary(name, p, box):
+    few = {"ddn": lambda n, x, y, b: ddn(n, x, y, steps=15, box=b)}
+    law_ends_at_the_first_boundary(
+        few.get(name, lambda n, x, y, b: fmn(n, x, y, p=p, steps=15, box=b)), p, box
+    )
+
+
+def test_the_law_rejects_an_attack_that_stops_beyond_the_boundary(monkeypatch):
+    module = importlib.import_module("empirical.attacks.ddn")  # the package's ddn is the function
+    monkeypatch.setattr(module, "pulled_back", lambda batch, best, box: (best.points, best.found))
+    with pytest.raises(AssertionError):
+        law_ends_at_the_first_boundary(lambda n, x, y, b: ddn(n, x, y, steps=15, box=b), 2.0, None)
 
 
 @pytest.mark.parametrize("p", [2.0, INF])
