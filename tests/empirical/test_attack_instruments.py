@@ -23,6 +23,8 @@ from empirical.attacks import (
     shorten,
     strongest,
 )
+from empirical.attacks.active import margins
+from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.attacks.geometry import norm, project, unit_step
 from empirical.ensembles import MLPEnsemble, from_modules, from_networks, to_module
 from empirical.measurement import verified_radius
@@ -145,6 +147,36 @@ def test_the_law_rejects_faulty_attacks(p):
     for faulty in (identity, gives_up, far, wrong_norm):
         with pytest.raises(AssertionError):
             law_close_to_the_truth(faulty, p, exact, nets, x, y, 0.03)
+
+
+def law_finds_the_smallest_step_in_the_box(attack):
+    """Never before the first success of 4000 places along the clipped path, and there for most examples."""
+    nets, x, _ = random_ensemble(widths=(16, 20, 14, 5), members=1)
+    y, box, places = nets.logits(x)[0].argmax(1), (-0.5, 1.0), torch.linspace(0, 1.5, 4001).double()[1:]
+    sign = loss_gradient_sign(nets, x, y)[0]
+    path = (x + places[:, None, None] * sign).clamp(*box)
+    changed = margins(nets.logits(path.flatten(0, 1)), y.repeat(len(places))).view(len(places), -1) < 0
+    reached = changed.any(0)
+    first, spacing = places[changed.int().argmax(0)], places[0]
+    x_adv, found = attack(nets, x, y, box)
+    at = verified_radius(nets, x, y, x_adv, found, p=INF)[0]
+    assert reached.sum() > 12
+    assert torch.isfinite(at[reached]).all()
+    assert (at >= first - spacing)[reached].all()
+    assert (at <= first + 1e-6)[reached].double().mean() > 0.9
+
+
+def test_the_smallest_step_in_the_box():
+    law_finds_the_smallest_step_in_the_box(lambda n, x, y, box: minimal_fgs(n, x, y, box=box))
+
+
+def test_the_law_of_the_smallest_step_rejects_one_that_is_too_long():
+    def long(nets, x, y, box):
+        x_adv, found = minimal_fgs(nets, x, y, box=box)
+        return (x + 1.05 * (x_adv - x)).clamp(*box), found
+
+    with pytest.raises(AssertionError):
+        law_finds_the_smallest_step_in_the_box(long)
 
 
 def law_ends_at_the_first_boundary(attack, p, box):
