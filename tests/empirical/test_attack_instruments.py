@@ -26,6 +26,7 @@ from empirical.attacks import (
 from empirical.attacks.active import margins
 from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.attacks.geometry import norm, project, unit_step
+from empirical.attacks.strongest import STEPS
 from empirical.ensembles import MLPEnsemble, from_modules, from_networks, to_module
 from empirical.measurement import verified_radius
 from tests.empirical.boxes import distance_in_box, radius_in_box
@@ -374,7 +375,7 @@ def test_strongest_is_the_closest_and_effort_pays(trained_digits):
             verified_radius(nets, x, y, *strongest(nets, x, y, p=p, effort=e, box=BOX), p=p) for e in (1, 2)
         ]
         assert (radii[1] <= radii[0] * (1 + 1e-9)).all()
-        single = shorten(nets, x, y, *fmn(nets, x, y, p=p, box=BOX))
+        single = shorten(nets, x, y, *fmn(nets, x, y, p=p, steps=STEPS, box=BOX))
         assert (radii[1] <= verified_radius(nets, x, y, *single, p=p) * (1 + 1e-9)).all()
 
 
