@@ -47,7 +47,7 @@ from empirical.attacks import carlini_wagner, ddn, deepfool, fgs, fmn, minimal_f
 from empirical.attacks.active import margins
 from empirical.attacks.losses import cross_entropy_direction
 from empirical.datasets import Dataset, load
-from empirical.ensembles import AnyEnsemble, Ensemble, ModuleEnsemble, initialise_modules, to_module
+from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble, initialise_modules, to_module
 from empirical.models import lenet5
 from empirical.training import Recipe, train
 
@@ -80,7 +80,7 @@ class Target:
     """A network under attack, float64, and its first correctly classified test images."""
 
     name: str
-    nets: AnyEnsemble
+    nets: MLPEnsemble | ModuleEnsemble
     x: Tensor
     y: Tensor
 
@@ -90,8 +90,9 @@ class Target:
         module = to_module(self.nets.to(dtype=torch.float32, device=CPU), 0).requires_grad_(
             requires_grad=False
         )
-        flat = isinstance(self.nets, ModuleEnsemble)
-        return nn.Sequential(nn.Unflatten(1, self.nets.shape), module).eval() if flat else module
+        if not isinstance(self.nets, ModuleEnsemble):
+            return module
+        return nn.Sequential(nn.Unflatten(1, self.nets.shape), module).eval()
 
 
 def fully_connected(data: Dataset, setup: Setup) -> Target:
@@ -156,7 +157,8 @@ def measured(target: Target, table: list[Row], *, repeats: int, without: tuple[s
     nets, module = target.nets.to(dtype=torch.float32, device=CPU), target.module
     x, y = target.x.float(), target.y
     for task, p, ours, peers in tasks():
-        ours, peers = ({name: a for name, a in m.items() if name not in without} for m in (ours, peers))
+        ours = {name: attack for name, attack in ours.items() if name not in without}
+        peers = {name: attack for name, attack in peers.items() if name not in without}
         if not ours:
             continue
         works: dict[str, Callable[[], Tensor] | None] = {}
@@ -208,9 +210,9 @@ def one_pass(target: Target, *, repeats: int, product: int) -> list[Row]:
     taken = [seconds(w, device=CPU, repeats=max(1, repeats), clock=process_time) for w in (ours, autograd)]
     taken.append(counter.get_total_flops() / rate)
     names = ("ensemble", "torch.autograd", "floor of the products")
-    return [
-        dict.fromkeys(FIELDS, "")
-        | {
+    table: list[Row] = []
+    for name, time in zip(names, taken, strict=True):
+        line: Row = {
             "network": target.name,
             "task": "logits and gradient",
             "method": name,
@@ -218,8 +220,8 @@ def one_pass(target: Target, *, repeats: int, product: int) -> list[Row]:
             "seconds": f"{time:.3g}",
             "times_ours": f"{time / taken[0]:.3g}",
         }
-        for name, time in zip(names, taken, strict=True)
-    ]
+        table.append(dict.fromkeys(FIELDS, "") | line)
+    return table
 
 
 def _points(attack: Ours, nets: Ensemble, x: Tensor, y: Tensor) -> Tensor:
