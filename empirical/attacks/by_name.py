@@ -25,7 +25,7 @@ from empirical.attacks.fmn import fmn
 from empirical.attacks.geometry import clip
 from empirical.attacks.pgd import minimal_pgd
 from empirical.attacks.ray import shorten
-from empirical.attacks.strongest import closest
+from empirical.attacks.strongest import STEPS, closest
 from empirical.ensembles import Ensemble, MLPEnsemble
 from theory.types import InvalidInput
 
@@ -77,9 +77,9 @@ def _search(name: str, *, p: float) -> Search:
     if name == "pgd":
         return lambda nets, x, y, box: minimal_pgd(nets, x, y, p=p, box=box)
     if name == "fmn":
-        return lambda nets, x, y, box: fmn(nets, x, y, p=p, box=box)
+        return lambda nets, x, y, box: fmn(nets, x, y, p=p, steps=STEPS, box=box)
     l2 = ddn if name == "ddn" else carlini_wagner
-    return lambda nets, x, y, box: l2(nets, x, y, box=box)
+    return lambda nets, x, y, box: l2(nets, x, y, steps=STEPS, box=box)
 
 
 def searched(

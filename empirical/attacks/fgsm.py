@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import Batch, attack_correct, check_attack
-from empirical.attacks.geometry import clip
+from empirical.attacks.geometry import along, clip
 from empirical.attacks.losses import cross_entropy_direction
 from empirical.attacks.ray import beyond_crossing
 from empirical.attacks.search import smallest_step
@@ -76,8 +76,8 @@ def minimal_fgs(
 
     Without a box it is located exactly where :func:`empirical.attacks.ray.crossings` says so: the logits are
     piecewise linear along the ray; success need not be monotone in the step, so a grid or a bisection can
-    miss the first one. With a box, whose walls bend the ray, it is an upper bound by scan and bisection
-    (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.
+    miss the first one. With a box, whose walls bend the ray, it is an upper bound by a scan and a secant
+    search (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.
     Raises: InvalidInput if max_step is negative or NaN, or shapes, values, labels or box are bad.
     """
     check_attack(ensemble, x, y, box=box)
@@ -90,7 +90,7 @@ def minimal_fgs(
         unit, _ = batch.boundary(p=torch.inf, box=box)
 
         def straight(part: Batch, way: Tensor, step: Tensor) -> Tensor:
-            return clip(part.start + step[..., None] * way, box)
+            return along(part.start, way, step, box)
 
         return smallest_step(batch, sign, straight, unit=unit, largest=_largest(max_step, box))
 
@@ -107,7 +107,7 @@ def minimal_rfgs(
     max_step: float = torch.inf,
     box: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
-    """The smallest step at which R+FGSM (:func:`rfgs`) changes the decision, by scan and bisection.
+    """The smallest step at which R+FGSM (:func:`rfgs`) changes the decision, by a scan and a secant search.
 
     The path bends as the gradient after the random step changes with its size: an upper bound
     (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import Batch, Closest, attack_correct, check_attack, check_count, margins
-from empirical.attacks.geometry import clip, feasible, norm, project
+from empirical.attacks.geometry import along, clip, feasible, norm, project
 from empirical.attacks.losses import target_direction
+from empirical.attacks.search import pulled_back
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
 
@@ -24,7 +25,7 @@ def fmn(
     y: Int[Tensor, " n"],
     *,
     p: float,
-    steps: int = 100,
+    steps: int = 50,
     gamma: float = 0.05,
     target: Int[Tensor, " n"] | None = None,
     box: tuple[float, float] | None = None,
@@ -35,7 +36,7 @@ def fmn(
     a little more so that it crosses the boundary. Then it shrinks below the closest success, or grows after
     a failure, by a gamma that decays with the steps. The first step is the l_2 length of the linearised way
     to the boundary (1 in the paper, where the data's scale is known). With ``target`` the way leads towards
-    those classes, though any other class counts.
+    those classes, though any other class counts. The point found is pulled back to the boundary on its ray.
     Raises: InvalidInput for another p, steps < 1, gamma outside (0, 1), or bad shapes, values, labels,
     targets or box.
     """
@@ -90,9 +91,19 @@ def _walk(
         if i == 0:
             first = linearised if p == 2 else linearised * math.sqrt(batch.start.shape[2])
         step = first * (_LAST_STEP + (1 - _LAST_STEP) * decay)
-        delta = delta.addcmul_(gradient, torch.where(size > 0, step / size, 0.0)[..., None])
-        points = clip(batch.start + project(delta, radius, p=p), box)
-        delta = points - batch.start
+        delta.addcmul_(gradient, torch.where(size > 0, step / size, 0.0)[..., None])
+        points = _projected(batch.start, delta, radius, p=p, box=box)
+        delta = torch.sub(points, batch.start, out=delta)
         length = norm(delta, p=p)
     best.offer(points, length, batch.success(points))
-    return best.points, best.found
+    return pulled_back(batch, best, box=box)
+
+
+def _projected(
+    start: Tensor, delta: Tensor, radius: Tensor, *, p: float, box: tuple[float, float] | None
+) -> Tensor:
+    """The points at delta, projected on the ball of this radius and then on the box."""
+    if p == torch.inf:
+        return clip(start + project(delta, radius, p=p), box)
+    size = norm(delta, p=2)
+    return along(start, delta, torch.where(size > radius, radius / size, 1.0), box)

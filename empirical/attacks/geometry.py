@@ -9,12 +9,17 @@ from torch import Tensor
 # A norm outside these ends is computed again after division by the largest entry: squares of float32
 # gradients underflow or overflow long before the gradients do.
 _SMALL, _LARGE = 1e-15, 1e15
-# Times the room to a wall: no gradient is larger, unless there is no room.
-_BEYOND = 1e30
+# Times the room to a wall: no gradient is larger, unless there is no room. A power of two, so that products
+# with it are exact and their difference is 0 at the wall alone.
+_BEYOND = 2.0**100
 
 
 def norm(values: Float[Tensor, "*b d"], *, p: float) -> Float[Tensor, "*b"]:
     """l_p norm; the squares inside neither underflow nor overflow."""
+    if p == 1:
+        return values.abs().sum(-1)
+    if p == torch.inf:  # the library's own takes seven times as long on a CPU
+        return values.abs().amax(-1)
     size = torch.linalg.vector_norm(values, ord=p, dim=-1)
     if p != 2 or bool(((size > _SMALL) & (size < _LARGE)).all()):
         return size
@@ -39,6 +44,17 @@ def project(delta: Float[Tensor, "*b d"], radius: Float[Tensor, "*b"], *, p: flo
     return delta * torch.where(size > radius, radius / torch.where(size > 0, size, 1.0), 1.0)[..., None]
 
 
+def along(
+    start: Float[Tensor, "*b d"],
+    way: Float[Tensor, "*b d"],
+    share: Float[Tensor, "*b"],
+    box: tuple[float, float] | None,
+) -> Float[Tensor, "*b d"]:
+    """The points start + share * way, clipped to the box."""
+    points = torch.addcmul(start, way, share[..., None])
+    return points if box is None else points.clamp_(*box)
+
+
 def clip(points: Tensor, box: tuple[float, float] | None) -> Tensor:
     """The nearest points of the box; unchanged without one."""
     return points if box is None else points.clamp(*box)
@@ -51,4 +67,5 @@ def feasible(
     if box is None:
         return gradient
     low, high = box
-    return gradient.clamp(min=(low - points) * _BEYOND, max=(high - points) * _BEYOND)
+    room = [torch.rsub(points, wall * _BEYOND, alpha=_BEYOND) for wall in (low, high)]
+    return gradient.clamp(*room)

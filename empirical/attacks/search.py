@@ -1,20 +1,27 @@
-"""The smallest step along a path that succeeds, found by a scan and a bisection."""
+"""The smallest step along a path that succeeds: places along it, then a secant search between two of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from empirical.attacks.active import ActiveSet, Batch
+from empirical.attacks.active import ActiveSet, Batch, Closest, margins
+from empirical.attacks.geometry import along
 
 # Where the scan starts and ends, in units of the linearised distance, and the factor between its steps.
-_START, _END, _FACTOR = 0.25, 64.0, 1.1
-_HALVINGS = 20
-# A point is put this many times the precision beyond the boundary, for logits in float64 to agree.
+_START, _END, _FACTOR = 0.5, 64.0, 1.1
+# Places that a search between a failure and a success looks at, and as many precisions as it aims beyond the
+# boundary by, for logits in float64 to agree.
+_PLACES = 16
 PRECISIONS = 64
+# A point of an iterative attack is pulled back by so many places, aiming at so much beyond the boundary.
+_FINISHING_PLACES, _FINISHING = 4, 1e-4
+# Examples are packed anew when this share of them is done: packing costs as much as a third of a pass.
+_DONE_SHARE = 0.25
 
 # Points (k, m, d) of a batch, its ways (k, m, d) and the sizes (k, m) of the steps along them.
 Path = Callable[[Batch, Tensor, Tensor], Tensor]
@@ -25,46 +32,130 @@ def smallest_step(
 ) -> tuple[Float[Tensor, "k m d"], Bool[Tensor, "k m"]]:
     """The point after the smallest step that succeeds, and where there is one.
 
-    Steps grow by a tenth from a quarter of ``unit`` to 64 times that, ``largest`` at most; the first success
-    is bisected against the failure before it. An upper bound: success need not be monotone in the step, and
-    an interval of success shorter than a tenth can be missed. Nothing is tried where ``unit`` is 0.
+    Steps grow by a tenth from half of ``unit`` to 128 times that, ``largest`` at most; between the first
+    success and the failure before it a secant search follows. An upper bound: success need not be monotone in
+    the step, and an interval of success shorter than a tenth can be missed. Nothing is tried where ``unit``
+    is 0.
     """
-    step, failed = (_START * unit).clamp(max=largest), torch.zeros_like(unit)
-    end = (_END * unit).clamp(max=largest)
-    found = torch.full_like(unit, torch.inf)
+    places = _Places(batch, way, path)
+    step, end = (_START * unit).clamp(max=largest), (_END * unit).clamp(max=largest)
+    bracket = Bracket(
+        torch.zeros_like(unit), torch.full_like(unit, torch.inf), batch.lead, torch.zeros_like(unit)
+    )
     unfinished = unit > 0
     while unfinished.any():
-        active = ActiveSet.of(unfinished)
-        part, here = batch.part(active), active.take(step)
-        hit = part.success(path(part, active.take(way), here))
-        active.put(found, here, hit)
-        active.put(failed, here, ~hit)
-        unfinished = found.isinf() & (unit > 0) & (failed < end)
+        bracket = bracket.narrower(step, places.margins(step, unfinished), unfinished)
+        unfinished = unfinished & bracket.found.isinf() & (bracket.failed < end)
         step = torch.where(unfinished, (_FACTOR * step).minimum(end), step)
-    success = found.isfinite()
-    points = batch.start.clone()
-    if success.any():
-        active = ActiveSet.of(success)
-        nearest, hit = bisect(
-            batch.part(active), active.take(way), path, active.take(failed), active.take(found)
-        )
-        active.put(points, nearest, hit)
-    return points, success
+    success = bracket.found.isfinite()
+    beyond = PRECISIONS * torch.finfo(unit.dtype).eps
+    nearest = between(places, bracket, success, count=_PLACES, beyond=beyond).found.masked_fill(~success, 0.0)
+    further = nearest * (1 + beyond)
+    clear = success & (places.margins(further, success) < 0)
+    return path(batch, way, torch.where(clear, further, nearest)), success
 
 
-def bisect(
-    batch: Batch,
-    way: Float[Tensor, "k m d"],
-    path: Path,
-    failed: Float[Tensor, "k m"],
-    found: Float[Tensor, "k m"],
+def pulled_back(
+    batch: Batch, best: Closest, *, box: tuple[float, float] | None
 ) -> tuple[Float[Tensor, "k m d"], Bool[Tensor, "k m"]]:
-    """The point of the smallest successful step known after bisecting between a failure and a success."""
-    for _ in range(_HALVINGS):
-        middle = (failed + found) / 2
-        hit = batch.success(path(batch, way, middle))
-        failed, found = torch.where(hit, failed, middle), torch.where(hit, middle, found)
-    beyond = path(batch, way, found * (1 + PRECISIONS * torch.finfo(found.dtype).eps))
-    clear = batch.success(beyond)
-    points = torch.where(clear[..., None], beyond, path(batch, way, found))
-    return points, clear | batch.success(points)
+    """The points of an attack that stops somewhere beyond the boundary, moved back to it on their rays.
+
+    Not one moves away; for a few forward passes this gains what many more steps of the attack would.
+    """
+
+    def straight(part: Batch, way: Tensor, step: Tensor) -> Tensor:
+        return along(part.start, way, step, box)
+
+    way, found, whole = best.points - batch.start, best.found, torch.ones_like(best.distance)
+    places = _Places(batch, way, straight)
+    bracket = Bracket(torch.zeros_like(whole), whole, batch.lead, places.margins(whole, found))
+    share = between(places, bracket, found, count=_FINISHING_PLACES, beyond=_FINISHING).found
+    moved = found & (share < 1)
+    return torch.where(moved[..., None], straight(batch, way, share), best.points), found
+
+
+@dataclass
+class _Places:
+    """Where the margins along the ways of a batch are asked for, only of the examples that need them."""
+
+    batch: Batch
+    way: Float[Tensor, "k m d"]
+    path: Path
+    _held: Tensor | None = None  # the examples that are packed
+    _packed: tuple[ActiveSet, Batch, Tensor] | None = None
+
+    def margins(self, step: Float[Tensor, "k m"], where: Bool[Tensor, "k m"]) -> Float[Tensor, "k m"]:
+        """The margins after these steps; inf where they are not asked for."""
+        found = torch.full_like(step, torch.inf)
+        if not where.any():
+            return found
+        active, part, way = self._pack(where)
+        leads = margins(part.nets.logits(self.path(part, way, active.take(step))), part.y)
+        active.put(found, leads, active.take(where))
+        return found
+
+    def _pack(self, where: Bool[Tensor, "k m"]) -> tuple[ActiveSet, Batch, Tensor]:
+        """The examples asked for, and perhaps some more: ever fewer are asked for in a search."""
+        if self._packed is None or self._held is None or not self._is_worth_keeping(self._held, where):
+            active, self._held = ActiveSet.of(where), where
+            self._packed = active, self.batch.part(active), active.take(self.way)
+        return self._packed
+
+    @staticmethod
+    def _is_worth_keeping(held: Tensor, where: Tensor) -> bool:
+        return bool((held | ~where).all()) and int(where.sum()) >= (1 - _DONE_SHARE) * int(held.sum())
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Steps of a failure and of a success, and the margins there."""
+
+    failed: Float[Tensor, "k m"]
+    found: Float[Tensor, "k m"]
+    before: Float[Tensor, "k m"]
+    after: Float[Tensor, "k m"]
+
+    def narrower(self, here: Tensor, lead: Tensor, where: Tensor) -> Bracket:
+        """With the margins ``lead`` at the places ``here``, where there are any."""
+        hit, miss = where & (lead < 0), where & ~(lead < 0)
+        return Bracket(
+            torch.where(miss, here, self.failed),
+            torch.where(hit, here, self.found),
+            torch.where(miss, lead, self.before),
+            torch.where(hit, lead, self.after),
+        )
+
+    def halved(self, side: Tensor) -> Bracket:
+        """With half of the margin of the end that two places in a row left where it was: side +2 or -2."""
+        before = torch.where(side >= 2, self.before / 2, self.before)
+        return replace(self, before=before, after=torch.where(side <= -2, self.after / 2, self.after))
+
+    @property
+    def zero(self) -> Float[Tensor, "k m"]:
+        """Where the secant is 0."""
+        return self.failed + (self.found - self.failed) * (self.before / (self.before - self.after))
+
+
+def between(places: _Places, bracket: Bracket, where: Tensor, *, count: int, beyond: float) -> Bracket:
+    """The brackets after a look at ``count`` places of each at most.
+
+    These are a share ``beyond`` further than the zero of the secant, by the Illinois rule: where the path is
+    in one linear piece the first of them succeeds, and that is the end. After a place that leaves more than
+    half of the bracket comes its middle.
+    """
+    side = torch.zeros_like(bracket.found)
+    halve = torch.zeros_like(where)
+    for _ in range(count):
+        zero, width = bracket.zero, bracket.found - bracket.failed
+        where = where & ~(bracket.found <= zero * (1 + 2 * beyond))
+        if not where.any():
+            break
+        here = zero * (1 + beyond)
+        inside = (here > bracket.failed) & (here < bracket.found) & ~halve
+        here = torch.where(inside, here, (bracket.failed + bracket.found) / 2)
+        lead = places.margins(here, where)
+        now = torch.where(lead < 0, 1.0, -1.0).to(side.dtype)
+        side = torch.where(now * side > 0, 2 * now, now)
+        bracket = bracket.narrower(here, lead, where).halved(side)
+        halve = ~halve & (bracket.found - bracket.failed > width / 2)
+    return bracket

@@ -117,19 +117,20 @@ class MLPEnsemble:
 
         An identity on the linear region of each example; a unit at 0 counts as inactive.
         """
-        logits, active = self._forward(x)
+        logits, hidden = self._forward(x)
         gradient = cotangent(logits)
         if self.is_binary:
             gradient = gradient[..., 1:]
-        for weight, on in zip(self.weights[:0:-1], reversed(active), strict=True):
-            gradient = torch.bmm(gradient, weight) * on
+        for weight, values in zip(self.weights[:0:-1], reversed(hidden), strict=True):
+            gradient = torch.bmm(gradient, weight).mul_(values.sign_())
         return logits, torch.bmm(gradient, self.weights[0])
 
     def logits_and_jacobian(
         self, x: Float[Tensor, "*K n d"]
     ) -> tuple[Float[Tensor, "K n c"], Float[Tensor, "K n c d"]]:
         """Logits and their gradients with respect to the input, for every class."""
-        logits, active = self._forward(x)
+        logits, hidden = self._forward(x)
+        active = [values.sign_() for values in hidden]
         members, n = logits.shape[:2]
         if not active:
             jacobian = self.weights[0][:, None].expand(members, n, -1, -1)
@@ -159,13 +160,17 @@ class MLPEnsemble:
         return found
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the 0/1 activity of every hidden layer."""
-        if x.ndim == 2:
-            x = x.expand(self.members, *x.shape)
-        *hidden, scores = self.preactivations(x)
+        """Logits, and the outputs of every hidden layer."""
+        values = x.expand(self.members, *x.shape) if x.ndim == 2 else x
+        *layers, (last, shift) = zip(self.weights, self.biases, strict=True)
+        hidden = []
+        for weight, bias in layers:
+            values = torch.baddbmm(bias[:, None], values, weight.mT).relu_()
+            hidden.append(values)
+        scores = torch.baddbmm(shift[:, None], values, last.mT)
         if self.is_binary:
             scores = torch.cat([torch.zeros_like(scores), scores], dim=2)
-        return scores, [(z > 0).to(z.dtype) for z in hidden]
+        return scores, hidden
 
 
 def initialise(widths: Sequence[int], *, seeds: Sequence[int], device: torch.device) -> MLPEnsemble:

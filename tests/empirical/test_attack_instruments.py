@@ -1,5 +1,6 @@
 """Every attack keeps the contract of a measuring instrument, and comes close to the known truth."""
 
+import importlib
 import math
 
 import numpy as np
@@ -22,7 +23,10 @@ from empirical.attacks import (
     shorten,
     strongest,
 )
+from empirical.attacks.active import margins
+from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.attacks.geometry import norm, project, unit_step
+from empirical.attacks.strongest import STEPS
 from empirical.ensembles import MLPEnsemble, from_modules, from_networks, to_module
 from empirical.measurement import verified_radius
 from tests.empirical.boxes import distance_in_box, radius_in_box
@@ -144,6 +148,65 @@ def test_the_law_rejects_faulty_attacks(p):
     for faulty in (identity, gives_up, far, wrong_norm):
         with pytest.raises(AssertionError):
             law_close_to_the_truth(faulty, p, exact, nets, x, y, 0.03)
+
+
+def law_finds_the_smallest_step_in_the_box(attack):
+    """Never before the first success of 4000 places along the clipped path, and there for most examples."""
+    nets, x, _ = random_ensemble(widths=(16, 20, 14, 5), members=1)
+    y, box, places = nets.logits(x)[0].argmax(1), (-0.5, 1.0), torch.linspace(0, 1.5, 4001).double()[1:]
+    sign = loss_gradient_sign(nets, x, y)[0]
+    path = (x + places[:, None, None] * sign).clamp(*box)
+    changed = margins(nets.logits(path.flatten(0, 1)), y.repeat(len(places))).view(len(places), -1) < 0
+    reached = changed.any(0)
+    first, spacing = places[changed.int().argmax(0)], places[0]
+    x_adv, found = attack(nets, x, y, box)
+    at = verified_radius(nets, x, y, x_adv, found, p=INF)[0]
+    assert reached.sum() > 12
+    assert torch.isfinite(at[reached]).all()
+    assert (at >= first - spacing)[reached].all()
+    assert (at <= first + 1e-6)[reached].double().mean() > 0.9
+
+
+def test_the_smallest_step_in_the_box():
+    law_finds_the_smallest_step_in_the_box(lambda n, x, y, box: minimal_fgs(n, x, y, box=box))
+
+
+def test_the_law_of_the_smallest_step_rejects_one_that_is_too_long():
+    def long(nets, x, y, box):
+        x_adv, found = minimal_fgs(nets, x, y, box=box)
+        return (x + 1.05 * (x_adv - x)).clamp(*box), found
+
+    with pytest.raises(AssertionError):
+        law_finds_the_smallest_step_in_the_box(long)
+
+
+def law_ends_at_the_first_boundary(attack, p, box):
+    """On most rays the point lies where the ray first leaves its class, as the exact walk says."""
+    nets, x, _ = random_ensemble(members=1)
+    y = nets.logits(x)[0].argmax(1)
+    x_adv, found = attack(nets, x, y, box)
+    at = verified_radius(nets, x, y, x_adv, found, p=p)
+    first = verified_radius(nets, x, y, *shorten(nets, x, y, x_adv, found), p=p)
+    moved = torch.isfinite(at) & (at > 0)
+    assert moved.sum() > 15
+    assert (at >= first * (1 - 1e-9)).all()
+    assert (at <= first * (1 + 5e-4))[moved].double().mean() > 0.9
+
+
+@pytest.mark.parametrize("box", [None, (-0.5, 1.5)])
+@pytest.mark.parametrize(("name", "p"), [("ddn", 2.0), ("fmn", 2.0), ("fmn", INF)])
+def test_iterative_attacks_end_at_the_first_boundary(name, p, box):
+    few = {"ddn": lambda n, x, y, b: ddn(n, x, y, steps=15, box=b)}
+    law_ends_at_the_first_boundary(
+        few.get(name, lambda n, x, y, b: fmn(n, x, y, p=p, steps=15, box=b)), p, box
+    )
+
+
+def test_the_law_rejects_an_attack_that_stops_beyond_the_boundary(monkeypatch):
+    module = importlib.import_module("empirical.attacks.ddn")  # the package's ddn is the function
+    monkeypatch.setattr(module, "pulled_back", lambda batch, best, box: (best.points, best.found))
+    with pytest.raises(AssertionError):
+        law_ends_at_the_first_boundary(lambda n, x, y, b: ddn(n, x, y, steps=15, box=b), 2.0, None)
 
 
 @pytest.mark.parametrize("p", [2.0, INF])
@@ -312,7 +375,7 @@ def test_strongest_is_the_closest_and_effort_pays(trained_digits):
             verified_radius(nets, x, y, *strongest(nets, x, y, p=p, effort=e, box=BOX), p=p) for e in (1, 2)
         ]
         assert (radii[1] <= radii[0] * (1 + 1e-9)).all()
-        single = shorten(nets, x, y, *fmn(nets, x, y, p=p, box=BOX))
+        single = shorten(nets, x, y, *fmn(nets, x, y, p=p, steps=STEPS, box=BOX))
         assert (radii[1] <= verified_radius(nets, x, y, *single, p=p) * (1 + 1e-9)).all()
 
 
