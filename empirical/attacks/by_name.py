@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.attacks.active import margins
+from empirical.attacks.active import Batch, Closest, attack_correct, margins
 from empirical.attacks.carlini_wagner import carlini_wagner
 from empirical.attacks.ddn import ddn
 from empirical.attacks.deepfool import deepfool
@@ -25,6 +25,7 @@ from empirical.attacks.fmn import fmn
 from empirical.attacks.geometry import clip
 from empirical.attacks.pgd import minimal_pgd
 from empirical.attacks.ray import shorten
+from empirical.attacks.search import PRECISIONS, pulled_back
 from empirical.attacks.strongest import STEPS, closest
 from empirical.ensembles import Ensemble, MLPEnsemble
 from theory.types import InvalidInput
@@ -36,8 +37,8 @@ Search = Callable[[Ensemble, Tensor, Tensor, Box], tuple[Tensor, Tensor]]
 _BEYOND = 1e-4
 # A change of every entry below this share of the largest entry is no longer many float32 roundings.
 _COARSE = 1e-3
-# Passes that close a bracket around a boundary to a few roundings.
-_EVALUATIONS = 12
+# Places that close a bracket around a boundary to a few roundings.
+_PLACES, _EPS = 12, torch.finfo(torch.float64).eps
 
 
 def attacked(
@@ -138,19 +139,11 @@ def _pulled_back(
 
 
 def _bracketed(nets: Ensemble, x: Tensor, y: Tensor, end: Tensor) -> Tensor:
-    """Points just beyond a boundary between x and ``end``; ``end`` where that is no other class.
+    """Points just beyond a boundary between x and ``end``; x where ``end`` is of no other class."""
 
-    False position, the end that stays counted half (Illinois): margins along a ray are nearly linear.
-    """
-    ray, kept, changed = end - x, margins(nets.logits(x), y).clamp(min=0.0), margins(nets.logits(end), y)
-    low, high = torch.zeros_like(kept), torch.ones_like(kept)
-    bracket = changed < 0
-    for _ in range(_EVALUATIONS):
-        middle = (high - (high - low) * changed / (changed - kept)).where(bracket, high)
-        middle = torch.where((middle > low) & (middle < high), middle, (low + high) / 2)
-        found = margins(nets.logits(x + middle[..., None] * ray), y)
-        beyond = found < 0
-        kept = torch.where(beyond, kept / 2, found)
-        changed = torch.where(beyond, found, changed / 2)
-        low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-    return x + high.where(bracket, torch.ones_like(high))[..., None] * ray
+    def bracketed(batch: Batch) -> tuple[Tensor, Tensor]:
+        points = batch.of(end)
+        known = Closest(points, torch.zeros_like(batch.lead).masked_fill(~batch.success(points), torch.inf))
+        return pulled_back(batch, known, box=None, places=_PLACES, beyond=PRECISIONS * _EPS)
+
+    return attack_correct(nets, x, y, bracketed)[0]

@@ -56,20 +56,26 @@ def smallest_step(
 
 
 def pulled_back(
-    batch: Batch, best: Closest, *, box: tuple[float, float] | None
+    batch: Batch,
+    best: Closest,
+    *,
+    box: tuple[float, float] | None,
+    places: int = _FINISHING_PLACES,
+    beyond: float = _FINISHING,
 ) -> tuple[Float[Tensor, "k m d"], Bool[Tensor, "k m"]]:
     """The points of an attack that stops somewhere beyond the boundary, moved back to it on their rays.
 
-    Not one moves away; for a few forward passes this gains what many more steps of the attack would.
+    Not one moves away; for a few forward passes this gains what many more steps of the attack would. Points
+    end a share ``beyond`` of their way past the boundary, if ``places`` on it suffice.
     """
 
     def straight(part: Batch, way: Tensor, step: Tensor) -> Tensor:
         return along(part.start, way, step, box)
 
     way, found, whole = best.points - batch.start, best.found, torch.ones_like(best.distance)
-    places = _Places(batch, way, straight)
-    bracket = Bracket(torch.zeros_like(whole), whole, batch.lead, places.margins(whole, found))
-    share = between(places, bracket, found, count=_FINISHING_PLACES, beyond=_FINISHING).found
+    ray = _Places(batch, way, straight)
+    bracket = Bracket(torch.zeros_like(whole), whole, batch.lead, ray.margins(whole, found))
+    share = between(ray, bracket, found, count=places, beyond=beyond).found
     moved = found & (share < 1)
     return torch.where(moved[..., None], straight(batch, way, share), best.points), found
 

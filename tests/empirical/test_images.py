@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empirical import run as running
+from empirical import jobs
 from empirical.augmentation import Augmentation
 from empirical.cli import main
 from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline, OutOfTime, deadline_in
-from empirical.ensembles import initialise, initialise_modules, to_module
+from empirical.ensembles import ModuleEnsemble, initialise, initialise_modules, to_module
 from empirical.ensembles.modules import _at_once, _one_by_one
 from empirical.experiments import Experiment, Network
 from empirical.experiments.architectures import _weights, build, channels_of, smaller
@@ -28,7 +28,7 @@ from empirical.models import Standardise, resnet, standardised, vgg_like
 from empirical.pruning import magnitude_masks
 from empirical.recipe import Recipe, Schedule
 from empirical.results import Members, read_table, table
-from empirical.run import level_rows, run_experiments
+from empirical.run import run_experiments
 from empirical.training import train
 from theory.types import InvalidInput
 
@@ -72,10 +72,10 @@ def images(n_train: int, n_test: int) -> Dataset:
 @pytest.fixture
 def data(monkeypatch):
     found = images(40, 2)
-    monkeypatch.setattr(running, "load", lambda name: found)
-    running._cached_data.cache_clear()
+    monkeypatch.setattr(jobs, "load", lambda name: found)
+    jobs._same_data.cache_clear()
     yield found
-    running._cached_data.cache_clear()
+    jobs._same_data.cache_clear()
 
 
 def rows(folder) -> pd.DataFrame:
@@ -179,8 +179,8 @@ def test_all_attacks_on_small_networks(kind):
     experiment = replace(TINY, network=network, first=RECIPE, attacks=ATTACKS)
     networks = dense_networks(Bench(experiment, found, (0,), CPU))
     members = Members("images", kind, ["dense"], [0.0], [0.0], [0])
-    provenance = dict.fromkeys(("settings", "version", "commit", "device", "dtype"), "")
-    measured = table(level_rows(experiment, found, members, networks), provenance=provenance).to_pandas()
+    provenance: dict[str, str] = dict.fromkeys(("settings", "version", "commit", "device", "dtype"), "")
+    measured = table(jobs.level_rows(experiment, found, members, networks), provenance=provenance).to_pandas()
     radii = measured[measured["quantity"] == "radius"]
     methods = {"fgs", "rfgs", "deepfool", "deepfool+line", "pgd", "ddn", "fmn", "cw"}
     assert set(radii["method"]) == methods
@@ -198,6 +198,8 @@ def test_a_step_of_the_full_networks(kind):
     experiment = replace(TINY, network=Network(kind), first=recipe, compact=False)
     bench = Bench(experiment, found, (0,), CPU)
     start, networks = bench.initial(), dense_networks(bench)
+    assert isinstance(start, ModuleEnsemble)
+    assert isinstance(networks, ModuleEnsemble)
     classes = found.classes
     weights = sum(w[0].numel() for w in networks.weights)
     assert weights == (14_977_728 - 7 * 512 if kind == "vgg" else 464_154 - 2 * 1136 - 7 * 64 - 10)
@@ -266,8 +268,8 @@ def test_compact_files_lose_nothing_of_halved_networks(tmp_path_factory, seed, s
         networks = initialise([5, 4, 3], seeds=[seed, 3], device=CPU)
     networks = halved(networks.masked(magnitude_masks(networks, sparsity=sparsity)))
     path = tmp_path_factory.mktemp("networks") / "n.safetensors"
-    save_networks(path, networks, compact=True)
-    found = load_networks(path, networks.select([1, 0]), compact=True)
+    save_networks(path, networks, settings="s", compact=True)
+    found = load_networks(path, networks.select([1, 0]), settings="s", compact=True)
     for one, other in zip((*found.weights, *found.masks), (*networks.weights, *networks.masks), strict=True):
         assert torch.equal(one, other)
     for k in range(2):
@@ -278,11 +280,11 @@ def test_compact_files_lose_nothing_of_halved_networks(tmp_path_factory, seed, s
 def test_compact_files_are_small_and_checked(tmp_path):
     networks = initialise([400, 300, 10], seeds=[0], device=CPU)
     networks = halved(networks.masked(magnitude_masks(networks, sparsity=0.9)))
-    save_networks(tmp_path / "n", networks, compact=True)
+    save_networks(tmp_path / "n", networks, settings="s", compact=True)
     assert (tmp_path / "n").stat().st_size < 123_000 * (0.2 + 1 / 8) + 2000
     other = initialise([400, 299, 10], seeds=[0], device=CPU)
     with pytest.raises(InvalidInput, match="is damaged"):
-        load_networks(tmp_path / "n", other, compact=True)
+        load_networks(tmp_path / "n", other, settings="s", compact=True)
 
 
 def test_halving_keeps_what_is_beyond_half_precision():
