@@ -44,9 +44,8 @@ def source_files() -> set[str]:
     """What the packages' folders hold but caches and the committed results."""
     paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file())
     kept = (path for path in paths if "__pycache__" not in path.parts)
-    return {
-        path.relative_to(ROOT).as_posix() for path in kept if path.parent != ROOT / "paper_figures" / "data"
-    }
+    results = ROOT / "paper_figures" / "data"
+    return {path.relative_to(ROOT).as_posix() for path in kept if results not in path.parents}
 
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel):

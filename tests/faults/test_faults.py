@@ -51,5 +51,6 @@ def test_no_fault_costs_a_row(tmp_path):
     table = {row["fault"]: row for row in csv.DictReader(out.read_text().splitlines())}
     assert list(table) == faults
     assert all(row[key] == "0" for row in table.values() for key in ("lost", "doubled", "changed"))
-    for name in ("disk full", "read-only folder", "bit flipped, unit", "bit flipped, data"):
+    # A bit of a unit may lie where it changes no row; tests/empirical/test_results.py flips them all over.
+    for name in ("disk full", "read-only folder", "bit flipped, data"):
         assert int(table[name]["errors"]) >= 1, name
