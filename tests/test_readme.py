@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from empirical.claims import judge, violations
 from empirical.cli import main
+from empirical.network_tables import bound_tables
 from empirical.report import claims_markdown
 from empirical.results import read_table
 
@@ -48,6 +49,14 @@ def test_the_findings_on_mnist_are_those_of_the_committed_tables(name):
     assert violations(content).empty
     verdicts, _, _ = claims_markdown(judge(content.to_pandas())).partition("\n\n- C")
     assert verdicts.strip() in FINDINGS
+
+
+def test_the_bounds_shown_are_those_of_the_committed_table():
+    lines = {" ".join(line.split()) for line in README.splitlines()}
+    rows = pd.read_parquet(TABLE.with_name("bounds") / "digits-net.parquet")
+    for header, cells in bound_tables(rows):
+        for line in (header, *cells):
+            assert " ".join(" ".join(line).split()) in lines
 
 
 def test_the_authors_networks_are_told_as_measured():

@@ -26,7 +26,7 @@ COMMITTED = (
     "docs/**/*.md",
     "docs/figures/*.png",
     "benchmarks/results/*.csv",
-    "paper_figures/data/*.parquet",
+    "paper_figures/data/**/*.parquet",
     "empirical/experiments/catalog/*.toml",
     "website/style.css",
 )
