@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from empirical.comparison import ATTACK_SLACK, check, check_equal, compare_relu
+from empirical.comparison import ATTACK_SLACK, check, check_equal, compare_linear, compare_relu
 from empirical.datasets import load
 from empirical.ensembles import initialise
 from empirical.measurement import measure
@@ -72,3 +72,13 @@ def test_a_norm_in_which_nothing_attacks_is_compared_with_no_attack():
     rows = compare_relu(members, nets, measure(nets, data, eps=0.1, attacks=("fgs",)), data)
     compared = {part.norm for part in rows if part.method == "certificate <= attack"}
     assert compared == {"linf"}
+
+
+def test_linear_networks_that_deepfool_did_not_attack_are_compared_without_it():
+    nets = initialise([64, 10], seeds=[0], device=torch.device("cpu"))
+    nets = nets.to(dtype=torch.float64, device=torch.device("cpu"))
+    members, data = Members("digits", "linear", ["dense"], [0.0], [0.0], [0]), load("digits").first(n_test=10)
+    rows = compare_linear(members, nets, measure(nets, data, eps=0.1, attacks=("fgs",)), data, eps=0.1)
+    names = {part.method for part in rows if part.quantity == "violations"}
+    assert "exact <= attack" in names
+    assert "linear radius" not in names
