@@ -19,12 +19,12 @@ from click.testing import CliRunner, Result
 from sklearn.neural_network import MLPClassifier
 from torch import nn
 
-from empirical import bounds
-from empirical.bounds import SCHEMA
-from empirical.check_facts import harmless, layers
-from empirical.cli import main
+from empirical.cli.main import main
 from empirical.datasets import load, load_test
-from empirical.networks import Network, load_network
+from empirical.own_network import bounds
+from empirical.own_network.bounds import SCHEMA
+from empirical.own_network.check_facts import harmless, layers
+from empirical.own_network.loading import Network, load_network
 from empirical.results import read_table
 from tests.test_report import Page
 from theory.graph import relaxation_products
@@ -204,8 +204,8 @@ def test_the_page_stands_alone_and_labels_its_numbers(finished):
 def test_a_finished_run_is_only_reported_again_and_never_overwritten(finished, monkeypatch):
     tables = sorted(finished.folder.rglob("*.parquet"))
     before = [path.stat().st_mtime_ns for path in tables]
-    monkeypatch.setattr("empirical.own_network.measure", None)
-    monkeypatch.setattr("empirical.further_pruning.measure", None)
+    monkeypatch.setattr("empirical.own_network.measuring.measure", None)
+    monkeypatch.setattr("empirical.own_network.further_pruning.measure", None)
     assert run(*finished.arguments).exit_code == 0
     other = run(*finished.arguments, "--eps", "0.2")
     assert other.exit_code == 2
@@ -214,7 +214,7 @@ def test_a_finished_run_is_only_reported_again_and_never_overwritten(finished, m
 
 
 def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
-    import empirical.further_pruning as module
+    import empirical.own_network.further_pruning as module
 
     honest = module.random_removed
 
@@ -342,7 +342,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(convolutional, monkeypatch, un
 
 def test_facts_of_the_finished_run(finished):
     """The level up to which accuracy holds, from a table in which it comes back after it was lost."""
-    from empirical.check import Findings
+    from empirical.own_network.check import Findings
 
     rows = pd.DataFrame(
         {

@@ -10,8 +10,9 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from empirical import completion, provenance
-from empirical.cli import main
+from empirical import provenance
+from empirical.cli import completion
+from empirical.cli.main import main
 from empirical.data.named import NAMED
 from empirical.experiments import catalog
 from empirical.experiments.specification import ATTACKS
@@ -116,7 +117,7 @@ def program(tmp_path) -> dict[str, str]:
     """An environment in which the shell finds the program of this source tree."""
     file = tmp_path / completion.PROGRAM
     file.write_text(
-        f"#!{sys.executable}\nfrom empirical.cli import main\nmain(prog_name='{completion.PROGRAM}')\n"
+        f"#!{sys.executable}\nfrom empirical.cli.main import main\nmain(prog_name='{completion.PROGRAM}')\n"
     )
     file.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
@@ -175,7 +176,7 @@ def test_nothing_slow_is_imported_for_help_version_or_completion(arguments, vari
     code = (
         "import sys, atexit\n"
         f"atexit.register(lambda: print(*(set(sys.modules) & set({HEAVY})), file=sys.stderr))\n"
-        f"from empirical.cli import main\nmain({arguments}, prog_name='sparse-robustness')\n"
+        f"from empirical.cli.main import main\nmain({arguments}, prog_name='sparse-robustness')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import empirical.comparison
 import empirical.measurement
 from empirical import doctor
-from empirical.cli import main
+from empirical.cli.main import main
 from theory import linear
 
 

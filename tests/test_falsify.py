@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from empirical.cli import main
+from empirical.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 FALSE = """

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from empirical.cli import main as program
+from empirical.cli.main import main as program
 from paper_figures import (
     accuracy,
     activation_sparsity,

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from empirical.claims import judge, violations
-from empirical.cli import main
-from empirical.network_tables import bound_tables
+from empirical.cli.main import main
+from empirical.own_network.tables import bound_tables
 from empirical.report import claims_markdown
 from empirical.results import read_table
 

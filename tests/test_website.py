@@ -8,7 +8,7 @@ from xml.etree import ElementTree as XML
 import pytest
 from click.testing import CliRunner
 
-from empirical.cli import main
+from empirical.cli.main import main
 
 pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 pytest.importorskip("latex2mathml", reason="the extra docs is not installed")

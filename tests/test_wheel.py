@@ -82,13 +82,13 @@ def test_the_installed_program_runs_away_from_the_source_tree(wheel, tmp_path):
         archive.extractall(site)
         (points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert archive.read(points).decode().split() == [
-            "[console_scripts]", "sparse-robustness", "=", "empirical.cli:main",
+            "[console_scripts]", "sparse-robustness", "=", "empirical.cli.main:main",
         ]  # fmt: skip
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "import empirical.cli\n"
+        "import empirical.cli.main\n"
         f"assert empirical.cli.__file__.startswith({str(site)!r})\n"
-        "empirical.cli.main(prog_name='sparse-robustness')"
+        "empirical.cli.main.main(prog_name='sparse-robustness')"
     )
 
     def program(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from empirical.cli import main
+from empirical.cli.main import main
 from empirical.experiments import read_experiment
 from empirical.experiments.chains import Chain, Place
 from empirical.jobs import Job, fingerprint, steps

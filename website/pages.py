@@ -34,7 +34,13 @@ TABLES, CATALOG = "paper_figures/data", "empirical/experiments/catalog"
 # Where `make figures` leaves the figures of every committed table.
 DRAWN = ROOT / "figures"
 # Packages that are shown module by module: they export little, or functions named as their modules are.
-NESTED = ("theory.laws", "empirical.attacks", "empirical.data", "empirical.experiments")
+NESTED = (
+    "theory.laws",
+    "empirical.attacks",
+    "empirical.data",
+    "empirical.experiments",
+    "empirical.own_network",
+)
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
@@ -83,7 +89,7 @@ def _modules(package: str) -> list[str]:
         for path in folder.iterdir()
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     )
-    public = (name for name in parts if not name.startswith("_") and not re.match(r"cli(_|$)", name))
+    public = (name for name in parts if not name.startswith("_") and name != "cli")
     names = [f"{package}.{name}" for name in public]
     return [inner for name in names for inner in (name, *(_modules(name) if name in NESTED else ()))]
 
@@ -144,7 +150,7 @@ def _experiments() -> str:
 def _commands() -> str:
     """The help of every command."""
     sys.path.insert(0, str(ROOT))
-    from empirical.cli import main
+    from empirical.cli.main import main
 
     parts = ["# Commands"]
     for name, command in {"": main, **main.commands}.items():

@@ -20,8 +20,8 @@ from torch.func import functional_call, vmap
 
 from empirical.ensembles.mlp import MLPEnsemble
 from empirical.ensembles.narrow import NarrowConvolutions
+from empirical.ensembles.programs import ProgramModule
 from empirical.ensembles.protocol import Cotangent, share_of_zeros
-from empirical.programs import ProgramModule
 from theory.types import InvalidInput
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

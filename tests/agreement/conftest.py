@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from empirical.cli_run import MAIN_JOB
+from empirical.cli.run import MAIN_JOB
 from empirical.datasets import load
 from empirical.experiments import Experiment, Network, read_experiment
 from empirical.run import run_experiments

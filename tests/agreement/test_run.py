@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from empirical.claims import judge
-from empirical.cli import main
+from empirical.cli.main import main
 from empirical.provenance import choose_device
 from empirical.results import RUN_KEY, read_table
 from empirical.run import run_experiments, total_steps
@@ -231,7 +231,7 @@ def test_help_reads_without_loading_torch():
     import subprocess
     import sys
 
-    code = "import sys; from empirical.cli import main; assert 'torch' not in sys.modules"
+    code = "import sys; from empirical.cli.main import main; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     result = CliRunner().invoke(main, ["verify", "--help"])
     assert result.exit_code == 0

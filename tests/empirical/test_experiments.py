@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from empirical.adversarial import Adversary
-from empirical.cli import main
+from empirical.cli.main import main
 from empirical.experiments import catalog, read_experiment
 from empirical.recipe import Recipe, Schedule
 from theory.types import InvalidInput

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from empirical import jobs
 from empirical.augmentation import Augmentation
-from empirical.cli import main
+from empirical.cli.main import main
 from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline, OutOfTime, deadline_in
 from empirical.ensembles import ModuleEnsemble, initialise, initialise_modules, to_module

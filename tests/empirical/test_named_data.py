@@ -14,7 +14,7 @@ import sklearn.datasets
 import torch
 from click.testing import CliRunner
 
-from empirical.cli import main
+from empirical.cli.main import main
 from empirical.data import named
 from empirical.data.named import NAMED, Named, folder
 from empirical.datasets import load, load_test

@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from empirical.cli import main
+from empirical.cli.main import main
 from empirical.datasets import Dataset, load
 from empirical.ensembles import from_stack, to_module
 from empirical.measurement import measure
@@ -50,7 +50,7 @@ def test_rows_are_those_of_the_attacks(model, tmp_path):
 
 
 def test_a_killed_run_goes_on_at_the_next_attack(model, tmp_path, monkeypatch):
-    import empirical.own_network as module
+    import empirical.own_network.measuring as module
 
     path, _ = model
     honest = module.measure

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empirical.completion import complete_data, complete_experiment
-from empirical.terminal import OK, PAUSED, VIOLATED, console, one_line_errors, progress
+from empirical.cli.completion import complete_data, complete_experiment
+from empirical.cli.terminal import OK, PAUSED, VIOLATED, console, one_line_errors, progress
 
 if TYPE_CHECKING:
     import pandas as pd

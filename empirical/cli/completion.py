@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 PROGRAM = "sparse-robustness"
 _VARIABLE = "_SPARSE_ROBUSTNESS_COMPLETE"
 _SHELLS = ("bash", "fish", "zsh")
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _CATALOG = _ROOT / "empirical" / "experiments" / "catalog"
 _LAWS = _ROOT / "theory" / "laws" / "catalog" / "names.txt"
 _CONJECTURES = _ROOT / "theory" / "laws" / "conjectures"

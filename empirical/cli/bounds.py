@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empirical.cli_network import network_options, numbers, opened, print_tables
-from empirical.terminal import OK, one_line_errors, progress
+from empirical.cli.network import network_options, numbers, opened, print_tables
+from empirical.cli.terminal import OK, one_line_errors, progress
 
 if TYPE_CHECKING:
-    from empirical.bounds import Outcome
+    from empirical.own_network.bounds import Outcome
 
 _LEGEND = (
     "At r: the share of the examples certified at that radius; for Lipschitz constants,\n"
@@ -78,10 +78,10 @@ def bounds(
     """
     started = time.perf_counter()
     with one_line_errors():
-        from empirical.bounds import ALPHAS, Request, default_folder, total_steps
-        from empirical.bounds import bounds as run
         from empirical.datasets import load_test
-        from empirical.network_tables import bound_tables
+        from empirical.own_network.bounds import ALPHAS, Request, default_folder, total_steps
+        from empirical.own_network.bounds import bounds as run
+        from empirical.own_network.tables import bound_tables
 
         request = Request(
             examples=examples,

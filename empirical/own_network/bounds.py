@@ -25,9 +25,9 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from empirical.datasets import Examples
-from empirical.mask_bounds import Rungs, active_rungs, mask_rungs, most_active
-from empirical.networks import Network
-from empirical.own_network import fingerprint
+from empirical.own_network.loading import Network
+from empirical.own_network.mask_bounds import Rungs, active_rungs, mask_rungs, most_active
+from empirical.own_network.measuring import fingerprint
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, SCHEMA_KEY, open_run, read_table, write_table
 from empirical.sweep import settings_id, unit_path

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from empirical.cli_network import network_options, numbers, opened, print_tables
-from empirical.completion import complete_attacks
-from empirical.terminal import OK, one_line_errors, progress
+from empirical.cli.completion import complete_attacks
+from empirical.cli.network import network_options, numbers, opened, print_tables
+from empirical.cli.terminal import OK, one_line_errors, progress
 
 
 @click.command()
@@ -47,8 +47,8 @@ def measure(
     started = time.perf_counter()
     with one_line_errors():
         from empirical.datasets import load_test
-        from empirical.network_tables import attack_tables
-        from empirical.own_network import Request, default_folder, measure_network
+        from empirical.own_network.measuring import Request, default_folder, measure_network
+        from empirical.own_network.tables import attack_tables
         from empirical.provenance import log_command
 
         request = Request(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empirical.completion import complete_conjecture, complete_law
+from empirical.cli.completion import complete_conjecture, complete_law
 
 if TYPE_CHECKING:
     from rich.table import Table

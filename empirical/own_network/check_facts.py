@@ -10,8 +10,8 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 from scipy.stats import binomtest
 
-from empirical.check import Findings
-from empirical.network_tables import NORMS
+from empirical.own_network.check import Findings
+from empirical.own_network.tables import NORMS
 
 CONFIDENCE = 0.95
 # A level of pruning is harmless while accuracy is within this share of the examples of what it was.

@@ -1,7 +1,7 @@
 """A user's own network from its file: a ``torch.export`` program, or a checkpoint and what it belongs to.
 
 Nothing in a model file is run: checkpoints are read with ``weights_only=True`` or as safetensors, programs by
-:mod:`empirical.programs`. Code is imported only from where the user points with ``arch``.
+:mod:`empirical.ensembles.programs`. Code is imported only from where the user points with ``arch``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from empirical.programs import input_shape, load_program
+from empirical.ensembles.programs import input_shape, load_program
 from theory.types import InvalidInput
 
 _TORCH_SAVE = (".pt", ".pth", ".ckpt", ".bin")

@@ -17,10 +17,10 @@ from torch import nn
 
 from empirical.datasets import Dataset, Examples
 from empirical.ensembles import Ensemble, from_modules, from_stack
+from empirical.ensembles.programs import ProgramModule
 from empirical.experiments.specification import ATTACKS
 from empirical.measurement import measure, measured_rows, radius_rows
-from empirical.networks import Network
-from empirical.programs import ProgramModule
+from empirical.own_network.loading import Network
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path

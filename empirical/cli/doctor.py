@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empirical.terminal import OK, VIOLATED
+from empirical.cli.terminal import OK, VIOLATED
 
 if TYPE_CHECKING:
     from empirical.doctor import Finding

@@ -10,11 +10,19 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from empirical.check import Findings
-from empirical.check_facts import HARMLESS, Sandwich, accuracy, curves, harmless, layers, sandwiches
-from empirical.check_tables import number, percent, tables
-from empirical.further_pruning import DRAWS
-from empirical.network_tables import NORMS, Cells
+from empirical.own_network.check import Findings
+from empirical.own_network.check_facts import (
+    HARMLESS,
+    Sandwich,
+    accuracy,
+    curves,
+    harmless,
+    layers,
+    sandwiches,
+)
+from empirical.own_network.check_tables import number, percent, tables
+from empirical.own_network.further_pruning import DRAWS
+from empirical.own_network.tables import NORMS, Cells
 from empirical.pages import data_uri, save_figure, setting, write_page
 from paper_figures import bounds, further_pruning, robust_accuracy
 from paper_figures.layout import WIDTHS

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from empirical.cli_network import network_options, numbers, opened, print_tables
-from empirical.terminal import OK, one_line_errors, progress
+from empirical.cli.network import network_options, numbers, opened, print_tables
+from empirical.cli.terminal import OK, one_line_errors, progress
 
 
 @click.command()
@@ -58,10 +58,10 @@ def check(
     """
     started = time.perf_counter()
     with one_line_errors():
-        from empirical.check import LEVELS, Request, default_folder, total_steps
-        from empirical.check import check as run
-        from empirical.check_report import summary_table, write_check
         from empirical.datasets import load_test
+        from empirical.own_network.check import LEVELS, Request, default_folder, total_steps
+        from empirical.own_network.check import check as run
+        from empirical.own_network.check_report import summary_table, write_check
         from empirical.provenance import log_command
 
         request = Request(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from empirical.completion import complete_data
-from empirical.terminal import console
+from empirical.cli.completion import complete_data
+from empirical.cli.terminal import console
 
 if TYPE_CHECKING:
     import torch
 
-    from empirical.network_tables import Cells, Table
-    from empirical.networks import Network
+    from empirical.own_network.loading import Network
+    from empirical.own_network.tables import Cells, Table
 
 _T = TypeVar("_T", int, float)
 
@@ -68,7 +68,7 @@ def network_options(*, examples: int, folder: str) -> Callable[[Callable[..., No
 
 def opened(model: Path, arch: str | None, arch_args: str, device: str) -> tuple[Network, torch.device]:
     """The network, said aloud what it was recognised as, and the device. Raises: InvalidInput."""
-    from empirical.networks import load_network
+    from empirical.own_network.loading import load_network
     from empirical.provenance import choose_device
 
     chosen = choose_device(device)

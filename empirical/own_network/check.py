@@ -1,7 +1,7 @@
 """Everything about one network of the user's own: what is certain, what attacks find, what more pruning does.
 
 The parts are those of the commands ``bounds`` and ``measure``, in folders of these names, and
-:mod:`empirical.further_pruning`; ``docs/check.md`` explains the page that is made of them.
+:mod:`empirical.own_network.further_pruning`; ``docs/check.md`` explains the page that is made of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from empirical import bounds, own_network
-from empirical.bounds import Problem
 from empirical.datasets import Dataset, Examples
 from empirical.ensembles import Ensemble, MLPEnsemble, from_networks
-from empirical.further_pruning import check_levels, units
-from empirical.networks import Network
+from empirical.own_network import bounds, measuring
+from empirical.own_network.bounds import Problem
+from empirical.own_network.further_pruning import check_levels, units
+from empirical.own_network.loading import Network
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
@@ -35,7 +35,7 @@ class Request:
 
     ``removed`` are shares of the weights that are still there. ``crown`` is the number of examples that are
     certified by linear relaxation; None: as many as about a minute allows. ``eps``, ``box`` and ``shape`` as
-    in :class:`empirical.own_network.Request`. Raises: InvalidInput naming the entry that is out of range.
+    in :class:`empirical.own_network.measuring.Request`. Raises: InvalidInput naming the entry out of range.
     """
 
     examples: int = 100
@@ -51,9 +51,9 @@ class Request:
         self.attacking()
         self.proving()
 
-    def attacking(self) -> own_network.Request:
+    def attacking(self) -> measuring.Request:
         """The part that ``measure`` answers."""
-        return own_network.Request(
+        return measuring.Request(
             examples=self.examples, attacks=self.attacks, eps=self.eps, box=self.box, shape=self.shape
         )
 
@@ -134,7 +134,7 @@ def check(
         if isinstance(subject.problem, str)
         else bounds.bounds(network, data, asked, out / "bounds", device=device, advance=advance).rows
     )
-    attacked = own_network.measure_network(
+    attacked = measuring.measure_network(
         network, data, request.attacking(), out / "measure", device=device, advance=advance
     )
     provenance = {
@@ -159,13 +159,13 @@ def check(
 
 def _subject(network: Network, data: Examples, request: Request, device: torch.device) -> _Subject:
     examples = data.first(request.examples)
-    ensemble = own_network.ensemble_of(network, request.shape or examples.fitted(network.shape), device)
+    ensemble = measuring.ensemble_of(network, request.shape or examples.fitted(network.shape), device)
     problem: Problem | str
     try:
         problem = Problem.of(network, data, request.proving(), device=device)
     except InvalidInput as error:
         problem = str(error)
-    found = own_network.attack_problem(examples, ensemble, request.attacking())
+    found = measuring.attack_problem(examples, ensemble, request.attacking())
     return _Subject(ensemble, found, problem)
 
 
@@ -213,7 +213,7 @@ def _describe(
         "model_sha256": network.sha256,
         "recognised": network.recognised,
         "data": subject.data.name,
-        "data_sha256": own_network.fingerprint(subject.data.x_test, subject.data.y_test),
+        "data_sha256": measuring.fingerprint(subject.data.x_test, subject.data.y_test),
         "version": package_version(),
         "device": device.type,
     }

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from empirical.cli_bounds import bounds
-from empirical.cli_check import check
-from empirical.cli_doctor import doctor
-from empirical.cli_measure import measure
-from empirical.cli_run import run, verify
-from empirical.completion import completion
-from empirical.falsify import falsify
-from empirical.terminal import OK, VIOLATED, console, one_line_errors
+from empirical.cli.bounds import bounds
+from empirical.cli.check import check
+from empirical.cli.completion import completion
+from empirical.cli.doctor import doctor
+from empirical.cli.falsify import falsify
+from empirical.cli.measure import measure
+from empirical.cli.run import run, verify
+from empirical.cli.terminal import OK, VIOLATED, console, one_line_errors
 from paper_figures.command import figures
 
 

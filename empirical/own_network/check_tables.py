@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from empirical.bounds import RADII
-from empirical.check import Findings
-from empirical.check_facts import Sandwich
-from empirical.further_pruning import DRAWS
-from empirical.network_tables import NORMS, Cells, attack_tables, bound_tables
+from empirical.own_network.bounds import RADII
+from empirical.own_network.check import Findings
+from empirical.own_network.check_facts import Sandwich
+from empirical.own_network.further_pruning import DRAWS
+from empirical.own_network.tables import NORMS, Cells, attack_tables, bound_tables
 
 _SHOWN_RADII = {"linf": RADII[math.inf][1:], "l2": RADII[2.0][1:]}
 # What a short name of a bound's side is called in full.

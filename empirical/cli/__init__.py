@@ -1,0 +1,1 @@
+"""The command line: one file per command; ``main`` gathers them, and imports nothing heavy."""
