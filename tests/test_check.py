@@ -306,7 +306,7 @@ def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeyp
     assert bounds.affordable(problem, asked) == N
     each = 12 * 2 * relaxation_products(problem.graph)  # radii tried, norms
     for minute, count in ((3.5 * each, 3), (0.5 * each, 0)):
-        monkeypatch.setattr(bounds, "_MINUTE", minute)
+        monkeypatch.setattr(bounds, "_MINUTE_OF_CONVOLUTIONS", minute)
         assert bounds.affordable(problem, asked) == count
 
 
