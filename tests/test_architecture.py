@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("theory", "empirical", "paper_figures")
 # The files of empirical that may see the formulas; all others see theory.types only. Those in own_network
 # apply them to a network that somebody else trained and measure nothing but its accuracy;
-# cli/falsify.py is a command line for the laws and measures nothing.
+# cli/falsify.py and its book are a command line for the laws and measure nothing.
 MEETING_PLACES = {
     ROOT / "empirical" / path
     for path in (
@@ -18,6 +18,7 @@ MEETING_PLACES = {
         "own_network/bounds.py",
         "own_network/mask_bounds.py",
         "cli/falsify.py",
+        "cli/hunt_book.py",
     )
 }
 # Hypothesis's given takes one strategy per argument by name, and so does our decorator.

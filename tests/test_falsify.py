@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from empirical.cli.hunt_book import HuntBook
 from empirical.cli.main import main
+from theory.laws.catalog import select
+from theory.laws.hunt import Tally
+from theory.types import InvalidInput
 
 ROOT = Path(__file__).parents[1]
 FALSE = """
@@ -42,7 +47,54 @@ def test_laws_that_hold_are_a_line_each_and_rows_of_a_table(tmp_path):
     ]
     assert float(rows[1]["worst"]) >= 1
     assert "ReLUNetwork(" in rows[1]["tightest"]
-    assert falsify("relu.P2<=F", "--examples", 30, "--out", out).exit_code == 2  # never over other results
+    assert " 30 examples" in falsify("relu.P2<=F", "--examples", 30, "--jobs", 1, "--out", out).stdout
+    assert list(csv.DictReader(out.read_text().splitlines())) == rows  # nothing was left to do
+
+
+def test_a_hunt_goes_on_where_its_file_ends(tmp_path, monkeypatch):
+    """Two hunts into one file find what one of as many examples finds, and know it without the cases."""
+    for place in ("theory.laws.hunt.ROUND", "empirical.cli.hunt_book.ROUND"):
+        monkeypatch.setattr(place, 50)
+    hunted = ("relu.P2<=F", "linear.fgs", "--jobs", 1)
+    once, twice = tmp_path / "once.csv", tmp_path / "twice.csv"
+    assert falsify(*hunted, "--examples", 100, "--out", once).exit_code == 0
+    assert falsify(hunted[0], "--jobs", 1, "--examples", 50, "--out", twice).exit_code == 0
+    first = list(csv.DictReader(twice.read_text().splitlines()))
+    result = falsify(*hunted, "--examples", 100, "--out", twice)
+    assert result.stdout.endswith("Nothing falsified in 200 examples of 2 laws.\n")
+    assert [row["tried"] for row in first] == ["50"]
+
+    def told(path: Path) -> dict[str, list[str]]:
+        rows = csv.DictReader(path.read_text().splitlines())
+        return {
+            row["law"]: [row[key] for key in ("tried", "examples", "worst", "tightest", "commits")]
+            for row in rows
+        }
+
+    assert told(once) == told(twice)
+
+
+@pytest.mark.parametrize(
+    ("seed", "change", "message"),
+    [
+        (1, (), "linear.fgs: seed is 0, not 1; name another file"),
+        (0, (), "30 examples were tried, and only whole rounds of 1000 can be continued"),
+        (0, ("False", "True"), "linear.fgs is falsified there"),
+        (0, ("30,29", "30,x"), "is no row of a hunt (invalid literal"),
+        (0, ("law,kind", "law,sort"), "is no table of a hunt; name another file"),
+        (0, (",0,", ","), "is no table of a hunt; name another file"),
+    ],
+)
+def test_a_file_that_is_no_hunt_or_another_one_is_refused(tmp_path, seed, change, message):
+    out, laws = tmp_path / "table.csv", select(("linear.fgs",))
+    book = HuntBook.open(out, laws=laws, examples=30, seed=0)
+    book.enter(laws[0], Tally(29, ratio=1.5, seconds=0.1))
+    book.save()
+    text = out.read_text().replace(*change or ("", ""))
+    out.write_text(text)
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        HuntBook.open(out, laws=laws, examples=2000, seed=seed)
+    assert out.read_text() == text
 
 
 def test_a_false_conjecture_exits_1_with_its_minimal_counterexample_as_a_program(tmp_path):

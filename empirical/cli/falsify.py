@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import sys
@@ -19,11 +18,11 @@ from empirical.cli.completion import complete_conjecture, complete_law
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from empirical.cli.hunt_book import HuntBook
     from theory.laws.hunt import Tally
     from theory.laws.law import Law
 
 _OK, _FALSIFIED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
-_COLUMNS = ("law", "kind", "examples", "worst", "falsified", "statement", "tightest", "seconds", "seed")
 # Of 0 failures in n independent draws: the true share of failures is below 3/n with 95 % confidence.
 _RULE_OF_THREE = 3
 
@@ -45,7 +44,7 @@ _RULE_OF_THREE = 3
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.csv",
-    help="Write the table as data too; an existing file is never overwritten.",
+    help="Keep the table as data too, while the hunt goes on; the same command goes on where a file ends.",
 )
 def falsify(
     laws: tuple[str, ...],
@@ -64,11 +63,13 @@ def falsify(
     seen, rounding included: a law holds where it is at least 1. That of an identity is its relative error.
     A counterexample is made as simple as possible and printed as a program that shows it.
 
-    Ctrl-C prints the table so far. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage.
+    Ctrl-C prints the table so far; with --out, the same command then goes on from there, or with more
+    examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage.
     """
     from theory.types import InvalidInput
 
     try:
+        from empirical.cli.hunt_book import HuntBook
         from theory.laws import catalog, claim
 
         if list_only:
@@ -79,14 +80,13 @@ def falsify(
         for name, value, least in (("examples", examples, 1), ("jobs", jobs, 1), ("seed", seed, 0)):
             if value is not None and value < least:
                 raise InvalidInput(f"{name} is {value}; give a whole number of at least {least}")
-        if out is not None and out.exists():
-            raise InvalidInput(f"{out} exists; name another file, or remove it")
+        if source and out is not None and out.exists():
+            raise InvalidInput(f"{out} exists; a hunt for conjectures starts anew: name another file")
         load = partial(claim.load, source) if source else partial(catalog.select, laws)
         chosen = load()
-        tallies, interrupted = _hunt(load, examples=examples, jobs=jobs or _cores(), seed=seed)
-        results = [(law, tallies[law.name]) for law in chosen if law.name in tallies]
-        if out is not None:
-            _write(out, results, seed)
+        book = HuntBook.open(out, laws=chosen, examples=examples, seed=seed)
+        interrupted = _hunt(load, book, examples=examples, jobs=jobs or _cores(), seed=seed)
+        results = [(law, book.tallies[law.name]) for law in chosen if law.name in book.tallies]
     except (InvalidInput, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(_USAGE)
@@ -101,22 +101,24 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _hunt(load: partial, *, examples: int, jobs: int, seed: int) -> tuple[dict[str, Tally], bool]:
-    """The tally of every law that was tried, and whether the user stopped the hunt."""
-    from theory.laws.hunt import Tally, hunt
+def _hunt(load: partial, book: HuntBook, *, examples: int, jobs: int, seed: int) -> bool:
+    """Enter every round in the book; whether the user stopped the hunt."""
+    from theory.laws.hunt import hunt
 
-    tallies: dict[str, Tally] = {}
-    rounds = hunt(load, examples=examples, jobs=jobs, base=seed)
+    left = sum(max(0, examples - book.tried.get(law.name, 0)) for law in load())
+    rounds = hunt(load, examples=examples, jobs=jobs, base=seed, done=dict(book.tried))
     try:
-        with _progress(len(load()) * examples) as advance:
+        with _progress(left) as advance:
             for law, tally in rounds:
-                tallies[law.name] = tallies.get(law.name, Tally()).plus(tally, law)
-                advance(law.name, examples if tally.failure else tally.examples)
+                before = book.tried.get(law.name, 0)
+                book.enter(law, tally)
+                advance(law.name, (examples if tally.failure else book.tried[law.name]) - before)
     except KeyboardInterrupt:
-        return tallies, True
+        return True
     finally:
         rounds.close()
-    return tallies, False
+        book.save()
+    return False
 
 
 @contextmanager
@@ -227,28 +229,3 @@ def _worst(law: Law, tally: Tally) -> str:
 
 def _first_line(message: str) -> str:
     return message.strip().splitlines()[0]
-
-
-def _write(path: Path, results: list[tuple[Law, Tally]], seed: int) -> None:
-    from theory.laws.code import expression
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for law, tally in results:
-            case = tally.failure.case if tally.failure else tally.tightest
-            writer.writerow(
-                (
-                    law.name,
-                    law.kind,
-                    tally.examples,
-                    repr(tally.ratio),
-                    tally.failure is not None,
-                    law.statement,
-                    "" if case is None else " ".join(expression(tuple(case.items())).split()),
-                    f"{tally.seconds:.3f}",
-                    seed,
-                )
-            )
-    temporary.replace(path)

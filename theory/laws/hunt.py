@@ -18,11 +18,12 @@ import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -67,9 +68,7 @@ class Tally:
 
     def plus(self, later: Tally, law: Law) -> Tally:
         """Both together; of two equal ratios the earlier case stays."""
-        nearer = later.tightest is not None and (
-            self.tightest is None or law.closeness(later.ratio) > law.closeness(self.ratio)
-        )
+        nearer = law.closeness(later.ratio) > law.closeness(self.ratio)
         return Tally(
             self.examples + later.examples,
             self.drawn + later.drawn,
@@ -205,19 +204,30 @@ class _Search:
 
 
 def hunt(
-    load: Callable[[], tuple[Law, ...]], *, examples: int, jobs: int, base: int = 0
+    load: Callable[[], tuple[Law, ...]],
+    *,
+    examples: int,
+    jobs: int,
+    base: int = 0,
+    done: Mapping[str, int] = MappingProxyType({}),
 ) -> Generator[tuple[Law, Tally], None, None]:
     """Rounds of every law in turn, so many ``examples`` of each; a law that failed is hunted no further.
 
     ``load`` is a picklable function that gives the laws; every one of the ``jobs`` processes calls it once.
-    Rounds come in the same order with the same content whatever the number of processes. Closing the
-    iterator ends the processes.
+    Of a law named in ``done`` that many examples, whole rounds or all, were tried in an earlier hunt with the
+    same ``base``: its later rounds are what they would have been then. Rounds come in the same order with
+    the same content whatever the number of processes. Closing the iterator ends the processes.
     """
     laws = load()
     entropy = [np.random.SeedSequence([base, zlib.crc32(law.name.encode())]) for law in laws]
     rounds = [min(ROUND, examples - start) for start in range(0, examples, ROUND)]
     seeds = [sequence.generate_state(len(rounds)) for sequence in entropy]
-    units = ((k, size, int(seeds[k][r])) for r, size in enumerate(rounds) for k in range(len(laws)))
+    units = (
+        (k, size, int(seeds[k][r]))
+        for r, size in enumerate(rounds)
+        for k, law in enumerate(laws)
+        if r * ROUND >= done.get(law.name, 0)
+    )
     failed: set[int] = set()
     pending: deque[tuple[int, Future[Tally]]] = deque()
     before = set(multiprocessing.active_children())
