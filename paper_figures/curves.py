@@ -15,6 +15,17 @@ CONFIDENCE = 0.95
 COLLAPSE = 0.10
 # A mean radius says nothing once more than this share of its examples count with the cap.
 CAPPED = 0.01
+# Where a figure shows one way of pruning: the first of these that the table holds.
+_TELLING = (
+    "magnitude",
+    "surgery",
+    "global",
+    "lottery",
+    "random-retrained",
+    "small-dense",
+    "one-shot",
+    "random",
+)
 # Conditions whose networks were trained no longer than the dense network they come from.
 _FIRST_TRAINING = ("one-shot", "random", "lottery")
 
@@ -93,3 +104,16 @@ def uncapped(subject: Subject, condition: str, *, method: str, norm: str) -> pd.
     """By level: do at most 1 % of the examples count with the cap in the mean radius?"""
     capped = seed_values(subject, condition, "capped", method=method, norm=norm)
     return capped.mean() <= CAPPED * (subject.examples or 1)
+
+
+def most_telling(found: list[Subject]) -> tuple[str, list[Subject]]:
+    """The condition to show where one is shown, and the subjects that have it together with its reference."""
+    for condition in _TELLING:
+        having = [
+            subject
+            for subject in found
+            if ratio_to_dense(subject, condition, "mean_radius", method="best", norm="l2").shape[1] > 1
+        ]
+        if having:
+            return condition, having
+    return "", []

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from paper_figures import (
     accuracy,
     activation_sparsity,
+    attacks,
     controls,
     gradient_masking,
     margin_gradient,
@@ -81,6 +82,15 @@ ENTRIES = (
         "collapses, shading the sparsities where one attack sees a gain and the other a loss. Below: by "
         "how much the mean radius of FGS or DeepFool exceeds that of the strongest attack; what grows "
         "with sparsity is gradient masking.",
+    ),
+    Entry(
+        "attacks",
+        "Robustness against sparsity, attack by attack",
+        attacks.figure,
+        "Mean radius of the pruned networks by every attack, and by the strongest for every example, beside "
+        "that of the equally trained dense networks by the strongest (dashed; {over}). A line is thin "
+        "where accuracy lies more than 10 % below the dense networks', and ends where more "
+        "than 1 % of the examples count with the cap.",
     ),
     Entry(
         "sandwich",

@@ -10,24 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
-from paper_figures.curves import Curve, arithmetic, intact, ratio_to_dense, uncapped
+from paper_figures.curves import Curve, arithmetic, intact, most_telling, ratio_to_dense, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, STRONG_LOOK, WEAK, WEAK_LOOK, look_of
 from paper_figures.subjects import Subject, relu, seed_values, subjects
 
 # Verdicts differ if they lie on both sides of 1 and this far apart.
 _APART = 0.01
-# Whose radii are compared: the first of these that the table holds.
-_JUDGED = (
-    "magnitude",
-    "surgery",
-    "global",
-    "lottery",
-    "random-retrained",
-    "small-dense",
-    "one-shot",
-    "random",
-)
 
 
 def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
@@ -37,7 +26,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     attack sees a gain and the other a loss; a star at the best sparsity before collapse. Below, for every
     condition, by how much the weak attack's mean radius exceeds the strongest's.
     """
-    condition, found = _judged(relu(subjects(table)))
+    condition, found = most_telling(relu(subjects(table)))
     if not found:
         return None
     columns = by_norm(found)
@@ -52,19 +41,6 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
         grid.label(rows, [title for *_, title in columns], below="sparsity (%)")
         legend_above(grid.figure, [*_handles(), *condition_handles(found)])
     return grid.figure
-
-
-def _judged(found: list[Subject]) -> tuple[str, list[Subject]]:
-    """The condition of the upper panels, and the subjects that have it together with its reference."""
-    for condition in _JUDGED:
-        having = [
-            subject
-            for subject in found
-            if ratio_to_dense(subject, condition, "mean_radius", method="best", norm="l2").shape[1] > 1
-        ]
-        if having:
-            return condition, having
-    return "", []
 
 
 def _against_dense(axes: Axes, subject: Subject, condition: str, norm: str) -> None:

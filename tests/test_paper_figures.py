@@ -18,6 +18,7 @@ from empirical.cli.main import main as program
 from paper_figures import (
     accuracy,
     activation_sparsity,
+    attacks,
     controls,
     gradient_masking,
     margin_gradient,
@@ -102,10 +103,10 @@ def _assert_laid_out(figure: Figure) -> None:
 _LINEAR = ["robustness", "accuracy", "controls"]
 _RELU = ["robustness", "accuracy", "controls", "gradient_masking", "margin_gradient"]
 _SHAPES = {
-    "full": ({}, [entry.name for entry in ENTRIES if entry.name != "activation_sparsity"]),
+    "full": ({}, [entry.name for entry in ENTRIES if entry.name not in ("activation_sparsity", "attacks")]),
     "one network, two sparsities, one seed": (
         {"families": ("mlp",), "sparsities": (0.0, 0.3), "seeds": 1},
-        [entry.name for entry in ENTRIES if entry.name != "activation_sparsity"],
+        [entry.name for entry in ENTRIES if entry.name not in ("activation_sparsity", "attacks")],
     ),
     "linear alone, dense grid": (
         {"families": ("linear",), "sparsities": _DENSE_GRID, "seeds": 2},
@@ -322,6 +323,33 @@ def test_controls_without_dense_networks_leave_out_what_was_trained_longer() -> 
     shown = {line.get_label() for line in _panels(controls.figure(table))[0].lines}
     assert {"magnitude, not retrained", "magnitude, rewound", "random, not retrained"} <= shown
     assert not {"one threshold, retrained", "smaller dense network", "random, retrained"} & shown
+
+
+def _attacked_often() -> pd.DataFrame:
+    """Networks attacked by FMN and C&W too, with values of their own."""
+    table = network_table(families=("mlp", "linear"))
+    again = table[table["quantity"].isin(["mean_radius", "capped"]) & (table["method"] == "deepfool")]
+    more = [again.assign(method="fmn", value=again["value"] / 2)]
+    more.append(again[again["norm"] == "l2"].assign(method="cw", value=lambda rows: rows["value"] / 3))
+    more = [rows.assign(value=rows["value"].where(rows["quantity"] != "capped", 0.0)) for rows in more]
+    return pd.concat([table, *more], ignore_index=True)
+
+
+def test_every_attack_has_its_curve(table) -> None:
+    assert attacks.figure(table) is None  # two attacks and the strongest of them
+    shown = _attacked_often()
+    l2, linf = _panels(attacks.figure(shown))
+    assert len(l2.lines) == 2 * 5  # faded lines too; nothing of the linear classifiers
+    for axes, norm, label, wanted in [
+        (l2, "l2", "dense, equally trained", {"pruning": "dense", "method": "best"}),
+        (l2, "l2", "C&W", {"pruning": "magnitude", "method": "cw"}),
+        (l2, "l2", "strongest attack", {"pruning": "magnitude", "method": "best"}),
+        (linf, "linf", "FGS, smallest step", {"pruning": "magnitude", "method": "fgs"}),
+        (linf, "linf", "FMN", {"pruning": "magnitude", "method": "fmn"}),
+    ]:
+        expected = _means(shown, family="mlp", quantity="mean_radius", norm=norm, **wanted)
+        np.testing.assert_allclose(_values(axes, label), expected)
+    assert "C&W" not in [line.get_label() for line in linf.lines]
 
 
 _WEAK = (1.0, 1.1, 1.2, 1.15, 1.1)
