@@ -117,10 +117,10 @@ class Remote:
             fs, path = url_to_fs(self.root)
         except ImportError as error:
             extra = _EXTRAS.get(self.root.partition(":")[0])
-            remedy = f"with: pip install 'sparse-robustness[{extra}]'" if extra else "as that says"
+            remedy = f"pip install 'sparse-robustness[{extra}]'" if extra else "install the package it names"
             raise InvalidInput(
-                f"{argument} is {self.root!r}, whose driver {platform.node()} lacks ({_reason(error)}); "
-                f"install it {remedy}"
+                f"{argument} is {self.root!r}, whose driver is missing on {platform.node()} "
+                f"({_reason(error)}); {remedy}"
             ) from error
         except Exception as error:  # see put
             raise InvalidInput(
