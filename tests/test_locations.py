@@ -138,7 +138,9 @@ def test_a_run_that_dies_at_any_put_goes_on_to_the_same_rows(
     with at_put(monkeypatch, lambda: None) as second:
         run(experiments, out)
     pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
-    left = {name for name in files_below(out) if not name.startswith("unfinished/")}
+    left, unfinished = files_below(out), names(out / "unfinished")
+    assert len(unfinished) <= 1  # of the networks that were stored just before
+    left = {name for name in left if not name.startswith("unfinished/")}
     assert {name for name in left if not name.endswith(".part")} == files
     if kind == "store":
         put = [path.removeprefix(out.opened()[1] + "/") for path in first + second]
@@ -147,12 +149,12 @@ def test_a_run_that_dies_at_any_put_goes_on_to_the_same_rows(
         assert len(put) > len(results) + 2
 
 
-@pytest.mark.parametrize(("kind", "number"), [("store", 11), ("folders", 6)])
-def test_a_put_that_fails_is_one_line_and_leaves_nothing(kind, number, sweep, request, monkeypatch):
+@pytest.mark.parametrize(("kind", "number", "after"), [("store", 11, False), ("folders", 6, True)])
+def test_a_put_that_fails_is_one_line_and_leaves_nothing(kind, number, after, sweep, request, monkeypatch):
     experiments, alone = sweep[:2]
     out = request.getfixturevalue(kind)
     with (
-        at_put(monkeypatch, raising(RuntimeError("quota exceeded\nby far")), number=number),
+        at_put(monkeypatch, raising(RuntimeError("quota exceeded\nby far")), number=number, after=after),
         pytest.raises(
             (InvalidInput, OSError), match=rf"{re.escape(str(out))}/.* cannot be written \(quota exceeded\)"
         ),
@@ -301,6 +303,14 @@ def test_a_table_that_is_not_there_is_one_line_and_2(store):
     assert result.stderr == (
         f"Error: table is {store}/results.parquet, which does not exist; give the results.parquet of a run\n"
     )
+
+
+@pytest.mark.parametrize("kind", ["tmp_path", "store", "folders"])
+def test_lines_are_added(kind, request):
+    log = request.getfixturevalue(kind) / "log"
+    for line in ("one", "two ‰"):
+        append_line(log, line)
+    assert log.read_text(encoding="utf-8") == "one\ntwo ‰\n"
 
 
 def test_files_of_this_machine_are_paths(tmp_path):

@@ -1,6 +1,5 @@
-"""A run in a bucket of a server that speaks S3, which several processes share."""
+"""A bucket of a server that speaks S3, which several processes share."""
 
-import boto3
 import pandas as pd
 import pytest
 
@@ -16,7 +15,8 @@ moto = pytest.importorskip("moto.server")
 
 @pytest.fixture(scope="module")
 def client():
-    """A server of this process, found as any other by the environment; one bucket is there."""
+    """A server in this process, found by the environment as any other is; it has one bucket."""
+    boto3 = pytest.importorskip("boto3")
     with pytest.MonkeyPatch.context() as patch:
         server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
@@ -36,8 +36,8 @@ def test_processes_share_a_bucket_and_find_the_rows_of_one(client, tmp_path):
     run(experiments, tmp_path / "alone")
     out = locate("s3://results/sweep", argument="out")
     outcome = run_experiments(experiments, out, device=CPU, workers=Workers(2))
-    pd.testing.assert_frame_equal(rows(out), rows(tmp_path / "alone"), check_exact=True)
     assert str(outcome.path) == "s3://results/sweep/results.parquet"
+    pd.testing.assert_frame_equal(rows(out), rows(tmp_path / "alone"), check_exact=True)
     found = {item["Key"]: item["ETag"] for item in client.list_objects_v2(Bucket="results")["Contents"]}
     alone = {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*.*")}
     assert set(found) == {f"sweep/{path}" for path in alone}
@@ -47,6 +47,19 @@ def test_processes_share_a_bucket_and_find_the_rows_of_one(client, tmp_path):
     again = client.list_objects_v2(Bucket="results")["Contents"]
     assert {item["Key"]: item["ETag"] for item in again} == found
     assert names(out) == {"settings.json", "units", "checkpoints", "results.parquet"}
+
+
+def test_what_another_process_has_put_or_deleted_since_is_seen(client):
+    out = locate("s3://results/seen", argument="out")
+    file = out / "units" / "a"
+    for there in (False, True, False):
+        if there:
+            client.put_object(Bucket="results", Key="seen/units/a", Body=b"1")
+        else:
+            client.delete_object(Bucket="results", Key="seen/units/a")
+        assert file.is_file() == there
+        assert names(out / "units") == ({"a"} if there else set())
+        assert file.is_file() == there
 
 
 def test_a_bucket_that_is_not_there_is_not_made(client, tmp_path):
