@@ -49,17 +49,20 @@ def test_processes_share_a_bucket_and_find_the_rows_of_one(client, tmp_path):
     assert names(out) == {"settings.json", "units", "checkpoints", "results.parquet"}
 
 
-def test_what_another_process_has_put_or_deleted_since_is_seen(client):
-    out = locate("s3://results/seen", argument="out")
-    file = out / "units" / "a"
+@pytest.mark.parametrize(
+    "looks",
+    [lambda folder: "a" in names(folder), lambda folder: (folder / "a").is_file()],
+    ids=["names", "is_file"],
+)
+def test_what_another_process_has_put_or_deleted_since_is_seen(client, looks):
+    folder = locate("s3://results/seen", argument="out") / "units"
     for there in (False, True, False):
+        names(folder)
         if there:
             client.put_object(Bucket="results", Key="seen/units/a", Body=b"1")
         else:
             client.delete_object(Bucket="results", Key="seen/units/a")
-        assert file.is_file() == there
-        assert names(out / "units") == ({"a"} if there else set())
-        assert file.is_file() == there
+        assert looks(folder) == there
 
 
 def test_a_bucket_that_is_not_there_is_not_made(client, tmp_path):
