@@ -1,8 +1,8 @@
 """Where a run's files are: a folder of this machine, or whatever fsspec has a driver for.
 
 A :class:`Remote` answers to those methods of ``pathlib.Path`` that a run needs, so that other code need not
-tell the two apart. Everywhere a file appears whole or not at all. fsspec is imported where it is needed, so
-that help is immediate.
+tell the two apart. Everywhere a file appears whole or not at all. What is slow to import is imported where
+it is needed, so that help is immediate.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
-
-from theory.types import InvalidInput
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -113,6 +111,8 @@ class Remote:
         """The file system and this path in it. Raises: InvalidInput naming the ``argument`` it is from."""
         from fsspec.core import url_to_fs
 
+        from theory.types import InvalidInput
+
         try:
             fs, path = url_to_fs(self.root)
         except ImportError as error:
@@ -141,6 +141,8 @@ def locate(text: str, *, argument: str) -> Location:
     if "://" not in text:
         return Path(text)
     from fsspec.implementations.local import LocalFileSystem
+
+    from theory.types import InvalidInput
 
     fs, path = Remote(text).opened(argument)
     if isinstance(fs, LocalFileSystem):

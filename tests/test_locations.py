@@ -248,6 +248,9 @@ def test_a_store_that_does_not_answer_is_neither_empty_nor_damaged(error, sweep,
             look()
     with pytest.raises(InvalidInput, match=rf"out is {store}, but .* cannot be reached"):
         run(experiments, store)
+    told = CliRunner().invoke(main, ["claims", str(final)])
+    assert told.exit_code == 2
+    assert re.fullmatch(rf"Error: {final} cannot be reached \(.*\); mend that and run again\n", told.stderr)
 
 
 def test_parts_meet_in_one_location_and_the_command_line_makes_the_table(sweep, store, tmp_path):
