@@ -15,8 +15,8 @@ from torch import Tensor
 from empirical.descent import Descent
 from empirical.ensembles import Ensemble, ModuleEnsemble
 from empirical.ensembles.mlp import MLPEnsemble
+from empirical.locations import Location, on_disk, write_atomically
 from empirical.recipe import Recipe
-from empirical.results import write_atomically
 from theory.types import InvalidInput
 
 
@@ -33,7 +33,7 @@ def training_id(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds:
     return found.hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(path: Location, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors atomically, with a digest of them all. Raises: OSError if the file cannot be written."""
     told = {**metadata, "sha256": _digest(tensors)}
 
@@ -46,13 +46,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_atomically(path, write)
 
 
-def read_tensors(path: Path, *, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Location, *, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises: SafetensorError or OSError if it cannot be read, InvalidInput if its tensors are not those of its
     digest; a file without one, as other programs write them, is taken as it is.
     """
-    with safe_open(path, framework="pt", device=device) as file:
+    with on_disk(path) as there, safe_open(there, framework="pt", device=device) as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     digest = _digest(tensors)
@@ -61,14 +61,14 @@ def read_tensors(path: Path, *, device: str = "cpu") -> tuple[dict[str, Tensor],
     return tensors, metadata
 
 
-def save_checkpoint(path: Path, states: Sequence[Descent], *, training: str, epoch: int) -> None:
+def save_checkpoint(path: Location, states: Sequence[Descent], *, training: str, epoch: int) -> None:
     """Write all members that are left, whatever their parts are, in place of an earlier checkpoint."""
     tensors = _joined([_values(state) for state in states if state.members])
     tensors["members"] = torch.tensor([k for state in states for k in state.members], dtype=torch.int64)
     write_tensors(path, tensors, {"training": training, "epoch": str(epoch)})
 
 
-def load_checkpoint(path: Path, states: Sequence[Descent], *, training: str) -> int:
+def load_checkpoint(path: Location, states: Sequence[Descent], *, training: str) -> int:
     """Bring the parts of a training that has just begun to where the checkpoint was; returns its epoch.
 
     Raises: InvalidInput naming a file that is damaged or belongs to another training.

@@ -11,7 +11,6 @@ import hashlib
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from empirical.experiments.chains import (
 )
 from empirical.experiments.conditions import Bench
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
+from empirical.locations import Location
 from empirical.mask_comparison import compare_masks, predict_masks
 from empirical.measurement import measure, measured_rows
 from empirical.provenance import choose_device, commit, device_name, package_version
@@ -64,7 +64,7 @@ class Job:
         """Whether it is the dense networks that chains start from."""
         return self.chain.condition == "base"
 
-    def units(self) -> list[Path]:
+    def units(self) -> list[Location]:
         """The files with its rows."""
         if self.base:
             return [self.place.unit(f"masks-{self.chain.name}")] if speaks_of_masks(self.experiment) else []

@@ -10,14 +10,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from empirical.results import write_atomically
+from empirical.locations import Location, write_atomically
 from paper_figures.gallery import FORMATS, render
 
 _PATH, _DIGITS = re.compile(rb' d="[^"]*"'), re.compile(rb"(\d\.\d\d)\d+")
 _METADATA, _BETWEEN = re.compile(rb"<metadata>.*?</metadata>", re.DOTALL), re.compile(rb">\s+<")
 
 
-def write_page(path: Path, template: str, content: Mapping[str, object]) -> None:
+def write_page(path: Location, template: str, content: Mapping[str, object]) -> None:
     """Write the template filled with ``content``; all pages share the layout and style of base.html.j2."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
@@ -30,7 +30,7 @@ def write_page(path: Path, template: str, content: Mapping[str, object]) -> None
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-def save_figure(folder: Path, name: str, figure: Figure, *, formats: Sequence[str] = FORMATS) -> bytes:
+def save_figure(folder: Location, name: str, figure: Figure, *, formats: Sequence[str] = FORMATS) -> bytes:
     """Write the figure in these formats, SVG among them; returns the SVG, made light."""
     contents = {format: render(figure, format) for format in formats}
     contents["svg"] = _light(contents["svg"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from empirical.locations import Location, append_line
+
 if TYPE_CHECKING:
     import torch
 
 _HERE = Path(__file__)
+_URL = re.compile(r"[\w+.-]+://[^/]*/")  # but not an address, which is a host alone
 
 
 def package_version() -> str:
@@ -29,15 +33,16 @@ def package_version() -> str:
         return "uninstalled"
 
 
-def log_command(folder: Path, *, seconds: float, workers: int, device: torch.device) -> None:
+def log_command(folder: Location, *, seconds: float, workers: int, device: torch.device) -> None:
     """Append the command that is running, how long it took and with which versions to runs.jsonl.
 
-    Of absolute paths only the last name is kept: tables are committed, one machine's folders say nothing.
+    Of absolute paths and URLs only the last name is kept: tables are committed, one machine's folders say
+    nothing.
     """
     import numpy as np
     import torch
 
-    arguments = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+    arguments = [_without_folders(argument) for argument in sys.argv[1:]]
     entry = {
         "command": shlex.join(["sparse-robustness", *arguments]),
         "seconds": round(seconds, 1),
@@ -49,8 +54,12 @@ def log_command(folder: Path, *, seconds: float, workers: int, device: torch.dev
         "numpy": np.__version__,
         "commit": commit(),
     }
-    with (folder / "runs.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    append_line(folder / "runs.jsonl", json.dumps(entry))
+
+
+def _without_folders(argument: str) -> str:
+    is_long = _URL.match(argument) or Path(argument).is_absolute()
+    return Path(argument).name if is_long else argument
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from empirical.locations import Location, make_folder
 from empirical.pages import data_uri, save_figure, setting, write_page
 from paper_figures.gallery import caption, drawn
 
@@ -28,12 +27,12 @@ _PROVENANCE = {
 
 
 def write_report(
-    out: Path,
+    out: Location,
     table: pd.DataFrame,
     claims: pd.DataFrame,
     failed: pd.DataFrame,
     settings: dict[str, object],
-) -> Path:
+) -> Location:
     """Write figures/*.svg, figures/*.png and report.html into ``out``; returns the report's path.
 
     ``table`` holds the rows about whole networks, ``claims`` the verdicts, ``failed`` every case in which a
@@ -210,9 +209,9 @@ def _offence(row: pd.Series) -> dict[str, str]:
     }
 
 
-def _figures(folder: Path, table: pd.DataFrame) -> list[dict[str, str]]:
+def _figures(folder: Location, table: pd.DataFrame) -> list[dict[str, str]]:
     """Write every figure in every format; returns title, caption and the SVG as a data URI."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     shown = []
     for entry, figure in drawn(table):
         svg = save_figure(folder, entry.name, figure)

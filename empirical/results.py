@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
+from empirical.locations import Location, Unreachable, make_folder, names, readable, write_atomically
 from theory.types import InvalidInput
 
 SCHEMA_VERSION = "1"
@@ -55,7 +54,9 @@ KINDS = ("measured", "identity", "upper bound", "lower bound", "estimate", "chec
 # What commands leave in a run's folder.
 _FOLDERS = ("checkpoints", "units", "figures")
 _TABLES = ("results.parquet", "measure.parquet", "bounds.parquet")
-_OURS = {*_FOLDERS, *_TABLES, "report.html", "runs.jsonl"}
+_OURS = {*_FOLDERS, *_TABLES, "unfinished", "report.html", "runs.jsonl"}
+# Folders of a run in a store where a folder is there once it holds a file; each says that the run is ours.
+_MARKS = {"units", "checkpoints", "unfinished"}
 NORMS = {2.0: "l2", np.inf: "linf"}
 
 
@@ -136,7 +137,7 @@ def _text(texts: Sequence[str], lengths: Sequence[int] | np.ndarray) -> pa.Dicti
     return pa.DictionaryArray.from_arrays(np.repeat(codes.astype(np.int32), lengths), words.tolist())
 
 
-def write_table(path: Path, content: pa.Table) -> None:
+def write_table(path: Location, content: pa.Table) -> None:
     """Write a results table atomically, with a checksum of every page."""
 
     def write(temporary: Path) -> None:
@@ -145,11 +146,11 @@ def write_table(path: Path, content: pa.Table) -> None:
     write_atomically(path, write)
 
 
-def read_table(path: Path, *, schema: pa.Schema = SCHEMA) -> pa.Table:
+def read_table(path: Location, *, schema: pa.Schema = SCHEMA) -> pa.Table:
     """Read a results table. Raises: InvalidInput if it is damaged or has another schema."""
     wanted = schema.metadata[SCHEMA_KEY].decode()
     try:
-        content = pq.read_table(path, page_checksum_verification=True)
+        content = pq.read_table(readable(path), page_checksum_verification=True)
         version = (content.schema.metadata or {}).get(SCHEMA_KEY, b"none").decode(errors="replace")
         if version == wanted:
             content = content.select(schema.names).cast(schema)
@@ -165,7 +166,7 @@ def read_table(path: Path, *, schema: pa.Schema = SCHEMA) -> pa.Table:
     return content
 
 
-def condense(folder: Path, path: Path) -> int:
+def condense(folder: Location, path: Path) -> int:
     """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
 
     Its settings and the commands that made it become metadata of the file, under ``RUN_KEY``.
@@ -185,7 +186,7 @@ def condense(folder: Path, path: Path) -> int:
     return networks.num_rows
 
 
-def _logged(log: Path) -> list[object]:
+def _logged(log: Location) -> list[object]:
     """The entries of a run's runs.jsonl."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     try:
@@ -194,51 +195,35 @@ def _logged(log: Path) -> list[object]:
         raise InvalidInput(f"{log} is damaged ({error}); delete the line that is no JSON") from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` on a temporary name beside ``path`` and move the result into place, once it is on disk.
-
-    The name is like no other, even of another machine. Raises: OSError naming ``path``, as it was before.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be written ({error.strerror or _first_line(error)}); mend that and run again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def open_run(out: Path, settings: dict[str, object], *, parts: Sequence[str] = _FOLDERS) -> None:
+def open_run(out: Location, settings: dict[str, object], *, parts: Sequence[str] = _FOLDERS) -> None:
     """Make ``out``, with folders for its ``parts``, that of the run with these settings, new or continued.
 
     A run's folder whose settings.json was deleted gets it again: units and networks name their settings too.
     Raises: InvalidInput if it cannot be written, holds a run with other settings, or holds other files.
     """
     note = out / "settings.json"
+    marks = {"units"} if isinstance(out, Path) else _MARKS
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        entries = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
+        make_folder(out)
+        entries = {name for name in names(out) if not name.startswith(".")}
         if note.is_file():
             _check_same(note, settings)
-        elif entries and ("units" not in entries or not _OURS.issuperset(entries)):
-            other = min(set(entries) - _OURS, default=entries[0])
+        elif entries and (entries.isdisjoint(marks) or not _OURS.issuperset(entries)):
+            other = min(entries - _OURS, default=min(entries))
             raise InvalidInput(f"out is {out}, which holds {other} and no settings.json; choose a new folder")
         noted = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1) + "\n"
         write_atomically(note, lambda temporary: temporary.write_text(noted))
         for part in parts:
-            (out / part).mkdir(exist_ok=True)
+            make_folder(out / part)
     except OSError as error:
         raise InvalidInput(
             f"out is {out}, which cannot be written ({error.strerror or error}); choose another folder"
         ) from error
+    except Unreachable as error:
+        raise InvalidInput(f"out is {out}, but {error}") from error
 
 
-def read_settings(note: Path) -> dict[str, object]:
+def read_settings(note: Location) -> dict[str, object]:
     """The settings that a run's settings.json holds. Raises: InvalidInput naming it if it is damaged."""
     try:
         found = json.loads(note.read_text(encoding="utf-8"))
@@ -256,7 +241,7 @@ def _digest(settings: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _check_same(note: Path, settings: dict[str, object]) -> None:
+def _check_same(note: Location, settings: dict[str, object]) -> None:
     found = read_settings(note)
     changed = [key for key in settings | found if found.get(key) != settings.get(key)]
     if changed:

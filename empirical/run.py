@@ -20,6 +20,7 @@ from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.experiments.chains import Chain, Place, blocks
 from empirical.experiments.specification import Experiment
 from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint, speaks_of_masks
+from empirical.locations import Location, in_one_process, present
 from empirical.provenance import package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import settings_id
@@ -36,7 +37,7 @@ _LOOK = 0.5
 class Outcome:
     """What a run found: its rows per network, the judged claims, every case in which a theorem failed."""
 
-    path: Path
+    path: Location
     networks: pd.DataFrame
     claims: pd.DataFrame
     violations: pd.DataFrame
@@ -95,7 +96,7 @@ def total_steps(experiments: Sequence[Experiment], device: torch.device, part: P
 
 def run_experiments(
     experiments: Sequence[Experiment],
-    out: Path,
+    out: Location,
     *,
     device: torch.device,
     workers: Workers = HERE,
@@ -111,7 +112,7 @@ def run_experiments(
     damaged file; TrainingDiverged if a network's weights become infinite; WorkersLost if workers were killed,
     OutOfTime if the deadline came before the end: the same call goes on from what was finished.
     """
-    settings = _open(experiments, out, device)
+    settings = _open(experiments, out, device, workers)
     final = out / "results.parquet"
     if final.is_file():
         content = read_table(final)
@@ -131,7 +132,7 @@ def run_experiments(
 
 def run_part(
     experiments: Sequence[Experiment],
-    out: Path,
+    out: Location,
     *,
     part: Part,
     device: torch.device,
@@ -143,14 +144,21 @@ def run_part(
 
     Returns the number of units that the whole run still lacks. Raises: as ``run_experiments``.
     """
-    settings = _open(experiments, out, device)
+    settings = _open(experiments, out, device, workers)
     _work(*_jobs(experiments, out, settings, device, part, deadline), workers, advance)
     dense, rest = _jobs(experiments, out, settings, device, Part(), deadline)
-    return sum(not path.is_file() for job in dense + rest for path in job.units())
+    units = [path for job in dense + rest for path in job.units()]
+    return len(units) - len(present(units))
 
 
-def _open(experiments: Sequence[Experiment], out: Path, device: torch.device) -> dict[str, object]:
+def _open(
+    experiments: Sequence[Experiment], out: Location, device: torch.device, workers: Workers
+) -> dict[str, object]:
     """Make the folder that of this run; returns the settings."""
+    if in_one_process(out) and not workers.here:
+        raise InvalidInput(
+            f"out is {out}, which no other process sees; use one worker (--workers 1), or another location"
+        )
     for experiment in experiments:
         experiment_data(experiment)  # a class that is missing is an error before any work
     settings = describe(experiments, device)
@@ -160,7 +168,7 @@ def _open(experiments: Sequence[Experiment], out: Path, device: torch.device) ->
 
 def _jobs(
     experiments: Sequence[Experiment],
-    out: Path,
+    out: Location,
     settings: Mapping[str, object],
     device: torch.device,
     part: Part,
@@ -214,12 +222,12 @@ def _work(dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: 
 class _Told:
     """Which units are on disk, as far as ``advance`` has been told."""
 
-    def __init__(self, paths: Sequence[Path], advance: Advance) -> None:
+    def __init__(self, paths: Sequence[Location], advance: Advance) -> None:
         self._waiting, self._advance = list(paths), advance
 
     def look(self) -> None:
         """Tell of every unit that has appeared since, whichever process wrote it."""
-        for path in [path for path in self._waiting if path.is_file()]:
+        for path in present(self._waiting):
             self._waiting.remove(path)
             self._advance(*_stage(path))
 
@@ -241,7 +249,7 @@ class _Told:
             watcher.join()
 
 
-def _stage(path: Path) -> tuple[str, str]:
+def _stage(path: Location) -> tuple[str, str]:
     """The stage and the accuracy that a unit's file speaks of."""
     rows = read_table(path)
     first = rows.slice(0, 1).to_pylist()[0]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pyarrow as pa
 
+from empirical.locations import Location
 from empirical.results import Rows, read_table, table, write_table
 
 
-def unit_path(folder: Path, settings: str, name: str) -> Path:
+def unit_path(folder: Location, settings: str, name: str) -> Location:
     """Where a unit of the run with these settings is stored: its name and their common hash."""
     digest = hashlib.sha256(f"{settings} {name}".encode()).hexdigest()[:12]
     return folder / f"{name}-{digest}.parquet"
@@ -23,7 +23,7 @@ def settings_id(settings: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def run_unit(path: Path, compute: Callable[[], list[Rows]], provenance: dict[str, str]) -> pa.Table:
+def run_unit(path: Location, compute: Callable[[], list[Rows]], provenance: dict[str, str]) -> pa.Table:
     """The unit's rows: read from ``path`` if they are there, else computed and written there.
 
     Raises: InvalidInput if the file is there but damaged or of another schema.

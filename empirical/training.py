@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import cast
 
 from jaxtyping import Float, Int
@@ -16,6 +15,7 @@ from empirical.cores import on_cores, shares
 from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.descent import Descent, begin, descend
 from empirical.ensembles import AnyEnsemble, Ensemble, ModuleEnsemble, concatenate
+from empirical.locations import Location, make_folder
 from empirical.recipe import Recipe as Recipe
 from empirical.recipe import Schedule as Schedule
 from theory.types import InvalidInput
@@ -46,7 +46,7 @@ def train(
     *,
     seeds: Sequence[int],
     after_epoch: Callable[[], None] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Location | None = None,
     every: int = 1,
     spacing: float = 0.0,
     deadline: Deadline = NEVER,
@@ -97,7 +97,7 @@ def train(
         on_cores(share, states, device=device)
         stops = deadline.over and done < recipe.epochs
         if checkpoint and (stops or time.monotonic() - stored >= spacing):
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(checkpoint.parent)
             save_checkpoint(checkpoint, states, training=training(), epoch=done)
             stored = time.monotonic()
         if stops:

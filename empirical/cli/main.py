@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,8 +15,11 @@ from empirical.cli.doctor import doctor
 from empirical.cli.falsify import falsify
 from empirical.cli.measure import measure
 from empirical.cli.run import run, verify
-from empirical.cli.terminal import OK, VIOLATED, console, one_line_errors
+from empirical.cli.terminal import OK, VIOLATED, LocationPath, console, one_line_errors
 from paper_figures.command import figures
+
+if TYPE_CHECKING:
+    from empirical.locations import Location
 
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
@@ -55,9 +59,9 @@ main.add_command(completion)
 
 
 @main.command()
-@click.argument("table", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("table", type=LocationPath(path_type=Path, exists=True, dir_okay=False))
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
-def claims(table: Path, *, markdown: bool) -> None:
+def claims(table: Location, *, markdown: bool) -> None:
     """Judge the claims from the results TABLE of an earlier run."""
     with one_line_errors():
         import pyarrow.compute as pc
@@ -65,7 +69,10 @@ def claims(table: Path, *, markdown: bool) -> None:
         from empirical.claims import judge, violations
         from empirical.report import claims_markdown, claims_table
         from empirical.results import read_table
+        from theory.types import InvalidInput
 
+        if not table.is_file():
+            raise InvalidInput(f"table is {table}, which does not exist; give the results.parquet of a run")
         content = read_table(table)
         judged = judge(content.filter(pc.field("example").is_null()).to_pandas())
     if markdown:
@@ -76,9 +83,9 @@ def claims(table: Path, *, markdown: bool) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=LocationPath(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-def condense(folder: Path, out: Path) -> None:
+def condense(folder: Location, out: Path) -> None:
     """Write the rows about whole networks of the run in FOLDER to OUT, small enough to be committed.
 
     Settings, commands, seconds and versions become metadata of the file; examples' rows are left out.

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli.completion import complete_data, complete_experiment
-from empirical.cli.terminal import OK, PAUSED, VIOLATED, console, one_line_errors, progress
+from empirical.cli.terminal import OK, PAUSED, VIOLATED, LocationPath, console, one_line_errors, progress
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
     from empirical.experiments import Experiment
+    from empirical.locations import Location
     from empirical.run import Part
     from empirical.workers import Workers
 
@@ -40,8 +41,10 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--out",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Folder of the run; another run's is never overwritten.  [default: results/NAME-SETTINGS]",
+            type=LocationPath(path_type=Path, file_okay=False),
+            metavar="FOLDER|URL",
+            help="Folder of the run, or a URL such as s3://bucket/name; another run's is never overwritten.  "
+            "[default: results/NAME-SETTINGS]",
         ),
         click.option("--seeds", type=int, help="Networks per condition and sparsity."),
         click.option("--sparsities", metavar="A,B,...", help="Fractions to remove, rising from 0."),
@@ -75,7 +78,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 @_shared
 def verify(
     data: str | None,
-    out: Path | None,
+    out: Location | None,
     seeds: int | None,
     sparsities: str | None,
     eps: float | None,
@@ -135,7 +138,7 @@ def run(
     address: str | None,
     part: str | None,
     data: str | None,
-    out: Path | None,
+    out: Location | None,
     seeds: int | None,
     sparsities: str | None,
     eps: float | None,
@@ -187,7 +190,7 @@ def _changed(experiment: Experiment, changes: dict[str, object]) -> Experiment:
 
 def _execute(
     experiments: list[Experiment],
-    out: Path | None,
+    out: Location | None,
     *,
     device: str,
     workers: int | None,

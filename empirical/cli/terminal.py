@@ -5,25 +5,41 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 
 OK, VIOLATED, USAGE, PAUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
 
+class LocationPath(click.Path):
+    """A path as click checks it, or a URL, which becomes a ``Remote``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path or the location. Leaves with one line if the URL is none or its driver is missing."""
+        if not isinstance(value, str) or "://" not in value:
+            return super().convert(value, param, ctx)
+        with one_line_errors():
+            from empirical.locations import locate
+
+            return locate(value, argument=str(param.name) if param else "location")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Errors become one line on standard error and an exit status.
 
-    2 for bad input and failing disks; 75, as temporary failures have it, where the same command goes on.
+    2 for bad input, failing disks and stores; 75, as temporary failures have it, where the same command goes
+    on.
     """
+    from empirical.locations import Unreachable
     from empirical.training import TrainingDiverged
     from empirical.workers import WorkersLost
     from theory.types import InvalidInput
 
     try:
         yield
-    except (InvalidInput, TrainingDiverged, OSError) as error:
+    except (InvalidInput, TrainingDiverged, Unreachable, OSError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(USAGE)
     except WorkersLost as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from empirical.data.files import Source, shards, single
-from empirical.results import write_atomically
+from empirical.locations import write_atomically
 from theory.types import InvalidInput
 
 FOLDER = "SPARSE_ROBUSTNESS_DATA"

@@ -8,10 +8,8 @@ killed goes on from its last level, on another machine too.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -27,6 +25,7 @@ from empirical.experiments.conditions import (
     next_networks,
 )
 from empirical.experiments.specification import Experiment
+from empirical.locations import Location, remove_folder
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit, unit_path
 
@@ -54,24 +53,24 @@ class Chain:
 class Place:
     """Where the files of an experiment lie, the settings they are keyed by, and every row's provenance."""
 
-    folder: Path
+    folder: Location
     experiment: str
     settings: str
     provenance: dict[str, str]
 
-    def checkpoint(self, chain: Chain, level: int) -> Path:
+    def checkpoint(self, chain: Chain, level: int) -> Location:
         """The file with a chain's networks at one level."""
         return self.folder / "checkpoints" / f"{self.experiment}-{chain.name}-{level:02d}.safetensors"
 
-    def unfinished(self, chain: Chain, level: int) -> Path:
+    def unfinished(self, chain: Chain, level: int) -> Location:
         """The folder of a training that leads to one level and was not finished."""
         return self.folder / "unfinished" / f"{self.experiment}-{chain.name}-{level:02d}"
 
-    def level_unit(self, chain: Chain, level: int) -> Path:
+    def level_unit(self, chain: Chain, level: int) -> Location:
         """The file with a chain's rows at one level."""
         return self.unit(f"{chain.name}-{level:02d}")
 
-    def unit(self, name: str) -> Path:
+    def unit(self, name: str) -> Location:
         """The file with the rows of one unit."""
         return unit_path(self.folder / "units", self.settings, f"{self.experiment}-{name}")
 
@@ -182,7 +181,7 @@ def _level(
     return networks
 
 
-def _keep(path: Path, networks: Ensemble, unfinished: Path, *, settings: str, compact: bool) -> None:
+def _keep(path: Location, networks: Ensemble, unfinished: Location, *, settings: str, compact: bool) -> None:
     """Store finished networks, and delete what their unfinished trainings left."""
     save_networks(path, networks, settings=settings, compact=compact)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove_folder(unfinished)

@@ -7,7 +7,6 @@ as bits: 2 (1 - sparsity) + 1/8 bytes per weight, 2 where nothing is pruned.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +16,11 @@ from torch import Tensor
 from empirical.checkpoints import read_tensors, write_tensors
 from empirical.ensembles import AnyEnsemble, Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.ensembles.modules import prunable_names
+from empirical.locations import Location
 from theory.types import InvalidInput
 
 
-def save_networks(path: Path, networks: Ensemble, *, settings: str, compact: bool = False) -> None:
+def save_networks(path: Location, networks: Ensemble, *, settings: str, compact: bool = False) -> None:
     """Write all weights, biases, buffers and masks of an ensemble, which a run with these settings made.
 
     A compact file keeps every bit of networks that :func:`halved` gave.
@@ -30,7 +30,7 @@ def save_networks(path: Path, networks: Ensemble, *, settings: str, compact: boo
     write_tensors(path, {name: t.contiguous() for name, t in tensors.items()}, {"settings": settings})
 
 
-def load_networks(path: Path, like: AnyEnsemble, *, settings: str, compact: bool = False) -> AnyEnsemble:
+def load_networks(path: Location, like: AnyEnsemble, *, settings: str, compact: bool = False) -> AnyEnsemble:
     """The networks that ``path`` holds, of the architecture, number and device of ``like``.
 
     Raises: InvalidInput naming a file that is damaged, holds other networks or those of other settings.

@@ -26,7 +26,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +44,7 @@ from empirical.experiments.architectures import (
 )
 from empirical.experiments.checkpoints import halved
 from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment, Network
+from empirical.locations import Location
 from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks, threshold_masks
 from empirical.recipe import Recipe
 from empirical.surgery import Surgery
@@ -69,7 +69,7 @@ class Bench:
     seeds: tuple[int, ...]
     device: torch.device
     deadline: Deadline = NEVER
-    unfinished: Path | None = None
+    unfinished: Location | None = None
 
     def initial(self, network: Network | None = None) -> Ensemble:
         """Untrained networks, one per seed, of the experiment's architecture or another one."""

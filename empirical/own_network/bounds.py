@@ -25,6 +25,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from empirical.datasets import Examples
+from empirical.locations import Location
 from empirical.own_network.loading import Network
 from empirical.own_network.mask_bounds import Rungs, active_rungs, mask_rungs, most_active
 from empirical.own_network.measuring import fingerprint
@@ -264,7 +265,7 @@ def _describe(problem: Problem, request: Request, device: torch.device) -> dict[
     return json.loads(json.dumps(described))
 
 
-def _unit(path: Path, compute: Callable[[], list[Row]], provenance: dict[str, object]) -> pa.Table:
+def _unit(path: Location, compute: Callable[[], list[Row]], provenance: dict[str, object]) -> pa.Table:
     """The unit's rows: read from ``path`` if they are there, else computed, timed and written there."""
     if path.is_file():
         return read_table(path, schema=SCHEMA)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from empirical.datasets import load
 from empirical.experiments import Experiment, Network
+from empirical.locations import Location
 from empirical.recipe import Recipe
 from empirical.results import SCHEMA, read_table
 from empirical.run import run_experiments
@@ -45,12 +46,20 @@ def tiny(folder: Path, *, seeds: int = 1) -> list[Experiment]:
     ]
 
 
-def run(experiments: Sequence[Experiment], out: Path) -> None:
+def tinier(folder: Path) -> list[Experiment]:
+    """Two seeds of three units each, a third of a second."""
+    return [
+        replace(e, conditions=("magnitude",), sparsities=(0.0, 0.5, 0.9), attacks=("fgs",))
+        for e in tiny(folder, seeds=2)
+    ]
+
+
+def run(experiments: Sequence[Experiment], out: Location) -> None:
     """The whole sweep, in this process."""
     run_experiments(experiments, out, device=CPU)
 
 
-def rows(out: Path) -> pd.DataFrame:
+def rows(out: Location) -> pd.DataFrame:
     """All rows of a finished sweep, in an order of their own."""
     found = read_table(out / "results.parquet").to_pandas()[SAME]
     found = found.astype({name: str for name in KEY if found[name].dtype == "category"})
