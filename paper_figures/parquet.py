@@ -1,0 +1,204 @@
+"""Parquet files that nobody vouches for: what they declare is checked before anything is allocated.
+
+A run of equal values takes a few bytes however long it is, and a page may decompress to thousands of times its
+size. So the rows that the footer declares and the bytes that every page header declares have limits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+# So many rows are read from a file of any size (a results table's take 92 bytes each), and so many for every
+# byte of a larger file: ten of the fullest tables' would still be one.
+ROWS, ROWS_PER_BYTE = 2**22, 10
+# Bytes of all pages when decompressed, likewise; those of results tables are twice what is stored.
+PAGES, PAGES_PER_BYTE = 2**26, 200
+# Characters of a text: comparing a column with one writes out its texts, row by row.
+LONGEST = 1000
+# A page header without statistics takes about 30 bytes.
+_HEADER = 2**16
+_BATCH = 2**16
+
+
+class BadParquet(ValueError):
+    """A damaged file, one of other columns, or one that declares too much; a line says what is wrong."""
+
+
+def read_parquet(path: Path, schema: pa.Schema, *, where: pc.Expression | None = None) -> pa.Table:
+    """The columns of ``schema``, in its types, of the rows for which ``where`` holds.
+
+    A text is held once, however many rows have it.
+    Raises: OSError if the file cannot be opened; BadParquet if it is damaged, lacks a column, has one of
+    another type, or declares more rows or bytes than the limits above.
+    """
+    texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    try:
+        with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
+            _check_declared(path, file.metadata)
+            _check_columns(file.schema_arrow, schema, texts)
+            batches = file.iter_batches(batch_size=_BATCH, columns=schema.names, use_threads=False)
+            tables = [table for table in _chosen(batches, texts, where) if table.num_rows]
+            found = pa.concat_tables(tables) if tables else file.schema_arrow.empty_table()
+            content = found.select(schema.names).cast(schema).unify_dictionaries()
+            content.validate(full=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
+        raise BadParquet(_plain(error)) from error
+    return content
+
+
+def schema_version(path: Path, key: bytes) -> str:
+    """What the file's metadata hold under the key, printable; "none" for nothing.
+
+    Raises: OSError if the file cannot be opened, BadParquet if it is no Parquet file.
+    """
+    try:
+        found = pq.read_metadata(path).metadata or {}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise BadParquet(_plain(error)) from error
+    return _printable(found.get(key, b"none").decode(errors="replace"))
+
+
+def _chosen(
+    batches: Iterator[pa.RecordBatch], texts: list[str], where: pc.Expression | None
+) -> Iterator[pa.Table]:
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        _check_texts(table, texts)
+        yield table if where is None else table.filter(where)
+
+
+def _check_columns(found: pa.Schema, wanted: pa.Schema, texts: list[str]) -> None:
+    """Texts as texts, numbers as numbers, each once: all else could take more memory than rows account for."""
+    for field in wanted:
+        if found.names.count(field.name) != 1:
+            raise BadParquet(f"it has {found.names.count(field.name)} columns {field.name}, not one")
+        kind = found.field(field.name).type
+        text = pa.types.is_dictionary(kind) and kind.value_type in (pa.string(), pa.large_string())
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+        if not (text if field.name in texts else number):
+            raise BadParquet(f"its column {field.name} is of type {str(kind)[:40]}, not {field.type}")
+
+
+def _check_texts(content: pa.Table, texts: list[str]) -> None:
+    for name in texts:
+        for chunk in content[name].chunks:
+            longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
+            if longest > LONGEST:
+                raise BadParquet(
+                    f"a text in its column {name} has {longest:,} bytes; at most {LONGEST:,} are read"
+                )
+
+
+def _check_declared(path: Path, metadata: pq.FileMetaData) -> None:
+    """Raise BadParquet if the file declares more than a table of its size holds."""
+    size = path.stat().st_size
+    rows, most = metadata.num_rows, max(ROWS, ROWS_PER_BYTE * size)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if rows < 0 or rows > most or sum(max(0, group.num_rows) for group in groups) > most:
+        raise BadParquet(f"it declares {rows:,} rows in {size:,} bytes; at most {most:,} are read")
+    held, most = 0, max(PAGES, PAGES_PER_BYTE * size)
+    with path.open("rb") as file:
+        for group in groups:
+            for column in map(group.column, range(group.num_columns)):
+                for bytes_ in _pages(file, column, size):
+                    held += bytes_
+                    if held > most:
+                        raise BadParquet(f"its pages declare more than {most:,} bytes in a file of {size:,}")
+
+
+def _pages(file: BinaryIO, column: pq.ColumnChunkMetaData, size: int) -> Iterator[int]:
+    """Bytes that every page of a column declares, decompressed."""
+    place = column.data_page_offset
+    if column.dictionary_page_offset:
+        place = min(place, column.dictionary_page_offset)
+    end = place + column.total_compressed_size
+    if not 0 < place <= end <= size:
+        raise BadParquet("a column lies outside the file")
+    while place < end:
+        file.seek(place)
+        header = _Header(file.read(_HEADER))
+        declared = header.integers()
+        whole, stored = declared.get(2, -1), declared.get(3, -1)
+        if whole < 0 or stored < 0:
+            raise BadParquet("a page header lacks its sizes")
+        yield whole
+        place += header.place + stored
+
+
+class _Header:
+    """A page header, which is a struct of Thrift's compact protocol; only its integers are of interest."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.place = content, 0
+
+    def integers(self, depth: int = 0) -> dict[int, int]:
+        """The struct's integers by their numbers; what is inside other fields is passed over."""
+        found, number = {}, 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._integer()
+            if head & 15 in (4, 5, 6):
+                found[number] = self._integer()
+            elif head & 15 not in (1, 2):  # a truth value is in the type itself
+                self._pass(head & 15, depth)
+        return found
+
+    def _pass(self, kind: int, depth: int) -> None:
+        if depth > 8:
+            raise BadParquet("a page header is nested too deeply")
+        if kind in (1, 2, 3):
+            self.place += 1
+        elif kind in (4, 5, 6):
+            self._varint()
+        elif kind == 7:
+            self.place += 8
+        elif kind == 8:
+            length = self._varint()
+            self.place += length
+        elif kind in (9, 10):
+            head = self._byte()
+            for _ in range(head >> 4 if head >> 4 < 15 else self._varint()):
+                self._pass(head & 15, depth + 1)
+                if self.place > len(self.content):
+                    break
+        elif kind == 12:
+            self.integers(depth + 1)
+        else:
+            raise BadParquet("a page header is damaged")
+
+    def _byte(self) -> int:
+        if self.place >= len(self.content):
+            raise BadParquet("a page header does not end")
+        self.place += 1
+        return self.content[self.place - 1]
+
+    def _varint(self) -> int:
+        value = 0
+        for shift in itertools.count(0, 7):
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128 or shift > 63:
+                return value
+
+    def _integer(self) -> int:
+        value = self._varint()
+        return value >> 1 ^ -(value & 1)
+
+
+def _plain(error: Exception) -> str:
+    """The first line of what went wrong, without what a terminal would obey."""
+    return _printable((str(error).strip() or type(error).__name__).split("\n", 1)[0])
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]
