@@ -66,7 +66,7 @@ def schema_version(path: Path, key: bytes) -> str:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise BadParquet(_plain(error)) from error
-    return _printable(found.get(key, b"none").decode(errors="replace"))
+    return printable(found.get(key, b"none").decode(errors="replace"))
 
 
 def _chosen(
@@ -197,8 +197,9 @@ class _Header:
 
 def _plain(error: Exception) -> str:
     """The first line of what went wrong, without what a terminal would obey."""
-    return _printable((str(error).strip() or type(error).__name__).split("\n", 1)[0])
+    return printable((str(error).strip() or type(error).__name__).split("\n", 1)[0])
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text without what a terminal would obey."""
     return "".join(c if c.isprintable() else "?" for c in text)[:300]

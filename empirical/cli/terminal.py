@@ -23,8 +23,8 @@ def one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except (InvalidInput, TrainingDiverged, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
+    except (InvalidInput, TrainingDiverged, OSError, UnicodeEncodeError) as error:  # the last: a path's name
+        click.echo(f"Error: {plain(error)}", err=True)
         sys.exit(USAGE)
     except WorkersLost as error:
         click.echo(f"Error: {error}; run the same command again to go on", err=True)
@@ -32,6 +32,11 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Stopped; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED)
+
+
+def plain(error: Exception) -> str:
+    """An error's message in one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in str(error))
 
 
 @contextmanager

@@ -46,13 +46,18 @@ def arrays() -> dict[str, np.ndarray]:
     return {"x_train": x, "y_train": y, "x_test": x[:3], "y_test": y[:3]}
 
 
+def npy_of(value: np.ndarray) -> bytes:
+    """The array's file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, value)
+    return file.getvalue()
+
+
 def npz(method: int = zipfile.ZIP_STORED, **changed: bytes) -> bytes:
     """The data set as a zip file with some members replaced."""
     entries = {}
     for name, value in arrays().items():
-        file = io.BytesIO()
-        np.lib.format.write_array(file, value)
-        entries[f"{name}.npy"] = changed.get(name, file.getvalue())
+        entries[f"{name}.npy"] = changed.get(name, npy_of(value))
     return packed(list(entries.items()), method)
 
 

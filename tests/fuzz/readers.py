@@ -73,6 +73,10 @@ _DESCRS = (
 
 
 def _read_results(path: Path) -> int:
+    return read_table(path).nbytes
+
+
+def _judge(path: Path) -> int:
     """What ``claims`` and the report do with a table."""
     content = read_table(path)
     whole = content.filter(pc.field("example").is_null()).to_pandas()
@@ -110,6 +114,10 @@ def _table_cases() -> st.SearchStrategy[bytes]:
         | tables.repaged(_table())
         | mutants(_table())
     )
+
+
+def _readable_cases() -> st.SearchStrategy[bytes]:
+    return tables.remade(tables.good(), kinds=tables.READABLE)
 
 
 def _tensor_cases(content: bytes) -> st.SearchStrategy[bytes]:
@@ -196,8 +204,9 @@ READERS = {
     "npz data": Reader("data.npz", _npz_cases, _read_npz, hostile.NPZ),
     "npz test examples": Reader("data.npz", _npz_cases, _read_examples),
     "results table": Reader("results.parquet", _table_cases, _read_results, hostile.TABLES),
+    "claims": Reader("results.parquet", _readable_cases, _judge),
     "table of figures": Reader("results.parquet", _table_cases, _read_rows, hostile.TABLES),
-    "figures": Reader("results.parquet", lambda: tables.remade(tables.good()), _read_figures),
+    "figures": Reader("results.parquet", _readable_cases, _read_figures),
     "stored training": Reader(
         "t.safetensors", lambda: _tensor_cases(networks.training()), networks.read_training, hostile.SAFETENSORS
     ),
