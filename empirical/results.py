@@ -149,7 +149,7 @@ def write_table(path: Path, content: pa.Table) -> None:
 
 
 def read_table(path: Path, *, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Read a results table. Raises: InvalidInput if it is damaged, declares too much or has another schema."""
+    """Read a results table. Raises: InvalidInput if it is damaged, of another schema or declares too much."""
     wanted = schema.metadata[SCHEMA_KEY].decode()
     try:
         version = schema_version(path, SCHEMA_KEY)

@@ -1,12 +1,11 @@
 """Parquet files that nobody vouches for: what they declare is checked before anything is allocated.
 
-A run of equal values takes a few bytes however long it is, and a page may decompress to thousands of times its
-size. So the rows that the footer declares and the bytes that every page header declares have limits.
+A run of equal values takes a few bytes however long it is, and a page may decompress to thousands of times
+its size. So the rows that the footer declares and the bytes that every page header declares have limits.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +24,8 @@ LONGEST = 1000
 # A page header without statistics takes about 30 bytes.
 _HEADER = 2**16
 _BATCH = 2**16
+_DEPTH = 16
+Fields = dict[int, object]
 
 
 class BadParquet(ValueError):
@@ -40,8 +41,8 @@ def read_parquet(path: Path, schema: pa.Schema, *, where: pc.Expression | None =
     """
     texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     try:
+        _check_declared(path)
         with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
-            _check_declared(path, file.metadata)
             _check_columns(file.schema_arrow, schema, texts)
             batches = file.iter_batches(batch_size=_BATCH, columns=schema.names, use_threads=False)
             tables = [table for table in _chosen(batches, texts, where) if table.num_rows]
@@ -61,6 +62,7 @@ def schema_version(path: Path, key: bytes) -> str:
     Raises: OSError if the file cannot be opened, BadParquet if it is no Parquet file.
     """
     try:
+        _check_declared(path)
         found = pq.read_metadata(path).metadata or {}
     except FileNotFoundError:
         raise
@@ -79,7 +81,7 @@ def _chosen(
 
 
 def _check_columns(found: pa.Schema, wanted: pa.Schema, texts: list[str]) -> None:
-    """Texts as texts, numbers as numbers, each once: all else could take more memory than rows account for."""
+    """Texts as texts, numbers as numbers, each once: all else could take more memory than rows allow."""
     for field in wanted:
         if found.names.count(field.name) != 1:
             raise BadParquet(f"it has {found.names.count(field.name)} columns {field.name}, not one")
@@ -100,95 +102,116 @@ def _check_texts(content: pa.Table, texts: list[str]) -> None:
                 )
 
 
-def _check_declared(path: Path, metadata: pq.FileMetaData) -> None:
-    """Raise BadParquet if the file declares more than a table of its size holds."""
+def _check_declared(path: Path) -> None:
+    """Raise BadParquet if the file declares more than a table of its size holds.
+
+    The footer is read here, since a damaged one ends the process when PyArrow is asked what it says.
+    """
     size = path.stat().st_size
-    rows, most = metadata.num_rows, max(ROWS, ROWS_PER_BYTE * size)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    if rows < 0 or rows > most or sum(max(0, group.num_rows) for group in groups) > most:
-        raise BadParquet(f"it declares {rows:,} rows in {size:,} bytes; at most {most:,} are read")
-    held, most = 0, max(PAGES, PAGES_PER_BYTE * size)
     with path.open("rb") as file:
+        footer = _footer(file, size)
+        groups = _structs(footer.get(4))
+        rows = max(_count(footer, 3), sum(_count(group, 3) for group in groups))
+        most = max(ROWS, ROWS_PER_BYTE * size)
+        if rows > most:
+            raise BadParquet(f"it declares {rows:,} rows in {size:,} bytes; at most {most:,} are read")
+        held, most = 0, max(PAGES, PAGES_PER_BYTE * size)
         for group in groups:
-            for column in map(group.column, range(group.num_columns)):
-                for bytes_ in _pages(file, column, size):
-                    held += bytes_
+            for chunk in _structs(group.get(1)):
+                for page in _pages(file, chunk.get(3), size):
+                    held += page
                     if held > most:
                         raise BadParquet(f"its pages declare more than {most:,} bytes in a file of {size:,}")
 
 
-def _pages(file: BinaryIO, column: pq.ColumnChunkMetaData, size: int) -> Iterator[int]:
+def _footer(file: BinaryIO, size: int) -> Fields:
+    file.seek(max(0, size - 8))
+    end = file.read(8)
+    length = int.from_bytes(end[:4], "little")
+    if size < 12 or end[4:] != b"PAR1" or length > size - 12:
+        raise BadParquet("it does not end as a Parquet file does")
+    file.seek(size - 8 - length)
+    return _Struct(file.read(length)).fields()
+
+
+def _pages(file: BinaryIO, column: object, size: int) -> Iterator[int]:
     """Bytes that every page of a column declares, decompressed."""
-    place = column.data_page_offset
-    if column.dictionary_page_offset:
-        place = min(place, column.dictionary_page_offset)
-    end = place + column.total_compressed_size
+    if not isinstance(column, dict):
+        raise BadParquet("a column lacks its description")
+    place = _count(column, 9)
+    if 11 in column:
+        place = min(place, _count(column, 11)) or place
+    end = place + _count(column, 7)
     if not 0 < place <= end <= size:
         raise BadParquet("a column lies outside the file")
     while place < end:
         file.seek(place)
-        header = _Header(file.read(_HEADER))
-        declared = header.integers()
-        whole, stored = declared.get(2, -1), declared.get(3, -1)
-        if whole < 0 or stored < 0:
-            raise BadParquet("a page header lacks its sizes")
-        yield whole
-        place += header.place + stored
+        header = _Struct(file.read(_HEADER))
+        declared = header.fields()
+        yield _count(declared, 2)
+        place += header.place + _count(declared, 3)
 
 
-class _Header:
-    """A page header, which is a struct of Thrift's compact protocol; only its integers are of interest."""
+def _structs(value: object) -> list[Fields]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _count(fields: Fields, number: int) -> int:
+    found = fields.get(number)
+    if not isinstance(found, int) or found < 0:
+        raise BadParquet("it lacks a size, or has a negative one")
+    return found
+
+
+class _Struct:
+    """A struct in Thrift's compact protocol: its integers, structs and lists by their numbers."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.place = content, 0
 
-    def integers(self, depth: int = 0) -> dict[int, int]:
-        """The struct's integers by their numbers; what is inside other fields is passed over."""
-        found, number = {}, 0
+    def fields(self, depth: int = 0) -> Fields:
+        """All fields; None stands for texts and fractions, which are passed over."""
+        found: Fields = {}
+        number = 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._integer()
-            if head & 15 in (4, 5, 6):
-                found[number] = self._integer()
-            elif head & 15 not in (1, 2):  # a truth value is in the type itself
-                self._pass(head & 15, depth)
+            truth = head & 15 in (1, 2)  # in a struct, the type itself says which
+            found[number] = None if truth else self._value(head & 15, depth)
         return found
 
-    def _pass(self, kind: int, depth: int) -> None:
-        if depth > 8:
-            raise BadParquet("a page header is nested too deeply")
-        if kind in (1, 2, 3):
-            self.place += 1
-        elif kind in (4, 5, 6):
-            self._varint()
-        elif kind == 7:
-            self.place += 8
-        elif kind == 8:
-            length = self._varint()
-            self.place += length
-        elif kind in (9, 10):
+    def _value(self, kind: int, depth: int) -> object:
+        if depth > _DEPTH:
+            raise BadParquet("it is nested too deeply")
+        if kind in (4, 5, 6):
+            return self._integer()
+        if kind in (9, 10):
             head = self._byte()
-            for _ in range(head >> 4 if head >> 4 < 15 else self._varint()):
-                self._pass(head & 15, depth + 1)
-                if self.place > len(self.content):
-                    break
-        elif kind == 12:
-            self.integers(depth + 1)
-        else:
-            raise BadParquet("a page header is damaged")
+            count = head >> 4 if head >> 4 < 15 else self._varint()
+            return [self._value(head & 15, depth + 1) for _ in range(count)]
+        if kind == 12:
+            return self.fields(depth + 1)
+        if kind not in (1, 2, 3, 7, 8):
+            raise BadParquet(f"it has a field of an unknown type {kind}")
+        length = self._varint() if kind == 8 else 8 if kind == 7 else 1
+        self.place += length
+        if self.place > len(self.content):
+            raise BadParquet("a struct does not end")
+        return None
 
     def _byte(self) -> int:
         if self.place >= len(self.content):
-            raise BadParquet("a page header does not end")
+            raise BadParquet("a struct does not end")
         self.place += 1
         return self.content[self.place - 1]
 
     def _varint(self) -> int:
         value = 0
-        for shift in itertools.count(0, 7):
+        for shift in range(0, 70, 7):
             byte = self._byte()
             value |= (byte & 127) << shift
-            if byte < 128 or shift > 63:
+            if byte < 128:
                 return value
+        raise BadParquet("a number does not end")
 
     def _integer(self) -> int:
         value = self._varint()

@@ -55,8 +55,8 @@ def load_program(path: Path) -> ExportedProgram:
         raise
     except Exception as error:  # the loader raises whatever its parts raise
         raise InvalidInput(
-            f"model {str(path)!r} is no readable torch.export program ({first_line(error)}); save it again with "
-            "torch.export.save"
+            f"model {str(path)!r} is no readable torch.export program ({first_line(error)}); "
+            "save it again with torch.export.save"
         ) from error
 
 

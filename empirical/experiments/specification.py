@@ -63,7 +63,8 @@ class Network:
             )
         if max(map(prod, pairwise((1, *self.hidden, 1)))) > _MOST_WEIGHTS:
             raise InvalidInput(
-                f"network.hidden is {list(self.hidden)}; two layers may have {_MOST_WEIGHTS:,} weights between them"
+                f"network.hidden is {list(self.hidden)}; at most {_MOST_WEIGHTS:,} weights "
+                "may lie between two layers"
             )
         if not 0 < self.scale <= 1 or (self.scale != 1 and self.kind not in CONVOLUTIONAL_KINDS):
             raise InvalidInput(

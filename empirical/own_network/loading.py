@@ -31,9 +31,8 @@ _TORCH_SAVE = (".pt", ".pth", ".ckpt", ".bin")
 # Bytes of all weights that a small file may declare, and how often a larger one may use what it stores: tied
 # weights stand under several names.
 _SMALL, _SHARED = 2**24, 4
-# Number types of layers, and that in which others are looked through for NaN.
+# Number types of layers.
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_RANGE = {getattr(torch, name): torch.float32 for name in dir(torch) if name.startswith("float8_")}
 # What PyTorch raises for number types it lacks and sides whose product overflows.
 _TENSOR_ERRORS = (RuntimeError, KeyError, TypeError, AttributeError)
 # Where training loops keep the state dict among other things.
@@ -141,23 +140,23 @@ def _unpickled(name: str, path: Path, where: str) -> object:
 
 
 def _checked(name: str, loaded: object, path: Path) -> dict[str, Tensor]:
-    """The state dict in what was loaded. Raises: InvalidInput if there is none, or it is far larger than its file."""
+    """The state dict in what was loaded.
+
+    Raises: InvalidInput if there is none, it is far larger than its file, or holds NaN or infinity.
+    """
     for key in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded or not all(map(_plain, *zip(*loaded.items(), strict=True))):
         raise InvalidInput(f"model {name} holds no state dict; save torch.save(model.state_dict(), path)")
     state: dict[str, Tensor] = dict(loaded)
-    held, most = (
-        sum(t.numel() * t.element_size() for t in state.values()),
-        max(_SMALL, _SHARED * path.stat().st_size),
-    )
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    most = max(_SMALL, _SHARED * path.stat().st_size)
     if held > most:
         raise InvalidInput(f"model {name} declares weights of {held:,} bytes; of its size, {most:,} are read")
     for key, tensor in state.items():
-        if tensor.device.type == "cpu" and not bool(
-            torch.isfinite(tensor.to(_RANGE.get(tensor.dtype, tensor.dtype))).all()
-        ):
+        known = tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+        if known and not bool(torch.isfinite(tensor).all()):
             raise InvalidInput(f"model {name} holds NaN or infinity in {key!r}; train it again")
     return state
 
@@ -181,7 +180,8 @@ def _unmasked(state: dict[str, Tensor]) -> dict[str, Tensor]:
             mask = state[f"{base}_mask"]
             if mask.shape != tensor.shape:
                 raise InvalidInput(
-                    f"model has {base}_mask of shape {tuple(mask.shape)} for a weight of shape {tuple(tensor.shape)}"
+                    f"model has {base}_mask of shape {tuple(mask.shape)}; its weight has shape "
+                    f"{tuple(tensor.shape)}"
                 )
             found[base] = tensor * mask
         elif not (part == "mask" and f"{base}_orig" in state):

@@ -1,7 +1,7 @@
 """Command lines of arbitrary arguments: every one ends with an exit status and, if it is bad, one plain line.
 
-What a command does for long is left out: training, attacks and bounds on networks, the hunt and the figures are
-replaced by nothing, after their arguments were checked; ``measure`` attacks a tiny network once.
+What a command does for long is left out: training, bounds, the hunt and the figures are replaced by nothing,
+after their arguments were checked; ``measure`` attacks a tiny network once.
 """
 
 from __future__ import annotations
@@ -25,18 +25,37 @@ from theory.types import InvalidInput
 STATUSES = (0, 1, 2, 3, 75, 130)
 Option = tuple[str, ...]
 _INTEGERS = (
-    "0", "1", "2", "3", "5", "-1", "-2", "1000000", "2147483648", "99999999999999999999", "9" * 400, "9" * 5000,
+    "0", "1", "2", "3", "5", "-1", "-2", "1000000", "2147483648", "99999999999999999999", "9" * 400,
+    "9" * 5000,
     "\u0663", "1_0", " 1",
 )  # fmt: skip
 _FLOATS = ("0", "1", "0.5", "-1", "nan", "inf", "-inf", "1e400", "1e-400", "1e300", "5e-324", "1_0", "\u0663")
-_LISTS = ("1,2", "0,0.5", "0.5,0", "0,0", ",", "1,", "0,nan", "0," + "9" * 400, "3", "4", "2,2", "0", "-1,4", "2147483648,2147483648")
+_LISTS = (
+    "1,2",
+    "0,0.5",
+    "0.5,0",
+    "0,0",
+    ",",
+    "1,",
+    "0,nan",
+    "0," + "9" * 400,
+    "3",
+    "4",
+    "2,2",
+    "0",
+    "-1,4",
+    "2147483648,2147483648",
+)
 _TEXTS = (
     "", "a", "..", ".", "/", "a\nb", "\x1b[31m", "x" * 5000, "[", "*", "[!", "{}", "[]", '{"a": 1}',
-    "[" * 20_000, "fgs", "fgs,fgs", "fgs,x", ":", "a:b", "os:system", "l2", "\udcff", "é", "-", "0/1", "1/1", "1/0",
-    "0/99999999999", "9" * 5000 + "/1", "\u0661/\u0662", "cpu", "auto", "digits", "relu.*", "linf_radius_is_smaller",
+    "[" * 20_000, "fgs", "fgs,fgs", "fgs,x", ":", "a:b", "os:system", "l2", "\udcff", "é", "-", "0/1",
+    "1/1", "1/0",
+    "0/99999999999", "9" * 5000 + "/1", "\u0661/\u0662", "cpu", "auto", "digits", "relu.*",
+    "linf_radius_is_smaller",
 )  # fmt: skip
 _FILES = (
-    "net.pt", "data.npz", "results.parquet", "mine.toml", "empty", "missing", "folder", "missing/folder/x", "folder/*",
+    "net.pt", "data.npz", "results.parquet", "mine.toml", "empty", "missing", "folder", "missing/folder/x",
+    "folder/*",
     "net.pt2", "x.safetensors", "bad.parquet", "/dev/null", "/proc/self/mem", "*.npz", "code.py",
 )  # fmt: skip
 
@@ -138,8 +157,8 @@ def idle() -> Iterator[None]:
             "empirical.own_network.bounds.bounds", "empirical.cli.falsify._hunt",
         ):  # fmt: skip
             stack.enter_context(mock.patch(place, _reached))
-        stack.enter_context(mock.patch("paper_figures.files.drawn", lambda table, width: iter(())))
-        stack.enter_context(mock.patch("joblib.cpu_count", lambda: 1))
+        stack.enter_context(mock.patch("paper_figures.files.drawn", return_value=()))
+        stack.enter_context(mock.patch("joblib.cpu_count", return_value=1))
         yield
 
 
@@ -163,6 +182,3 @@ def try_line(line: list[str]) -> str:
     shutil.rmtree("results", ignore_errors=True)  # else every other run's results are in the way
     with idle():
         return examine(invoke, stored=sum(map(len, line)) + 2**20, canary=Path(hostile.CANARY))
-
-
-__all__ = ["COMMANDS", "idle", "lines", "prepare", "try_line"]

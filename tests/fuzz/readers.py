@@ -67,7 +67,8 @@ def _member(_: str, content: bytes) -> st.SearchStrategy[bytes]:
 
 
 _DESCRS = (
-    "<f8", ">f8", "<f4", "<f2", "|u1", "<i8", ">i4", "|b1", "<c16", "|O", "<U1", "|S8", "<M8[ns]", "|V8", "<f16",
+    "<f8", ">f8", "<f4", "<f2", "|u1", "<i8", ">i4", "|b1", "<c16", "|O", "<U1", "|S8", "<M8[ns]", "|V8",
+    "<f16",
     "|V0", "<U0", "x", "", None, 3, [("a", "<f8")], [("a", "|O")], [("a", "<f4"), ("b", "<f4")], "<i8, <i8",
 )  # fmt: skip
 
@@ -208,10 +209,16 @@ READERS = {
     "table of figures": Reader("results.parquet", _table_cases, _read_rows, hostile.TABLES),
     "figures": Reader("results.parquet", _readable_cases, _read_figures),
     "stored training": Reader(
-        "t.safetensors", lambda: _tensor_cases(networks.training()), networks.read_training, hostile.SAFETENSORS
+        "t.safetensors",
+        lambda: _tensor_cases(networks.training()),
+        networks.read_training,
+        hostile.SAFETENSORS,
     ),
     "stored networks": Reader(
-        "n.safetensors", lambda: _tensor_cases(networks.stored(compact=False)), networks.read_networks, hostile.SAFETENSORS
+        "n.safetensors",
+        lambda: _tensor_cases(networks.stored(compact=False)),
+        networks.read_networks,
+        hostile.SAFETENSORS,
     ),
     "compact networks": Reader(
         "compact.safetensors", lambda: _tensor_cases(networks.stored(compact=True)), networks.read_networks
@@ -223,4 +230,4 @@ READERS = {
     "own network, program": Reader("net.pt2", _program_cases, networks.read_network, hostile.PROGRAMS),
     "experiment file": Reader("mine.toml", _experiment_cases, _read_experiment, hostile.EXPERIMENTS),
     "settings of a run": Reader("settings.json", _settings_cases, _read_settings, hostile.SETTINGS),
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""Results tables to mutate: footers and page headers changed in a whole file, columns changed before writing."""
+"""Results tables to mutate: footers and page headers changed in whole files, columns before writing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from empirical.results import KINDS, SCHEMA
 from tests.fuzz import thrift
-from tests.fuzz.mutation import odd, trees
+from tests.fuzz.mutation import trees
 from tests.results_table import network_table
 
 _ABSURD = (np.nan, np.inf, -np.inf, 0.0, -1.0, 1e308, -1e308, 5e-324, 0.5, 2.0)
@@ -198,18 +198,3 @@ def _set(struct: dict, number: int, value: int) -> None:
 
 def _constant(kind: pa.DataType, text: str) -> pa.Array:
     return pa.array([text], kind) if pa.types.is_dictionary(kind) else pa.array([0], kind)
-
-
-__all__ = [
-    "field",
-    "runs",
-    "columns",
-    "footer",
-    "good",
-    "odd",
-    "refooted",
-    "remade",
-    "repaged",
-    "stored",
-    "with_footer",
-]
