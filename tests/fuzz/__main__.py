@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,12 +24,15 @@ from typing import Any
 import click
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
 
 from tests.fuzz.commands import COMMANDS, lines, prepare, try_line
 from tests.fuzz.hostile import CANARY, PROGRAM
 from tests.fuzz.law import Broken, examine
 from tests.fuzz.readers import READERS
 
+_COMMAND = "command "
+NAMES = (*READERS, *(_COMMAND + name for name in COMMANDS))
 OUTCOMES = ("read", "refused", "failures")
 # Examples of a round; between rounds the time is looked at.
 _ROUND = 50
@@ -38,14 +42,14 @@ _PATIENCE = 300
 
 @click.command()
 @click.option("--minutes", type=float, default=5, show_default=True, help="For all readers together.")
-@click.option("--only", multiple=True, type=click.Choice([*READERS, *COMMANDS]), help="Only these.")
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Only these.")
 @click.option("--seed", "start", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the table here.")
 def main(minutes: float, only: tuple[str, ...], start: int, out: Path | None) -> None:
     """Try mutants of good files, files made to harm, and command lines on whatever reads them."""
     torch.set_num_threads(1)
     PROGRAM()  # made once, before the processes part
-    names = only or (*READERS, *COMMANDS)
+    names = only or NAMES
     share = 60 * minutes / len(names)
     table = [_row(name, share, start) for name in names]
     if out:
@@ -97,29 +101,32 @@ def _examples(name: str, start: int, end: float) -> Iterator[Any]:
     """Examples until the time is over, the hostile files first; each round has another seed."""
     if name in READERS:
         yield from (make() for make in READERS[name].hostile.values())
-    strategy = READERS[name].cases() if name in READERS else lines(name)
-    round_ = 0
-    while time.monotonic() < end:
-        drawn: list[Any] = []
-
-        @seed(start + round_)
-        @settings(
-            max_examples=_ROUND,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(strategy)
-        def collect(example: Any, into: list[Any] = drawn) -> None:
-            into.append(example)
-
-        collect()
-        for example in drawn:
+    strategy = READERS[name].cases() if name in READERS else lines(name.removeprefix(_COMMAND))
+    for round_ in itertools.count():
+        for example in _drawn(strategy, start + round_):
             if time.monotonic() > end:
-                break
+                return
             yield example
-        round_ += 1
+
+
+def _drawn(strategy: SearchStrategy, number: int) -> list[Any]:
+    """The examples of one round, the same for the same number."""
+    found: list[Any] = []
+
+    @seed(number)
+    @settings(
+        max_examples=_ROUND,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(example: Any) -> None:
+        found.append(example)
+
+    collect()
+    return found
 
 
 def _reader(name: str, folder: Path) -> Callable[[bytes], str]:

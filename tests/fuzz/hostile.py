@@ -88,8 +88,8 @@ NPZ: dict[str, Callable[[], bytes]] = {
     "sides that are no integers": lambda: npz(x_train=npy((6.0, "4"))),
     "deep header": lambda: npz(x_train=npy((1,), "[" * 4000)),
     "a record in a record": lambda: npz(x_train=npy((1,), [("a", [("b", "<f8", (10**9,))])])),
-    "zeros, deflated": lambda: npz(zipfile.ZIP_DEFLATED, x_train=npy((2**26,), "|u1", body=bytes(2**26))),
-    "zeros, LZMA": lambda: npz(zipfile.ZIP_LZMA, x_train=npy((2**26,), "|u1", body=bytes(2**26))),
+    "zeros, deflated": lambda: npz(zipfile.ZIP_DEFLATED, x_train=npy((2**25,), "|u1", body=bytes(2**25))),
+    "zeros, LZMA": lambda: npz(zipfile.ZIP_LZMA, x_train=npy((2**25,), "|u1", body=bytes(2**25))),
     "claims 4 GiB": lambda: _claiming(npz(), 2**32 - 2),
     "LZMA dictionary of 4 GiB": lambda: _dictionary(npz(zipfile.ZIP_LZMA), 2**32 - 1),
     "a zip in a zip": lambda: packed([("x_train.npy", npz()), ("y_train.npy", npz())]),
@@ -108,10 +108,10 @@ def _lying_page(codec: str) -> bytes:
     column = tables.columns(tree)[0]
     start = min(tables.field(column, at) for at in (9, 11))
     header, end = thrift.decode(body, start)
-    page = pa.compress(bytes(2**26), codec, asbytes=True)
+    page = pa.compress(bytes(2**27), codec, asbytes=True)
     size = tables.field(header, 3)
     for entry in header["fields"]:
-        entry[2] = {2: 2**26, 3: len(page)}.get(entry[0], entry[2])
+        entry[2] = {2: 2**27, 3: len(page)}.get(entry[0], entry[2])
     changed = thrift.encode(header) + page
     moved = len(changed) - (end + size - start)
     for at, other in enumerate(tables.columns(tree)):
@@ -304,6 +304,7 @@ EXPERIMENTS: dict[str, Callable[[], bytes]] = {
     "a name that is a path": lambda: b'name = "../../elsewhere"\n' + experiment(),
     "seeds beyond counting": lambda: experiment().replace(b"seeds = 2", b"seeds = 1000000000000"),
     "a layer of 10^12 units": lambda: experiment().replace(b"hidden = [3]", b"hidden = [1000000000000]"),
+    "a box of one side": lambda: experiment().replace(b"box = [0.0, 1.0]", b"box = [0.0]"),
     "a key of two lines": lambda: b'"a\\nb" = 1\n' + experiment(),
     "not UTF-8": lambda: b"title = '\xff'",
 }

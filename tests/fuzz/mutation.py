@@ -88,7 +88,7 @@ def trees(draw: Callable, tree: Tree) -> Tree:
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(found))
         if not places:
-            return draw(odd())
+            return copy.deepcopy(draw(odd()))
         parent, key = draw(st.sampled_from(places))
         kind = draw(st.sampled_from(("replace", "replace", "drop", "double", "move", "rename")))
         if kind == "drop":
@@ -103,7 +103,7 @@ def trees(draw: Callable, tree: Tree) -> Tree:
                 parent.pop(key)
             )
         else:
-            parent[key] = draw(odd())
+            parent[key] = copy.deepcopy(draw(odd()))  # which later changes may alter
     return found
 
 

@@ -134,7 +134,7 @@ def retensored(draw: Callable, content: bytes) -> bytes:
             del tensors[name]
         elif kind == "add":
             tensors[draw(st.sampled_from(("weight.9", "mask.7", "x", "", "\u00b2.weight")))] = tensor
-        elif kind == "type":
+        elif kind == "type" and not tensor.is_complex():
             tensors[name] = tensor.to(draw(st.sampled_from(_DTYPES)))
         elif kind == "shape":
             tensors[name] = _reshaped(draw, tensor)

@@ -205,9 +205,9 @@ READERS = {
     "npz data": Reader("data.npz", _npz_cases, _read_npz, hostile.NPZ),
     "npz test examples": Reader("data.npz", _npz_cases, _read_examples),
     "results table": Reader("results.parquet", _table_cases, _read_results, hostile.TABLES),
-    "claims": Reader("results.parquet", _readable_cases, _judge),
+    "claims of a table": Reader("results.parquet", _readable_cases, _judge),
     "table of figures": Reader("results.parquet", _table_cases, _read_rows, hostile.TABLES),
-    "figures": Reader("results.parquet", _readable_cases, _read_figures),
+    "figures of a table": Reader("results.parquet", _readable_cases, _read_figures),
     "stored training": Reader(
         "t.safetensors",
         lambda: _tensor_cases(networks.training()),

@@ -6,15 +6,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from empirical.claims import judge
+from empirical.datasets import load
+from empirical.report import claims_markdown
 from empirical.results import read_table
+from empirical.workers import Workers
+from paper_figures.subjects import examples
 from tests.fuzz import hostile, law, networks, tables
-from tests.fuzz.commands import COMMANDS, lines, prepare, try_line
+from tests.fuzz.__main__ import NAMES
+from tests.fuzz.commands import COMMANDS, OWN, lines, prepare, try_line
 from tests.fuzz.law import Broken, examine
 from tests.fuzz.readers import READERS, Reader
+from tests.results_table import network_table
 from theory.types import InvalidInput
 
 pytestmark = [
@@ -23,7 +31,7 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 # Those whose reading takes a second each: all else about a table is in those that only read it.
-SLOW = {"claims": 4, "figures": 0}
+SLOW = {"claims of a table": 2, "figures of a table": 0}
 FEW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
@@ -42,7 +50,7 @@ def outcome(reader: Reader, content: bytes, folder: Path) -> str:
 
 @pytest.mark.parametrize("name", [name for name in READERS if SLOW.get(name, 1)])
 def test_mutants_are_read_or_refused(name, here):
-    @settings(max_examples=SLOW.get(name, 40), suppress_health_check=FEW)
+    @settings(max_examples=SLOW.get(name, 25), suppress_health_check=FEW)
     @given(data=st.data())
     def holds(data: st.DataObject) -> None:
         outcome(READERS[name], data.draw(READERS[name].cases()), here)
@@ -74,7 +82,7 @@ def test_files_made_to_harm_are_refused(reader, make, here):
 def test_arbitrary_arguments_end_in_one_line(name, here):
     prepare(here)
 
-    @settings(max_examples=4 if name in ("claims", "doctor") else 15, suppress_health_check=FEW)
+    @settings(max_examples=4 if name in ("claims", "doctor") else 12, suppress_health_check=FEW)
     @given(lines(name))
     def holds(line: list[str]) -> None:
         try_line(line)
@@ -82,11 +90,58 @@ def test_arbitrary_arguments_end_in_one_line(name, here):
     holds()
 
 
+# Command lines that ended in a traceback or in several lines, or would have started processes without end.
+BROKEN = (
+    ["bounds", *OWN, "--arch-args", "[" * 20_000],
+    ["measure", *OWN, "--out", "\udcff", "--attacks", "fgs"],
+    ["doctor", "--out", "x" * 5000],
+    ["falsify", "a\nb"],
+    ["falsify", "relu.M", "--jobs", "1000000"],
+    ["run", "mine.toml", "--workers", "1000000"],
+    ["run", "mine.toml", "--seeds", "1000000000000"],
+)
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=lambda line: f"{line[0]} {line[-2][:9]}")
+def test_lines_that_broke_the_law(line, here):
+    prepare(here)
+    assert try_line(line) in ("refused", "read")
+
+
+def test_processes_without_end_are_refused():
+    with pytest.raises(InvalidInput, match="use at most 4,096 processes"):
+        Workers(10**6)
+
+
+def test_a_null_character_in_a_data_sets_name_is_refused():
+    with pytest.raises(InvalidInput, match="null character"):
+        load("a*\0")
+
+
+def test_a_table_that_speaks_of_no_claim_has_none():
+    """A run of one condition without checks."""
+    rows = network_table(families=("vgg",), conditions=("random",), seeds=2)
+    judged = judge(rows)
+    assert judged.empty
+    assert "claim" in claims_markdown(judged)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_check_without_its_number_of_cases_is_refused(value):
+    rows = network_table(families=("linear",), seeds=2)
+    rows.loc[rows["quantity"] == "cases", "value"] = value
+    with pytest.raises(InvalidInput, match="no number of cases"):
+        judge(rows)
+    assert examples(rows) == {}
+    with pytest.raises(InvalidInput, match="give a whole results table"):
+        judge(rows[rows["quantity"] != "violations"])
+
+
 GOOD = {
     "npz data": hostile.npz,
     "npz test examples": hostile.npz,
     "results table": lambda: tables.stored(tables.good()),
-    "claims": lambda: tables.stored(tables.good(families=("linear",))),
+    "claims of a table": lambda: tables.stored(tables.good(families=("linear",))),
     "table of figures": lambda: tables.stored(tables.good(), arrow=False, codec="gzip"),
     "stored training": networks.training,
     "stored networks": lambda: networks.stored(compact=False),
@@ -158,7 +213,7 @@ def test_the_table_in_the_documentation_is_the_data():
     for row in data:
         cells = [row["reader"], *(f"{int(row[name]):,}" for name in counts)]
         assert f"| {' | '.join(cells)} |" in text
-    assert [row["reader"] for row in data] == [*READERS, *COMMANDS]
+    assert [row["reader"] for row in data] == list(NAMES)
     assert all(row["failures"] == "0" for row in data)
     total = sum(int(row["examples"]) for row in data)
     assert f"{total:,} examples" in text
