@@ -226,7 +226,7 @@ TORCH: dict[str, Callable[[], bytes]] = {
         {"0.weight": torch.zeros(1).expand(10**6, 10**6)}
     ),
     "a tensor beyond its storage": _resized,
-    "10^4 names for one storage": lambda: networks.saved(_Pairs(10**4, 10**5).state),
+    "10^3 names for one storage": lambda: networks.saved(_Pairs(10**3, 10**5).state),
     "an outer product": lambda: networks.saved(_outer()),
     "zeros, deflated": lambda: _deflated(
         networks.saved({"0.weight": torch.zeros(2**12, 2**12), "0.bias": torch.zeros(2**12)})
