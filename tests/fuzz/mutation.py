@@ -9,6 +9,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -166,7 +167,7 @@ def safetensors(header: Tree, data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def safetensors_parts(content: bytes) -> tuple[dict[str, object], bytes]:
+def safetensors_parts(content: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and data of a good safetensors file."""
     size = struct.unpack("<Q", content[:8])[0]
     return json.loads(content[8 : 8 + size]), content[8 + size :]

@@ -122,7 +122,7 @@ _DTYPES = (
 @st.composite
 def retensored(draw: Callable, content: bytes) -> bytes:
     """The safetensors file with tensors of other values, types or shapes, its digest right again."""
-    metadata = dict(safetensors_parts(content)[0].get("__metadata__", {}))
+    metadata: dict[str, str] = safetensors_parts(content)[0].get("__metadata__", {})
     tensors = load(content)
     for _ in range(draw(st.integers(1, 3))):
         if not tensors:
@@ -184,7 +184,7 @@ def _odd() -> tuple[object, ...]:
 @st.composite
 def states_of(draw: Callable) -> object:
     """What a torch file may hold beside a good state dict: anything its safe pickle can say."""
-    good: dict[object, object] = dict(stack().state_dict())
+    good: dict[object, object] = {**stack().state_dict()}
     for _ in range(draw(st.integers(1, 3))):
         key = draw(
             st.sampled_from([*good, 1, "", "0.weight_orig", "0.weight_mask", "\u00b2.weight", "9" * 5000])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
@@ -65,7 +67,7 @@ def columns(tree: dict) -> list[dict]:
     return [field(chunk, 3) for group in groups for chunk in field(group, 1)["items"]]
 
 
-def field(struct: dict, number: int) -> dict:
+def field(struct: dict, number: int) -> Any:
     return next(value for at, _, value in struct["fields"] if at == number)
 
 
@@ -105,7 +107,7 @@ def remade(draw: Callable, table: pa.Table, *, kinds: tuple[str, ...] = CHANGES)
         elif kind == "nulls":
             hidden = pa.array(np.arange(len(table)) % draw(st.sampled_from([1, 2, 7])) == 0)
             plain = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-            table = table.set_column(place, name, pa.compute.if_else(hidden, None, plain))
+            table = table.set_column(place, name, pc.if_else(hidden, None, plain))
         elif kind == "type":
             table = table.set_column(place, name, _typed(draw, len(table)))
         elif kind == "drop":
