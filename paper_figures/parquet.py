@@ -95,10 +95,10 @@ def _check_columns(found: pa.Schema, wanted: pa.Schema, texts: list[str]) -> Non
 def _check_texts(content: pa.Table, texts: list[str]) -> None:
     for name in texts:
         for chunk in content[name].chunks:
-            longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
+            longest = max((len(text or "") for text in chunk.dictionary.to_pylist()), default=0)
             if longest > LONGEST:
                 raise BadParquet(
-                    f"a text in its column {name} has {longest:,} bytes; at most {LONGEST:,} are read"
+                    f"a text in its column {name} has {longest:,} characters; at most {LONGEST:,} are read"
                 )
 
 

@@ -76,7 +76,7 @@ def _row(name: str, share: float, start: int) -> dict[str, object]:
     if ended != 0:  # the last example is there
         counts["failures"] += 1
         click.echo(f"{name} {'hangs' if ended is None else f'crashes ({ended})'}: see {folder}", err=True)
-    row = {"reader": name, "examples": sum(counts.values())} | counts
+    row: dict[str, object] = {"reader": name, "examples": sum(counts.values())} | counts
     row["seconds"] = round(time.perf_counter() - began, 1)
     click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
     return row
@@ -119,7 +119,7 @@ def _drawn(strategy: SearchStrategy, number: int) -> list[Any]:
         deadline=None,
         database=None,
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
     )
     @given(strategy)
     def collect(example: Any) -> None:

@@ -19,6 +19,7 @@ from hypothesis.strategies import SearchStrategy
 from empirical.cli.main import main
 from tests.fuzz import hostile, networks, tables
 from tests.fuzz.law import Broken, examine
+from tests.fuzz.mutation import METHODS
 from theory.types import InvalidInput
 
 # Statuses that the help of the commands names.
@@ -138,7 +139,7 @@ def prepare(folder: Path) -> None:
 def _data() -> bytes:
     arrays = hostile.arrays()
     three = {name: value[:, :3] if value.ndim == 2 else value % 2 for name, value in arrays.items()}
-    return hostile.npz(**{name: hostile.npy_of(value) for name, value in three.items()})
+    return hostile.npz(METHODS[0], **{name: hostile.npy_of(value) for name, value in three.items()})
 
 
 _BEGINS = "the work would begin"

@@ -107,7 +107,7 @@ def remade(draw: Callable, table: pa.Table, *, kinds: tuple[str, ...] = CHANGES)
         elif kind == "nulls":
             hidden = pa.array(np.arange(len(table)) % draw(st.sampled_from([1, 2, 7])) == 0)
             plain = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
-            table = table.set_column(place, name, pc.if_else(hidden, None, plain))
+            table = table.set_column(place, name, pc.if_else(hidden, None, plain))  # type: ignore[attr-defined]
         elif kind == "type":
             table = table.set_column(place, name, _typed(draw, len(table)))
         elif kind == "drop":
