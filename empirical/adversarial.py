@@ -39,7 +39,7 @@ class Adversary:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be positive and finite")
         if self.steps < 1:
             raise InvalidInput(f"steps is {self.steps}; the attack needs at least one")
-        if self.box is not None and not self.box[0] < self.box[1]:
+        if self.box is not None and not (len(self.box) == 2 and self.box[0] < self.box[1]):
             raise InvalidInput(f"box is {self.box}; its lower end must be below its upper end")
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from empirical.descent import Descent
 from empirical.ensembles import Ensemble, ModuleEnsemble
 from empirical.ensembles.mlp import MLPEnsemble
-from empirical.locations import Location, on_disk, write_atomically
+from empirical.locations import Location, Unreachable, on_disk, write_atomically
 from empirical.recipe import Recipe
+from empirical.results import first_line
 from theory.types import InvalidInput
 
 
@@ -52,9 +53,15 @@ def read_tensors(path: Location, *, device: str = "cpu") -> tuple[dict[str, Tens
     Raises: SafetensorError or OSError if it cannot be read, InvalidInput if its tensors are not those of its
     digest; a file without one, as other programs write them, is taken as it is.
     """
-    with on_disk(path) as there, safe_open(there, framework="pt", device=device) as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    try:
+        with on_disk(path) as there, safe_open(there, framework="pt", device=device) as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except Unreachable:
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        # A number type that PyTorch lacks, or sides whose product overflows.
+        raise InvalidInput(f"it holds what is no tensor: {first_line(error)}") from error
     digest = _digest(tensors)
     if metadata.get("sha256", digest) != digest:
         raise InvalidInput("its digest differs")
@@ -68,33 +75,75 @@ def save_checkpoint(path: Location, states: Sequence[Descent], *, training: str,
     write_tensors(path, tensors, {"training": training, "epoch": str(epoch)})
 
 
-def load_checkpoint(path: Location, states: Sequence[Descent], *, training: str) -> int:
-    """Bring the parts of a training that has just begun to where the checkpoint was; returns its epoch.
+def load_checkpoint(path: Location, states: Sequence[Descent], *, training: str, epochs: int) -> int:
+    """Bring the parts of a training of ``epochs`` that has just begun to where the checkpoint was: its epoch.
 
     Raises: InvalidInput naming a file that is damaged or belongs to another training.
     """
     try:
         tensors, metadata = read_tensors(path)
-        if not metadata.get("epoch", "").isdecimal():
-            raise InvalidInput("it does not say how far it came")
+        epoch = _epoch(metadata.get("epoch", ""), epochs)
+        foreign = metadata.get("training") != training
+        if not foreign:
+            _restore(states, tensors, epoch)
     except (SafetensorError, InvalidInput, OSError) as error:
-        raise InvalidInput(f"checkpoint {path} is damaged ({error}); delete it and run again") from error
-    if metadata.get("training") != training:
+        raise InvalidInput(
+            f"checkpoint {path} is damaged ({first_line(error)}); delete it and run again"
+        ) from error
+    if foreign:
         raise InvalidInput(
             f"checkpoint {path} belongs to another start, data, recipe or seeds; choose another path"
         )
-    epoch = int(metadata["epoch"])
-    members = tensors["members"].tolist()
-    for state in states:
-        state.keep(torch.tensor([k in members for k in state.members], device=_device(state)))
-        rows = [members.index(k) for k in state.members]
-        for name, value in _values(state).items():
-            if name != "generators":
-                value.copy_(tensors[name][rows])
-        for seed, row in zip(state.seeds, rows, strict=True):
-            state.generators[seed].set_state(tensors["generators"][row].clone())
-        state.epoch = epoch
     return epoch
+
+
+def _epoch(text: str, epochs: int) -> int:
+    """How far the training came. Raises: InvalidInput unless it is a number up to ``epochs``."""
+    if not (text.isdecimal() and len(text) < 10 and int(text) <= epochs):
+        raise InvalidInput(f"it came to epoch {text[:10]!r} of {epochs}")
+    return int(text)
+
+
+def _members(tensors: Mapping[str, Tensor], states: Sequence[Descent]) -> list[int]:
+    """The members that are left. Raises: InvalidInput if the tensors are not just theirs."""
+    members = tensors.get("members", torch.zeros(0))
+    if members.dtype != torch.int64 or members.dim() != 1:
+        raise InvalidInput("it does not say which members are left")
+    left = members.tolist()
+    if len(set(left)) < len(left) or not {k for state in states for k in state.members}.issuperset(left):
+        raise InvalidInput(f"it holds members {left[:10]}")
+    wanted = {
+        name: (value.dtype, (len(left), *value.shape[1:])) for name, value in _values(states[0]).items()
+    }
+    found = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items() if name != "members"}
+    if left and found != wanted:
+        other = min(name for name in found | wanted if found.get(name) != wanted.get(name))
+        raise InvalidInput(f"{other!r} is not there, or of another shape or type")
+    return left
+
+
+def _restore(states: Sequence[Descent], tensors: Mapping[str, Tensor], epoch: int) -> None:
+    """Bring all parts to this epoch. Raises: InvalidInput if the tensors are not those of this training."""
+    members = _members(tensors, states)
+    for state in states:
+        state.epoch = epoch
+        state.keep(torch.tensor([k in members for k in state.members], device=_device(state)))
+        if state.members:
+            _fill(state, tensors, [members.index(k) for k in state.members])
+
+
+def _fill(state: Descent, tensors: Mapping[str, Tensor], rows: Sequence[int]) -> None:
+    """Copy the rows of its members. Raises: InvalidInput for values that no training holds."""
+    for name, value in _values(state).items():
+        if name != "generators":
+            value.copy_(tensors[name][rows])
+    if not bool(state.finite().all()):
+        raise InvalidInput("it holds NaN or infinity")
+    for seed, row in zip(state.seeds, rows, strict=True):
+        try:
+            state.generators[seed].set_state(tensors["generators"][row].clone())
+        except RuntimeError as error:
+            raise InvalidInput(f"no generator was in its state: {first_line(error)}") from error
 
 
 def _values(state: Descent) -> dict[str, Tensor]:

@@ -190,6 +190,8 @@ def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -
 def _source(name: str) -> Source:
     """The files of a named data set, of an ``.npz`` file, a folder or a pattern. Raises: InvalidInput."""
     path = Path(name)
+    if "\0" in name:
+        raise InvalidInput(f"data is {name!r}; no file's name has a null character")
     if name in NAMED:
         return named_source(name)
     if path.is_dir():

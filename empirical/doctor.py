@@ -182,9 +182,9 @@ def _installed(name: str) -> bool:
 def writing(folder: Path) -> Finding:
     """Whether a run can write its folder, or make it."""
     parent = folder.absolute()
-    while not parent.exists():
-        parent = parent.parent
     try:
+        while not parent.exists():
+            parent = parent.parent
         with tempfile.TemporaryFile(dir=parent):
             return Finding("results", "folder", f"{folder.absolute()} can be written")
     except OSError as error:

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -196,11 +195,6 @@ def remove_folder(folder: Location) -> None:
     fs, path = folder.opened()
     with suppress(Exception):
         fs.rm(path, recursive=True)
-
-
-def readable(file: Location) -> Path | BytesIO:
-    """What a reader of paths or open files reads the file from."""
-    return file if isinstance(file, Path) else BytesIO(file.read_bytes())
 
 
 @contextmanager

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
-from empirical.locations import Location, Unreachable, make_folder, names, readable, write_atomically
+from empirical.locations import Location, Unreachable, make_folder, names, on_disk, write_atomically
+from paper_figures.parquet import BadParquet, read_parquet, schema_version
 from theory.types import InvalidInput
 
 SCHEMA_VERSION = "1"
@@ -50,6 +51,8 @@ SCHEMA = pa.schema(
     ],
     metadata={SCHEMA_KEY: SCHEMA_VERSION.encode()},
 )
+# Columns that a row may lack an entry of.
+_NULLABLE = ("achieved_sparsity", "example", "eps", "value")
 KINDS = ("measured", "identity", "upper bound", "lower bound", "estimate", "check")
 # What commands leave in a run's folder.
 _FOLDERS = ("checkpoints", "units", "figures")
@@ -147,22 +150,26 @@ def write_table(path: Location, content: pa.Table) -> None:
 
 
 def read_table(path: Location, *, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Read a results table. Raises: InvalidInput if it is damaged or has another schema."""
+    """Read a results table. Raises: InvalidInput if it is damaged, of another schema or declares too much."""
     wanted = schema.metadata[SCHEMA_KEY].decode()
     try:
-        content = pq.read_table(readable(path), page_checksum_verification=True)
-        version = (content.schema.metadata or {}).get(SCHEMA_KEY, b"none").decode(errors="replace")
-        if version == wanted:
-            content = content.select(schema.names).cast(schema)
-            content.validate(full=True)
-    except (OSError, KeyError, pa.ArrowException) as error:
+        with on_disk(path) as there:
+            version = schema_version(there, SCHEMA_KEY)
+            content = read_parquet(there, schema) if version == wanted else None
+    except (OSError, BadParquet) as error:
         raise InvalidInput(
-            f"results file {path} is damaged ({_first_line(error)}); delete it and run again"
+            f"results file {path} is damaged ({first_line(error)}); delete it and run again"
         ) from error
-    if version != wanted:
+    if content is None:
         raise InvalidInput(f"results file {path} has schema {version}, not {wanted}; choose a new folder")
     if not content.num_rows:
         raise InvalidInput(f"results file {path} has no rows; delete it and run again")
+    needed = [name for name in SCHEMA.names if name not in _NULLABLE] if schema is SCHEMA else []
+    empty = [name for name in needed if content[name].null_count]
+    if empty:
+        raise InvalidInput(
+            f"results file {path} is damaged ({empty[0]} lacks entries); delete it and run again"
+        )
     return content
 
 
@@ -191,7 +198,7 @@ def _logged(log: Location) -> list[object]:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     try:
         return [json.loads(line) for line in lines]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{log} is damaged ({error}); delete the line that is no JSON") from error
 
 
@@ -232,8 +239,8 @@ def read_settings(note: Location) -> dict[str, object]:
         digest = found.pop(_DIGEST, None)
         if digest not in (None, _digest(found)):
             raise ValueError("its digest differs")
-    except ValueError as error:
-        raise InvalidInput(f"{note} is damaged ({_first_line(error)}); delete it and run again") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{note} is damaged ({first_line(error)}); delete it and run again") from error
     return found
 
 
@@ -257,5 +264,7 @@ def _check_same(note: Location, settings: dict[str, object]) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
+def first_line(error: Exception) -> str:
+    """The first line of what went wrong, without what a terminal would obey."""
+    text = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+    return "".join(c if c.isprintable() else "?" for c in text)

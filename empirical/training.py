@@ -82,7 +82,7 @@ def train(
 
     done, stored = 0, time.monotonic()
     if checkpoint and checkpoint.is_file():
-        done = load_checkpoint(checkpoint, states, training=training())
+        done = load_checkpoint(checkpoint, states, training=training(), epochs=recipe.epochs)
         if after_epoch:
             for _ in range(done):
                 after_epoch()

@@ -24,6 +24,8 @@ from joblib.externals.loky import ProcessPoolExecutor
 
 from theory.types import InvalidInput
 
+# More processes than any machine has cores; a misprint would bring it down.
+_MOST = 4096
 BACKENDS = ("loky", "dask", "ray")
 # From a function and its arguments, one each, to the results in the order in which they come.
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
@@ -51,6 +53,8 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise InvalidInput(f"workers is {self.count}; use at least one process")
+        if self.count > _MOST:
+            raise InvalidInput(f"workers is {self.count}; use at most {_MOST:,} processes")
         if self.backend not in BACKENDS:
             raise InvalidInput(f"backend is {self.backend!r}; choose one of {', '.join(BACKENDS)}")
         if self.address is not None and self.backend == "loky":

@@ -45,10 +45,11 @@ def figures(tables: tuple[Path, ...], *, out: Path, width: str) -> None:
         )
     from paper_figures.files import BadTable, table_names, write_all
     from paper_figures.layout import WIDTHS
+    from paper_figures.parquet import printable
 
     try:
         outs = [out] if len(tables) == 1 else [out / name for name in table_names(paths)]
         for file in write_all(paths, outs, width=WIDTHS[width]):
             click.echo(file)
     except BadTable as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(printable(str(error))) from error

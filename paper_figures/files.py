@@ -10,14 +10,18 @@ import joblib
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from paper_figures.gallery import FORMATS, caption, drawn, render
+from paper_figures.parquet import BadParquet, read_parquet
 
-_COLUMNS = [
-    "dataset", "family", "pruning", "sparsity", "achieved_sparsity", "seed", "norm", "quantity", "method",
-    "kind", "value",
-]  # fmt: skip
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+# Numbers that a row may lack.
+_NUMBERS = ("achieved_sparsity", "value")
+_COLUMNS = pa.schema(
+    {name: _TEXT for name in ("dataset", "family", "pruning", "norm", "quantity", "method", "kind")}
+    | {name: pa.float64() for name in ("sparsity", *_NUMBERS)}
+    | {"seed": pa.int64(), "example": pa.int32()}
+)
 # What a run calls its table; such a table is named after its folder.
 _RESULTS = "results"
 
@@ -29,15 +33,18 @@ class BadTable(ValueError):
 def read_network_rows(path: Path) -> pd.DataFrame:
     """The rows about whole networks. Raises: BadTable if the file is missing, damaged or another table."""
     try:
-        content = pq.read_table(path, columns=[*_COLUMNS, "example"], filters=pc.field("example").is_null())
+        content = read_parquet(path, _COLUMNS, where=pc.field("example").is_null())
     except FileNotFoundError as error:
         raise BadTable(f"no results table at {path}") from error
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise BadTable(f"{path} is no readable results table ({reason})") from error
+    except (OSError, BadParquet) as error:
+        raise BadTable(f"{path} is no readable results table ({error})") from error
+    content = content.drop_columns(["example"])
     if not content.num_rows:
         raise BadTable(f"{path} has no row about a whole network")
-    return content.select(_COLUMNS).to_pandas()
+    empty = [name for name in content.schema.names if name not in _NUMBERS and content[name].null_count]
+    if empty:
+        raise BadTable(f"{path} is no readable results table (its column {empty[0]} has empty entries)")
+    return content.to_pandas()
 
 
 def table_names(paths: Sequence[Path]) -> list[str]:

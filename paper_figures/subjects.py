@@ -128,9 +128,12 @@ def _examples(rows: pd.DataFrame) -> int | None:
     checks = rows[
         (rows["quantity"] == "cases") & rows["method"].isin(["exact <= attack", "certificate <= attack"])
     ]
-    if len(checks):
-        return int(checks["value"].max())
+    counts = checks.loc[np.isfinite(checks["value"]), "value"]
+    if len(counts):
+        return int(counts.max())
     shares = rows.loc[rows["quantity"].isin(_SHARES) & (rows["kind"] == "measured"), "value"].unique()
+    if not np.isfinite(shares).all():
+        return None
     count = 1
     for share in shares:
         fraction = Fraction(float(share)).limit_denominator(_MOST_EXAMPLES)

@@ -77,7 +77,9 @@ def _failed(count: int) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     table = network_table(families=("linear",), sparsities=(0.0, 0.9), seeds=1, dataset=_HOSTILE)
-    return write_report(tmp_path_factory.mktemp("run"), table, _claims(), _failed(60), _SETTINGS)
+    folder = tmp_path_factory.mktemp("run")
+    write_report(folder, table, _claims(), _failed(60), _SETTINGS)
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pandas as pd
 
@@ -59,7 +59,7 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
         rows = checks[checks["method"].astype(str).str.startswith(names)]
         if len(rows):
             verdicts.append(theorem(rows, claim, label))
-    frame = pd.DataFrame([asdict(verdict) for verdict in verdicts])
+    frame = pd.DataFrame([asdict(v) for v in verdicts], columns=[field.name for field in fields(Verdict)])
     frame.insert(1, "statement", frame["claim"].map(STATEMENTS))
     return frame.sort_values("claim", kind="stable", ignore_index=True)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from empirical.claims.verdicts import Verdict, verdict_on
+from theory.types import InvalidInput
 
 # The theorems behind a claim: (claim, label, checks whose names begin so).
 THEOREMS = (
@@ -22,8 +24,17 @@ THEOREMS = (
 
 
 def theorem(rows: pd.DataFrame, claim: str, label: str) -> Verdict:
-    """C5, C7, C8: count the violations in the rows of the checks that belong to one theorem."""
+    """C5, C7, C8: count the violations in the rows of the checks that belong to one theorem.
+
+    Raises: InvalidInput if they do not say how many cases were checked, how many failed and how closely.
+    """
     values = {str(quantity): part["value"] for quantity, part in rows.groupby("quantity", observed=True)}
+    if not {"violations", "cases"} <= values.keys() or not values.keys() & {"relative_error", "tightness"}:
+        raise InvalidInput(
+            f"table has rows {sorted(values)} of the check {label!r}; give a whole results table"
+        )
+    if not all(np.isfinite(values[name]).all() for name in ("violations", "cases")):
+        raise InvalidInput(f"table has no number of cases of the check {label!r}; give a whole results table")
     failures, cases = int(values["violations"].sum()), int(values["cases"].sum())
     if "relative_error" in values:
         effect, what = float(values["relative_error"].max()), "largest relative error"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli.completion import complete_conjecture, complete_law
+from empirical.cli.terminal import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from theory.laws.law import Law
 
 _OK, _FALSIFIED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+_MOST_JOBS = 1024
 # Of 0 failures in n independent draws: the true share of failures is below 3/n with 95 % confidence.
 _RULE_OF_THREE = 3
 
@@ -80,6 +82,8 @@ def falsify(
         for name, value, least in (("examples", examples, 1), ("jobs", jobs, 1), ("seed", seed, 0)):
             if value is not None and value < least:
                 raise InvalidInput(f"{name} is {value}; give a whole number of at least {least}")
+        if jobs is not None and jobs > _MOST_JOBS:
+            raise InvalidInput(f"jobs is {jobs}; give at most {_MOST_JOBS:,} processes")
         if source and out is not None and out.exists():
             raise InvalidInput(f"{out} exists; a hunt for conjectures starts anew: name another file")
         load = partial(claim.load, source) if source else partial(catalog.select, laws)
@@ -88,7 +92,7 @@ def falsify(
         interrupted = _hunt(load, book, examples=examples, jobs=jobs or _cores(), seed=seed)
         results = [(law, book.tallies[law.name]) for law in chosen if law.name in book.tallies]
     except (InvalidInput, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {plain(error)}", err=True)
         sys.exit(_USAGE)
     _print_results(results, conjectures=source is not None)
     if interrupted:

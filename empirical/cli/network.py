@@ -93,7 +93,7 @@ def _json_arguments(text: str) -> dict[str, object]:
 
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise InvalidInput(f"arch-args is {text!r}; give a JSON object such as '{{\"width\": 300}}'")

@@ -39,8 +39,8 @@ def one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except (InvalidInput, TrainingDiverged, Unreachable, OSError) as error:
-        click.echo(f"Error: {error}", err=True)
+    except (InvalidInput, TrainingDiverged, Unreachable, OSError, UnicodeEncodeError) as error:
+        click.echo(f"Error: {plain(error)}", err=True)  # the last is a path's name
         sys.exit(USAGE)
     except WorkersLost as error:
         click.echo(f"Error: {error}; run the same command again to go on", err=True)
@@ -48,6 +48,11 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Stopped; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED)
+
+
+def plain(error: Exception) -> str:
+    """An error's message in one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in str(error))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ _LARGEST_RATIO = 1000
 LARGEST = 2**34
 # What NumPy writes, and LZMA. A bzip2 member turns 40 bytes into a megabyte, and zipfile does not stop it.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
+# The largest dictionary of LZMA's presets.
+_DICTIONARY = 2**26
 # zipfile decompresses all the LZMA input that a call reads, whatever it returns: of so little, 28 MiB.
 _STEP = 2**12
 
@@ -77,6 +80,8 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
         raise ValueError(f"{name} is not stored, deflated or LZMA; save it by numpy.savez_compressed")
     if info.file_size > max(_SMALL, _LARGEST_RATIO * min(info.compress_size, size)):
         raise ValueError(f"{name} claims {info.file_size:,} bytes of {info.compress_size:,} compressed")
+    if info.compress_type == zipfile.ZIP_LZMA:
+        _check_dictionary(archive, info)
     shape, dtype, begin = _header(archive, info)
     if dtype.hasobject:
         raise ValueError(f"{name} holds pickled objects, which could run code")
@@ -86,6 +91,17 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
         raise ValueError(f"{name} declares shape {shape} of {dtype}, which is not what it holds")
     with archive.open(info) as member:
         return np.lib.format.read_array(_Steps(member.read), allow_pickle=False)
+
+
+def _check_dictionary(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Raise ValueError if LZMA would make a larger dictionary than any preset's before it decompresses."""
+    assert archive.fp is not None
+    archive.fp.seek(info.header_offset)
+    name, extra = struct.unpack("<HH", archive.fp.read(30)[-4:])
+    # After the names: two bytes of version, two of length, one of properties, then the dictionary's size.
+    size = int.from_bytes(archive.fp.read(name + extra + 9)[-4:], "little")
+    if size > _DICTIONARY:
+        raise ValueError(f"{info.filename} asks for a dictionary of {size:,} bytes")
 
 
 @dataclass(frozen=True)

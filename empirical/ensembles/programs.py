@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import re
+import reprlib
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from empirical.results import first_line
 from theory.types import InvalidInput
 
 _WEIGHTS = "data/weights/model_weights_config.json"
@@ -43,6 +45,7 @@ def load_program(path: Path) -> ExportedProgram:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_stored(archive, path)
             _check_harmless(path, archive)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -52,9 +55,22 @@ def load_program(path: Path) -> ExportedProgram:
         raise
     except Exception as error:  # the loader raises whatever its parts raise
         raise InvalidInput(
-            f"model {str(path)!r} is no readable torch.export program ({_reason(error)}); save it again with "
-            "torch.export.save"
+            f"model {str(path)!r} is no readable torch.export program ({first_line(error)}); "
+            "save it again with torch.export.save"
         ) from error
+
+
+def check_stored(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise InvalidInput unless all entries are stored as they are, as PyTorch does, and fit into the file.
+
+    Compressed ones could hold a thousand times as much, and overlapping ones too.
+    """
+    entries, size = archive.infolist(), path.stat().st_size
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InvalidInput(f"model {str(path)!r} is compressed, which PyTorch's files are not; save it again")
+    held = sum(max(entry.file_size, entry.compress_size) for entry in entries)
+    if held > size:
+        raise InvalidInput(f"model {str(path)!r} claims {held:,} bytes in a file of {size:,}; save it again")
 
 
 class ProgramModule(nn.Module):
@@ -125,20 +141,20 @@ def _check_harmless(path: Path, archive: zipfile.ZipFile) -> None:
         raise refuse("holds an entry twice")
     for name in entries:
         if name not in _REQUIRED and not _PLAIN.fullmatch(name):
-            raise refuse(f"holds {name}")
+            raise refuse(f"holds {name!r}")
     for config in (_WEIGHTS, _CONSTANTS):
         for name, entry in json.loads(archive.read(contents[config]))["config"].items():
             if entry.get("use_pickle") is not False:
-                raise refuse(f"holds {name} as a pickle")
+                raise refuse(f"holds {name!r} as a pickle")
     try:
         torch.load(io.BytesIO(archive.read(contents[_SAMPLES])), weights_only=True)
     except Exception as error:
         raise refuse("holds example inputs that are not tensors") from error
     for key, value in _fields(json.loads(archive.read(contents[_PROGRAM]))):
         if key == "target" and not _OPERATOR.fullmatch(str(value)):
-            raise refuse(f"calls {value}")
+            raise refuse(f"calls {reprlib.repr(value)}")
         if key == "expr_str" and not _SIZE.fullmatch(str(value)):
-            raise refuse(f"has a size {value!r}")
+            raise refuse(f"has a size {reprlib.repr(value)}")
 
 
 def _fields(value: object) -> Iterator[tuple[str, object]]:
@@ -150,7 +166,3 @@ def _fields(value: object) -> Iterator[tuple[str, object]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _fields(inner)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -17,6 +17,7 @@ from empirical.checkpoints import read_tensors, write_tensors
 from empirical.ensembles import AnyEnsemble, Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.ensembles.modules import prunable_names
 from empirical.locations import Location
+from empirical.results import first_line
 from theory.types import InvalidInput
 
 
@@ -40,13 +41,21 @@ def load_networks(path: Location, like: AnyEnsemble, *, settings: str, compact: 
         found, told = read_tensors(path, device=str(like.masks[0].device))
         if compact:
             found = _unpacked(found, wanted, _weight_names(like))
-        if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in wanted.items()}:
+        if _kinds(found) != _kinds(wanted):
             raise InvalidInput("it holds other networks")
+        if not all(bool(torch.isfinite(t).all()) for t in found.values()):
+            raise InvalidInput("it holds NaN or infinity")
         if told.get("settings", settings) != settings:
             raise InvalidInput("it names a run with other settings")
         return _rebuilt(like, found)
     except (SafetensorError, InvalidInput, OSError) as error:
-        raise InvalidInput(f"checkpoint {path} is damaged ({error}); delete it and run again") from error
+        raise InvalidInput(
+            f"checkpoint {path} is damaged ({first_line(error)}); delete it and run again"
+        ) from error
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
 def halved(networks: AnyEnsemble) -> AnyEnsemble:
@@ -85,12 +94,13 @@ def _unpacked(found: dict[str, Tensor], like: dict[str, Tensor], weights: list[s
     whole = {n: t.to(like[n].dtype) if t.is_floating_point() else t for n, t in found.items()}
     for i, name in enumerate(weights):
         shape, size = like[name].shape, like[name].numel()
-        bits = found[f"mask.{i}"].cpu().numpy()
-        if len(bits) not in (0, -(-size // 8)):
+        packed = found[f"mask.{i}"]
+        if packed.dtype != torch.uint8 or packed.shape not in ((0,), (-(-size // 8),)):
             raise InvalidInput("it holds other networks")
+        bits = packed.cpu().numpy()
         flat = np.unpackbits(bits, count=size) if len(bits) else np.ones(size, np.uint8)
         mask = torch.from_numpy(flat).to(like[name].device).bool().view(shape)
-        if int(mask.sum()) != whole[name].numel():
+        if whole[name].dtype != like[name].dtype or whole[name].shape != (int(mask.sum()),):
             raise InvalidInput("it holds other networks")
         weight = torch.zeros_like(like[name], memory_format=torch.contiguous_format)
         weight[mask] = whole[name]

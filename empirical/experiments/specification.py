@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,11 @@ CONDITIONS = (
     "l1",
     "activation",
 )
+# An experiment file is a page. The reader of TOML needs the square of a dotted key's length in memory.
+_LARGEST, _LONGEST = 2**16, 1000
+# More networks, masks or weights between two layers than any machine holds; a misprint, no experiment.
+_MOST = {"seeds": 10**5, "masks": 10**6}
+_MOST_WEIGHTS = 2**32
 ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "cw")
 
 
@@ -52,6 +60,11 @@ class Network:
             raise InvalidInput(
                 f"network.hidden is {list(self.hidden)}; an mlp needs hidden widths >= 1, {self.kind!r} "
                 f"{'has none' if self.kind != 'mlp' else 'too'}"
+            )
+        if max(map(prod, pairwise((1, *self.hidden, 1)))) > _MOST_WEIGHTS:
+            raise InvalidInput(
+                f"network.hidden is {list(self.hidden)}; at most {_MOST_WEIGHTS:,} weights "
+                "may lie between two layers"
             )
         if not 0 < self.scale <= 1 or (self.scale != 1 and self.kind not in CONVOLUTIONAL_KINDS):
             raise InvalidInput(
@@ -102,6 +115,10 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InvalidInput(f"{name} is {value}; it must be at least {low}")
+            if value is not None and value > _MOST.get(name, value):
+                raise InvalidInput(f"{name} is {value}; it must be at most {_MOST[name]:,}")
+        if not self.name.isprintable() or not self.name.strip(".") or set(self.name) & set("/\\"):
+            raise InvalidInput(f"name is {self.name!r}; files are named after it, so it must be plain text")
         for alpha in self.sparsities:
             check_sparsity("sparsities", alpha)
         rising = all(a < b for a, b in zip(self.sparsities[:-1], self.sparsities[1:], strict=True))
@@ -149,16 +166,27 @@ def read_experiment(name: str, *, quick: bool = False) -> Experiment:
         raise InvalidInput(
             f"experiment is {name!r}; choose one of {', '.join(catalog())}, or give an existing .toml file"
         )
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InvalidInput(f"experiment {name!r} is no TOML file ({error})") from error
+    content = _parsed(name, path)
     smaller = content.pop("quick", None)
     if quick:
         if not isinstance(smaller, dict):
             raise InvalidInput(f"experiment {name!r} has no [quick] table; run it without --quick")
         content = _merged(content, smaller)
     return _build(Experiment, {"name": path.stem} | content, where="")
+
+
+def _parsed(name: str, path: Path) -> dict[str, Any]:
+    """The file's entries. Raises: InvalidInput if it is no TOML, or far longer than an experiment."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        longest = max(map(len, text.split("\n")))
+        if longest > _LONGEST:
+            raise ValueError(f"a line has {longest:,} characters, more than {_LONGEST:,}")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError, OSError) as error:  # bad TOML, UTF-8 and numbers are ValueErrors
+        raise InvalidInput(f"experiment {name!r} is no TOML file ({error})") from error
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,12 +213,14 @@ def _build(kind: type, content: Mapping[str, Any], *, where: str) -> Any:
     types = {f.name: str(f.type) for f in fields(kind)}
     for key in content:
         if key not in types:
-            raise InvalidInput(f"the entry {where}{key} is unknown; the entries are {', '.join(types)}")
+            raise InvalidInput(
+                f"the entry {_shown(where + key)} is unknown; the entries are {', '.join(types)}"
+            )
     values = {}
     for key, value in content.items():
         if key in _TABLES:
             if not isinstance(value, dict):
-                raise InvalidInput(f"{where}{key} is {value!r}; it must be a table")
+                raise InvalidInput(f"{where}{key} is {reprlib.repr(value)}; it must be a table")
             values[key] = _build(_TABLES[key], value, where=f"{where}{key}.")
         else:
             values[key] = _checked(f"{where}{key}", value, types[key])
@@ -210,8 +240,20 @@ def _checked(name: str, value: Any, wanted: str) -> Any:
             and isinstance(value, single[option])
             and isinstance(value, bool) == (option == "bool")
         ):
-            return float(value) if option == "float" else value
+            return _float(name, value) if option == "float" else value
         if option.startswith("tuple[") and isinstance(value, list):
             item = option.removeprefix("tuple[").partition(",")[0]
             return tuple(_checked(name, entry, item) for entry in value)
-    raise InvalidInput(f"{name} is {value!r}; it must be of type {wanted}")
+    raise InvalidInput(f"{name} is {reprlib.repr(value)}; it must be of type {wanted}")
+
+
+def _float(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InvalidInput(f"{name} is a whole number of too many digits") from error
+
+
+def _shown(key: str) -> str:
+    """A key as it is, or quoted if it is not plain."""
+    return key if key.isprintable() else repr(key)

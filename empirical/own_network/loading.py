@@ -11,6 +11,7 @@ import importlib
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,10 +23,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from empirical.ensembles.programs import input_shape, load_program
+from empirical.ensembles.programs import check_stored, input_shape, load_program
+from empirical.results import first_line
 from theory.types import InvalidInput
 
 _TORCH_SAVE = (".pt", ".pth", ".ckpt", ".bin")
+# Bytes of all weights that a small file may declare, and how often a larger one may use what it stores: tied
+# weights stand under several names.
+_SMALL, _SHARED = 2**24, 4
+# Number types of layers.
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# What PyTorch raises for number types it lacks and sides whose product overflows.
+_TENSOR_ERRORS = (RuntimeError, KeyError, TypeError, AttributeError)
 # Where training loops keep the state dict among other things.
 _NESTED = ("state_dict", "model_state_dict", "model")
 
@@ -59,7 +68,8 @@ def load_network(
     """
     if not path.is_file():
         raise InvalidInput(f"model is {str(path)!r}; no such file")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if path.suffix == ".pt2":
         if arch is not None:
             raise InvalidInput(f"model {str(path)!r} is a program, which needs no arch; leave {arch!r} out")
@@ -96,14 +106,24 @@ def _state(path: Path) -> dict[str, Tensor]:
     name = repr(str(path))
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
+            return _checked(name, load_file(path), path)
+        except (SafetensorError, OSError, *_TENSOR_ERRORS) as error:
             raise InvalidInput(f"model {name} is no readable safetensors file ({_line(error)})") from error
     if path.suffix not in _TORCH_SAVE:
         known = ", ".join((".pt2", ".safetensors", *_TORCH_SAVE))
         raise InvalidInput(f"model {name} has an unknown format {path.suffix!r}; known are {known}")
+    for where in ("meta", "cpu"):  # first without memory, to see how much is declared
+        state = _checked(name, _unpickled(name, path, where), path)
+    return state
+
+
+def _unpickled(name: str, path: Path, where: str) -> object:
+    """What a file of ``torch.save`` holds, on this device. Raises: InvalidInput as :func:`load_network`."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_stored(archive, path)
+        return torch.load(path, map_location=where, weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():
             raise InvalidInput(
@@ -113,14 +133,42 @@ def _state(path: Path) -> dict[str, Tensor]:
         raise InvalidInput(
             f"model {name} is no readable checkpoint; save it again with torch.save"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except InvalidInput:
+        raise
+    except Exception as error:  # the unpickler raises whatever a damaged file makes its parts raise
         raise InvalidInput(f"model {name} is no readable checkpoint ({_line(error)})") from error
+
+
+def _checked(name: str, loaded: object, path: Path) -> dict[str, Tensor]:
+    """The state dict in what was loaded.
+
+    Raises: InvalidInput if there is none, it is far larger than its file, or holds NaN or infinity.
+    """
     for key in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+    if not isinstance(loaded, dict) or not loaded or not all(map(_plain, *zip(*loaded.items(), strict=True))):
         raise InvalidInput(f"model {name} holds no state dict; save torch.save(model.state_dict(), path)")
-    return dict(loaded)
+    state: dict[str, Tensor] = dict(loaded)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    most = max(_SMALL, _SHARED * path.stat().st_size)
+    if held > most:
+        raise InvalidInput(f"model {name} declares weights of {held:,} bytes; of its size, {most:,} are read")
+    for key, tensor in state.items():
+        known = tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+        if known and not bool(torch.isfinite(tensor).all()):
+            raise InvalidInput(f"model {name} holds NaN or infinity in {key!r}; train it again")
+    return state
+
+
+def _plain(key: object, value: object) -> bool:
+    """Whether it is an entry of a state dict: a name, and a dense tensor."""
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+    )
 
 
 def _unmasked(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +177,13 @@ def _unmasked(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         base, _, part = name.rpartition("_")
         if part == "orig" and f"{base}_mask" in state:
-            found[base] = tensor * state[f"{base}_mask"]
+            mask = state[f"{base}_mask"]
+            if mask.shape != tensor.shape:
+                raise InvalidInput(
+                    f"model has {base}_mask of shape {tuple(mask.shape)}; its weight has shape "
+                    f"{tuple(tensor.shape)}"
+                )
+            found[base] = tensor * mask
         elif not (part == "mask" and f"{base}_orig" in state):
             found[name] = tensor
     return found
@@ -183,14 +237,16 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module
     """
     names = list(state)
     if path.suffix == ".safetensors":
-        names.sort(key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+        names.sort(key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(20), name))
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     keys = [(f"{layer}.weight", f"{layer}.bias") for layer in layers]
     pairs = [(state[w], state[b]) for w, b in keys if w in state and b in state]
     plain = len(names) == 2 * len(pairs) and all(w.dim() == 2 and b.shape == w.shape[:1] for w, b in pairs)
+    plain = plain and all(w.numel() and w.dtype == b.dtype == pairs[0][0].dtype for w, b in pairs)
+    plain = plain and pairs[0][0].dtype in _DTYPES
     if not plain or any(one.shape[0] != other.shape[1] for (one, _), (other, _) in pairwise(pairs)):
         raise InvalidInput(
-            f"model {str(path)!r} is not plainly a stack of linear layers (its first entry is {names[0]} "
+            f"model {str(path)!r} is not plainly a stack of linear layers (its first entry is {names[0]!r} "
             f"{tuple(state[names[0]].shape)}); name its class with --arch package.module:Class, or export it"
         )
     modules: list[nn.Module] = [nn.Flatten()]
@@ -202,4 +258,4 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+    return first_line(error)

@@ -1,6 +1,7 @@
 """The results table keeps every row, and a damaged or foreign file is never taken for one."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -186,6 +187,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_units_are_computed_once_and_named_by_their_configuration(tmp_path):
     first = unit_path(tmp_path, "5e", "mlp-03")
+    assert isinstance(first, Path)
     assert first.name.startswith("mlp-03-")
     assert first != unit_path(tmp_path, "6e", "mlp-03")
     calls = []
