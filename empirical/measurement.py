@@ -196,7 +196,7 @@ def radius_rows(
     return [
         *([one(radius, "radius")] if method != "best" else []),
         one(capped_mean(radius, cap), "mean_radius"),
-        one(capped_mean(radius**2, cap**2), "mean_squared_distance"),
+        one((np.minimum(radius, cap) ** 2).mean(1), "mean_squared_distance"),
         one((radius > cap).sum(1), "capped"),
         one((radius > eps).mean(1), "robust_accuracy", eps=eps),
     ]
