@@ -29,7 +29,7 @@ from empirical.experiments.chains import (
     run_chain,
     seeds_are_done,
 )
-from empirical.experiments.conditions import Bench
+from empirical.experiments.conditions import Bench, Tell
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
 from empirical.locations import Location
 from empirical.mask_comparison import compare_masks, predict_masks
@@ -88,13 +88,13 @@ def do_on_one_core(job: Job) -> None:
         do(job, lambda: None)
 
 
-def do(job: Job, after_step: Callable[[], None]) -> bool:
+def do(job: Job, after_step: Callable[[], None], tell: Tell = lambda text: None) -> bool:
     """Do one job, or as much of it as there is time for; whether there is time for more.
 
     Raises: as :func:`steps`, but for OutOfTime.
     """
     try:
-        for _ in steps(job):
+        for _ in steps(job, tell):
             after_step()
             job.deadline.check()
     except OutOfTime:
@@ -102,8 +102,8 @@ def do(job: Job, after_step: Callable[[], None]) -> bool:
     return True
 
 
-def steps(job: Job) -> Iterator[None]:
-    """Do one job, step by step; what it finds is in files.
+def steps(job: Job, tell: Tell = lambda text: None) -> Iterator[None]:
+    """Do one job, step by step; what it finds is in files. ``tell`` hears of every epoch in this process.
 
     Raises: InvalidInput naming the machine if its package or its data is not the job's, or a damaged file;
     OSError if a file cannot be written; TrainingDiverged if a network's weights become infinite; OutOfTime in
@@ -115,7 +115,7 @@ def steps(job: Job) -> Iterator[None]:
     data = _same_data(job.experiment, job.version, job.data_sha256)
     provenance = job.place.provenance | {"commit": _commit(), "device": device_name(device)}
     place = replace(job.place, provenance=provenance)
-    bench = Bench(job.experiment, data, job.chain.seeds, device, job.deadline)
+    bench = Bench(job.experiment, data, job.chain.seeds, device, job.deadline, tell=tell)
     if not job.base:
         yield from run_chain(bench, job.chain, place, level_rows)
         return

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,7 @@ from empirical.sweep import settings_id
 from empirical.workers import HERE, Workers, spread
 from theory.types import InvalidInput
 
-# From one unit of work done to what a progress bar says: the stage, and the networks' accuracy.
+# Hears the stage, and a detail such as the networks' accuracy: of every unit that is done, or within one.
 Advance = Callable[[str, str], None]
 # Seconds between looks at the folder for units that other processes have finished.
 _LOOK = 0.5
@@ -101,12 +102,14 @@ def run_experiments(
     device: torch.device,
     workers: Workers = HERE,
     advance: Advance = lambda stage, detail: None,
+    tell: Advance = lambda stage, detail: None,
     deadline: Deadline = NEVER,
 ) -> Outcome:
     """Run all experiments into ``out``, continuing what an earlier run with the same settings left there.
 
     ``workers`` share the chains; the rows do not depend on who they are. They see ``out``, and read the data,
-    under the same paths. ``advance`` hears of every finished unit. A file that is there is reused, never
+    under the same paths. ``advance`` hears of every finished unit, ``tell`` of every epoch in this
+    process. A file that is there is reused, never
     overwritten. Past the ``deadline`` it stops after the epoch or the measurement at hand.
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
     damaged file; TrainingDiverged if a network's weights become infinite; WorkersLost if workers were killed,
@@ -122,7 +125,7 @@ def run_experiments(
             )
     else:
         dense, rest = _jobs(experiments, out, settings, device, Part(), deadline)
-        _work(dense, rest, workers, advance)
+        _work(dense, rest, workers, advance, tell)
         parts = [read_table(path) for job in rest + dense for path in job.units()]
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
@@ -138,6 +141,7 @@ def run_part(
     device: torch.device,
     workers: Workers = HERE,
     advance: Advance = lambda stage, detail: None,
+    tell: Advance = lambda stage, detail: None,
     deadline: Deadline = NEVER,
 ) -> int:
     """Do one part of a run, whose other parts other commands do in the same folder; no table is made.
@@ -145,7 +149,7 @@ def run_part(
     Returns the number of units that the whole run still lacks. Raises: as ``run_experiments``.
     """
     settings = _open(experiments, out, device, workers)
-    _work(*_jobs(experiments, out, settings, device, part, deadline), workers, advance)
+    _work(*_jobs(experiments, out, settings, device, part, deadline), workers, advance, tell)
     dense, rest = _jobs(experiments, out, settings, device, Part(), deadline)
     units = [path for job in dense + rest for path in job.units()]
     return len(units) - len(present(units))
@@ -196,7 +200,9 @@ def _absolute(data: str) -> str:
     return data if data == "digits" or data in NAMED else str(Path(data).absolute())
 
 
-def _work(dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: Advance) -> None:
+def _work(
+    dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: Advance, tell: Advance
+) -> None:
     """Do all jobs, the dense networks first, several at once where there are several workers."""
     told = _Told([path for job in (*dense, *rest) for path in job.units()], advance)
     told.look()
@@ -204,7 +210,8 @@ def _work(dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: 
     if workers.here:
         # Dense networks are trained when the first chain asks for them, so that seed follows on seed.
         for job in (*rest, *dense):
-            if not do(job, told.look):
+            stage = f"{job.experiment.network.kind} {'random masks' if job.base else job.chain.condition}"
+            if not do(job, told.look, partial(tell, stage)):
                 break
     else:
         stages = [[job for job in jobs if not job.finished()] for jobs in (dense, rest)]

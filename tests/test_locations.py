@@ -48,6 +48,14 @@ class Sweep(NamedTuple):
     folder: Path
 
 
+# What one seed's chain says of itself while it is at work.
+TOLD = [
+    *("dense, epoch 1 of 2", "dense, epoch 2 of 2", "sparsity 0, attacks"),
+    *("sparsity 0.5, epoch 1 of 2", "sparsity 0.5, epoch 2 of 2", "sparsity 0.5, attacks"),
+    *("sparsity 0.9, epoch 1 of 2", "sparsity 0.9, epoch 2 of 2", "sparsity 0.9, attacks"),
+]
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
@@ -109,10 +117,17 @@ def raising(error):
 def test_a_run_elsewhere_has_the_files_and_rows_of_a_local_one(kind, sweep, request):
     experiments, alone, files = sweep[:3]
     out = request.getfixturevalue(kind)
-    heard = []
-    outcome = run_experiments(experiments, out, device=CPU, advance=lambda *unit: heard.append(unit))
+    heard, told = [], []
+    outcome = run_experiments(
+        experiments,
+        out,
+        device=CPU,
+        advance=lambda *unit: heard.append(unit),
+        tell=lambda *step: told.append(step),
+    )
     assert str(outcome.path) == f"{out}/results.parquet"
     assert len(heard) == total_steps(experiments, CPU) == 6
+    assert [detail for stage, detail in told if stage == "linear magnitude"] == 2 * TOLD
     pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
     assert files_below(out) == files
     assert names(out) == {"settings.json", "units", "checkpoints", "results.parquet"} | (

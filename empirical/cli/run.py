@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,7 +218,8 @@ def _execute(
 
         try:
             with progress(total_steps(experiments, chosen, share)) as advance:
-                work = {"device": chosen, "workers": crew, "advance": advance, "deadline": deadline}
+                work = {"device": chosen, "workers": crew, "deadline": deadline}
+                work |= {"advance": advance, "tell": partial(advance, steps=0)}
                 if part is not None:
                     missing = run_part(experiments, folder, part=share, **work)
                     click.echo(f"Part {part} is done; {_missing(missing)}.")

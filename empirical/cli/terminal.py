@@ -59,7 +59,8 @@ def plain(error: Exception) -> str:
 def progress(total: int) -> Iterator[Callable[..., None]]:
     """A bar on a terminal; elsewhere one line when a stage begins.
 
-    Yields ``advance(stage, detail="")``: one more of ``total`` steps is done; the bar shows the detail too.
+    Yields ``advance(stage, detail="", steps=1)``: so many more of ``total`` steps are done; the bar shows the
+    detail too.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -67,7 +68,7 @@ def progress(total: int) -> Iterator[Callable[..., None]]:
     if not shown.is_terminal:
         seen: set[str] = set()
 
-        def announce(stage: str, detail: str = "") -> None:
+        def announce(stage: str, detail: str = "", *, steps: int = 1) -> None:
             if stage not in seen:
                 seen.add(stage)
                 click.echo(f"{stage} ...", err=True)
@@ -84,8 +85,8 @@ def progress(total: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns, console=shown, transient=True) as bar:
         task = bar.add_task("start", total=total, detail="")
 
-        def advance(stage: str, detail: str = "") -> None:
-            bar.update(task, advance=1, description=stage, detail=detail)
+        def advance(stage: str, detail: str = "", *, steps: int = 1) -> None:
+            bar.update(task, advance=steps, description=stage, detail=detail)
 
         yield advance
 

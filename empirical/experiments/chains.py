@@ -19,6 +19,7 @@ from empirical.experiments.checkpoints import load_networks, save_networks
 from empirical.experiments.conditions import (
     UNTRAINED,
     Bench,
+    Tell,
     achieved_sparsity,
     blank_networks,
     dense_networks,
@@ -92,7 +93,7 @@ def base_networks(bench: Bench, place: Place) -> Ensemble:
     if path.is_file():
         return load_networks(path, bench.initial(), settings=place.settings, compact=compact)
     unfinished = place.unfinished(chain, 0)
-    networks = dense_networks(replace(bench, unfinished=unfinished))
+    networks = dense_networks(replace(bench, unfinished=unfinished, tell=_of(bench, "dense")))
     _keep(path, networks, unfinished, settings=place.settings, compact=compact)
     bench.deadline.check()
     return networks
@@ -124,6 +125,7 @@ def run_chain(bench: Bench, chain: Chain, place: Place, measure: Measure) -> Ite
         if level:
             previous = _level(bench, chain, place, level=level, dense=dense, previous=previous)
         networks = previous
+        bench.tell(f"sparsity {sparsity:.3g}, attacks")
 
         def rows(sparsity: float = sparsity, networks: Ensemble = networks) -> list[Rows]:
             members = Members(
@@ -173,12 +175,19 @@ def _level(
         blank = blank_networks(bench, chain.condition, level=level)
         return load_networks(path, blank, settings=place.settings, compact=compact)
     unfinished = place.unfinished(chain, level)
-    making = replace(bench, unfinished=unfinished)
+    sparsity = bench.experiment.sparsities[level]
+    making = replace(bench, unfinished=unfinished, tell=_of(bench, f"sparsity {sparsity:.3g}"))
     networks = next_networks(making, chain.condition, level=level, dense=dense, previous=previous)
     if chain.condition not in UNTRAINED:
         _keep(path, networks, unfinished, settings=place.settings, compact=compact)
         bench.deadline.check()
     return networks
+
+
+def _of(bench: Bench, what: str) -> Tell:
+    """Tells of the training of these networks."""
+    several = f", {len(bench.seeds)} networks" if len(bench.seeds) > 1 else ""
+    return lambda text: bench.tell(f"{what}{several}, {text}")
 
 
 def _keep(path: Location, networks: Ensemble, unfinished: Location, *, settings: str, compact: bool) -> None:

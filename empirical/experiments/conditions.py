@@ -24,7 +24,9 @@ order of the examples at every level, equal for all conditions, and the random m
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +55,8 @@ from theory.types import InvalidInput
 
 # Conditions whose networks follow from the dense ones without training.
 UNTRAINED = ("one-shot", "random")
+# Hears what is being done, for a progress bar.
+Tell = Callable[[str], None]
 # Seconds of training between two files it could go on from.
 SPACING = 60.0
 
@@ -62,6 +66,7 @@ class Bench:
     """What the networks of one block of seeds are made from: the experiment, its training data, a device.
 
     A training that the deadline ends, or that is killed, goes on from a file in the folder ``unfinished``.
+    ``tell`` hears of every epoch.
     """
 
     experiment: Experiment
@@ -70,6 +75,7 @@ class Bench:
     device: torch.device
     deadline: Deadline = NEVER
     unfinished: Location | None = None
+    tell: Tell = lambda text: None
 
     def initial(self, network: Network | None = None) -> Ensemble:
         """Untrained networks, one per seed, of the experiment's architecture or another one."""
@@ -89,12 +95,14 @@ class Bench:
         y = torch.tensor(self.data.y_train, device=self.device)
         order = [derived_seed(seed, 1, level) for seed in self.seeds]
         checkpoint = self.unfinished / f"{level:02d}.safetensors" if self.unfinished else None
+        epochs = itertools.count(1)
         found = train(
             networks,
             x,
             y,
             recipe,
             seeds=order,
+            after_epoch=lambda: self.tell(f"epoch {next(epochs)} of {recipe.epochs}"),
             checkpoint=checkpoint,
             spacing=SPACING,
             deadline=self.deadline,
