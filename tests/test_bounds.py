@@ -489,7 +489,7 @@ def broken(tmp_path_factory) -> Path:
         (["garbage.safetensors"], "is no readable safetensors file"),
         (["garbage.pt2"], "is no readable torch.export program"),
         (["other.pt2"], "lacks archive_format"),
-        (["conv.pt"], "is not plainly a stack of linear layers (its first entry is weight (1, 1, 3, 3)"),
+        (["conv.pt"], "is not plainly a stack of linear layers (its first entry is 'weight' (1, 1, 3, 3)"),
         (["narrow.pt"], "takes examples of shape (5,); those of digits have shape (64,)"),
         (["few_classes.pt"], "y holds 0..9; labels must lie in [0, 3)"),
         (["less.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}'], "lacks last.bias"),
