@@ -67,6 +67,7 @@ def test_constants_bound_the_gradient_of_every_pattern(bound, net, p):
 @example(net=net_of([[1e200]], [[1e200], [0.0]]))
 @example(net=net_of([[1e-200]], [[1e-200], [0.0]]))
 @example(net=net_of([[1e-320, 1.0]], [[1e308], [-1e308]]))
+@example(net=net_of([[0.0, 1.0, 0.0]], [[0.0], [1.0]], [[1.0, 0.0], [0.0, 6.708567274206701e-151]]))
 def test_path_norm_is_the_rational_one_rounded_up_at_every_scale(net):
     laws.law_equals_exact_path_norm(path_norm, net)
 

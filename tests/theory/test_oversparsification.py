@@ -48,6 +48,16 @@ WIDE = (
     np.array([0, 0]),
     np.array([0.05, 0.0]),
 )
+# The second layer's entries cancel for v = (1, 1) and add up for v = (-1, 1), of the same sizes.
+CANCELLING = (
+    ReLUNetwork(
+        (np.array([[1.0]]), np.array([[-1.0], [1.0]]), np.array([[0.0, 0.0], [0.0, 0.0], [-1.0, 1.0]])),
+        (np.ones(1), np.zeros(2), np.zeros(3)),
+    ),
+    np.array([[0.0]]),
+    np.array([2]),
+    np.zeros(3),
+)
 LINEAR = (
     net_of([[1.0, 2.0, -1.0], [-0.5, 0.25, 1.0]]),
     np.array([[1.0, 1.0, -2.0], [0.5, 2.0, 0.0]]),
@@ -57,6 +67,7 @@ LINEAR = (
 
 
 @given(case=masked_problems(), p=attack_norms(), cap=CAPS)
+@example(case=CANCELLING, p=2.0, cap=2.0)
 @example(case=PATH, p=2.0, cap=math.inf)
 @example(case=WIDE, p=math.inf, cap=2.0)
 @example(case=LINEAR, p=2.0, cap=math.inf)

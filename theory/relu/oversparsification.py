@@ -28,7 +28,7 @@ from theory.norms import norm
 from theory.relu.certificate import margin_lower_bounds
 from theory.relu.lipschitz import EPS, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
-from theory.relu.masks import best_bound, second_moment_bound
+from theory.relu.masks import best_bound, ladder, second_moment_bound
 from theory.relu.moments import check_keep
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
 
@@ -258,8 +258,9 @@ def expected_lipschitz(
     """E L and sqrt(E L^2), L = max_k sup ||J_k||_q over the classes k != label, a bound each.
 
     The smaller of two: sums over k; and, where the last layer is not masked, the rungs for |v_u| = max_k
-    |w_label,u - w_k,u|, which bounds every |J_k| entry by entry. The second moment is that of rung P2; for q
-    = 1 the same recursion with the ones of the l_1 norm as one more layer below.
+    |w_label,u - w_k,u|. Those take no notice of the signs of v and rise with its sizes, so they bound every
+    k; rung S, in which signs cancel, does not. The second moment is that of rung P2; for q = 1 the same
+    recursion with the ones of the l_1 norm as one more layer below.
 
     Raises: InvalidInput for bad alphas, a label that is no class, or p.
     """
@@ -279,7 +280,9 @@ def expected_lipschitz(
         cover = np.stack([widest, np.zeros_like(widest)])
         covered = ReLUNetwork((*net.weights[:-1], cover), (*net.biases[:-1], np.zeros(2)))
         whole = alphas[:, -1] == 0
-        once, twice = best_bound(covered, alphas, (0, 1), p=p), _root_square(covered, alphas, (0, 1), p=p)
+        rungs = ladder(covered, alphas, (0, 1), p=p)
+        once = np.min([bound for name, bound in rungs.items() if name != "S"], axis=0)
+        twice = _root_square(covered, alphas, (0, 1), p=p)
         mean = np.where(whole, np.minimum(mean, once), mean)
         square = np.where(whole, np.minimum(square, twice), square)
     return mean, square

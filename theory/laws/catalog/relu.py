@@ -187,7 +187,7 @@ LIPSCHITZ: tuple[Law, ...] = (
         laws.law_equals_exact_path_norm,
         path_norm,
         _net(draw.relu_networks(scales=draw.EXTREME), {}),
-        "the path norm in rational arithmetic, rounded up",
+        "the path norm in rational arithmetic, rounded up; to 2^-299 of a layer's largest entry",
     ),
     _law(
         "path-norm-attained",
