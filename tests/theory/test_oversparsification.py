@@ -128,6 +128,7 @@ def test_the_margin_bound_is_reached_on_positive_paths_and_leaves_the_biases():
 
 
 @given(case=masked_problems(), p=attack_norms())
+@example(case=CANCELLING, p=2.0)
 def test_expected_lipschitz_constants_are_bounded(case: Case, p):
     net, _, _, alphas = case
     laws.law_bounds_expected_lipschitz(expected_lipschitz, net, alphas, p=p)
