@@ -228,10 +228,16 @@ def write_atomically(path: Location, write: Callable[[Path], object]) -> None:
 
 
 def append_line(path: Location, line: str) -> None:
-    """Add a line to a text file. Where files are put whole, of two at once one may be lost."""
+    """Add a line to a text file. Where files are put whole, of two at once one may be lost.
+
+    Raises: OSError naming ``path``.
+    """
     if isinstance(path, Path):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error.strerror}); mend that and run again") from error
         return
     before = path.read_bytes() if path.is_file() else b""
     write_atomically(path, lambda temporary: temporary.write_bytes(before + f"{line}\n".encode()))

@@ -230,12 +230,12 @@ class _Told:
     """Which units are on disk, as far as ``advance`` has been told."""
 
     def __init__(self, paths: Sequence[Location], advance: Advance) -> None:
-        self._waiting, self._advance = list(paths), advance
+        self._waiting, self._advance = dict.fromkeys(paths), advance
 
     def look(self) -> None:
         """Tell of every unit that has appeared since, whichever process wrote it."""
-        for path in present(self._waiting):
-            self._waiting.remove(path)
+        for path in present(list(self._waiting)):
+            del self._waiting[path]
             self._advance(*_stage(path))
 
     @contextmanager

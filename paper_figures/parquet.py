@@ -6,7 +6,9 @@ its size. So the rows that the footer declares and the bytes that every page hea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,8 +23,12 @@ ROWS, ROWS_PER_BYTE = 2**22, 10
 PAGES, PAGES_PER_BYTE = 2**26, 200
 # Characters of a text: comparing a column with one writes out its texts, row by row.
 LONGEST = 1000
-# A page header without statistics takes about 30 bytes.
-_HEADER = 2**16
+# A page header takes about 30 bytes, with statistics hardly ever more than the first of these.
+_HEADERS = (2**9, 2**16)
+# Pages of a small file, and bytes of a larger one for each: a page and its header are seldom below 60.
+_PAGES, _BYTES_PER_PAGE = 2**14, 32
+# Different texts of a column, and their characters: every batch of rows holds them once more.
+TEXTS, CHARACTERS = 2**14, 2**20
 _BATCH = 2**16
 _DEPTH = 16
 Fields = dict[int, object]
@@ -95,7 +101,13 @@ def _check_columns(found: pa.Schema, wanted: pa.Schema, texts: list[str]) -> Non
 def _check_texts(content: pa.Table, texts: list[str]) -> None:
     for name in texts:
         for chunk in content[name].chunks:
-            longest = max((len(text or "") for text in chunk.dictionary.to_pylist()), default=0)
+            lengths = pc.call_function("utf8_length", [chunk.dictionary]).drop_null().to_numpy()
+            if len(lengths) > TEXTS or lengths.sum() > CHARACTERS:
+                raise BadParquet(
+                    f"its column {name} holds {len(lengths):,} different texts; at most {TEXTS:,}, of "
+                    f"{CHARACTERS:,} characters together, are read"
+                )
+            longest = lengths.max(initial=0)
             if longest > LONGEST:
                 raise BadParquet(
                     f"a text in its column {name} has {longest:,} characters; at most {LONGEST:,} are read"
@@ -115,13 +127,17 @@ def _check_declared(path: Path) -> None:
         most = max(ROWS, ROWS_PER_BYTE * size)
         if rows > most:
             raise BadParquet(f"it declares {rows:,} rows in {size:,} bytes; at most {most:,} are read")
+        places = sorted(_place(chunk.get(3), size) for group in groups for chunk in _structs(group.get(1)))
+        if any(end > begin for (_, end), (begin, _) in pairwise(places)):
+            raise BadParquet("its columns overlap")
         held, most = 0, max(PAGES, PAGES_PER_BYTE * size)
-        for group in groups:
-            for chunk in _structs(group.get(1)):
-                for page in _pages(file, chunk.get(3), size):
-                    held += page
-                    if held > most:
-                        raise BadParquet(f"its pages declare more than {most:,} bytes in a file of {size:,}")
+        pages = itertools.chain.from_iterable(_pages(file, *place) for place in places)
+        for count, page in enumerate(pages, start=1):
+            held += page
+            if held > most:
+                raise BadParquet(f"its pages declare more than {most:,} bytes in a file of {size:,}")
+            if count > max(_PAGES, size // _BYTES_PER_PAGE):
+                raise BadParquet(f"it has more than {count - 1:,} pages in {size:,} bytes")
 
 
 def _footer(file: BinaryIO, size: int) -> Fields:
@@ -134,8 +150,8 @@ def _footer(file: BinaryIO, size: int) -> Fields:
     return _Struct(file.read(length)).fields()
 
 
-def _pages(file: BinaryIO, column: object, size: int) -> Iterator[int]:
-    """Bytes that every page of a column declares, decompressed."""
+def _place(column: object, size: int) -> tuple[int, int]:
+    """Where a column begins and ends."""
     if not isinstance(column, dict):
         raise BadParquet("a column lacks its description")
     place = _count(column, 9)
@@ -144,12 +160,28 @@ def _pages(file: BinaryIO, column: object, size: int) -> Iterator[int]:
     end = place + _count(column, 7)
     if not 0 < place <= end <= size:
         raise BadParquet("a column lies outside the file")
+    return place, end
+
+
+def _pages(file: BinaryIO, place: int, end: int) -> Iterator[int]:
+    """Bytes that every page of a column declares, decompressed."""
     while place < end:
-        file.seek(place)
-        header = _Struct(file.read(_HEADER))
-        declared = header.fields()
+        declared, length = _page(file, place)
         yield _count(declared, 2)
-        place += header.place + _count(declared, 3)
+        place += length + _count(declared, 3)
+
+
+def _page(file: BinaryIO, place: int) -> tuple[Fields, int]:
+    """The page header at this place, and its length."""
+    short, long = _HEADERS
+    file.seek(place)
+    header = _Struct(file.read(short))
+    try:
+        return header.fields(), header.place
+    except BadParquet:
+        file.seek(place)
+        header = _Struct(file.read(long))
+        return header.fields(), header.place
 
 
 def _structs(value: object) -> list[Fields]:

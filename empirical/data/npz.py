@@ -18,6 +18,7 @@ import numpy as np
 from theory.types import InvalidInput
 
 SUMS = "SHA256SUMS"
+_LONGEST_SUMS = 2**24
 # A line of sha256sum: the digest, then a space or an asterisk (binary mode), then the name.
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 # Members up to this many bytes are read however well they are compressed; larger ones may be at most this
@@ -159,8 +160,10 @@ def _sums(path: Path) -> Mapping[str, str]:
     """Digests by file name. Raises: InvalidInput for a line that is not of sha256sum's format."""
     if not path.is_file():
         return {}
+    if path.stat().st_size > _LONGEST_SUMS:
+        raise InvalidInput(f"{path} has more than {_LONGEST_SUMS:,} bytes; write '<sha256>  <file name>'")
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         matched = _LINE.fullmatch(line)
         if matched:
             found[matched[2].removeprefix("./")] = matched[1].lower()

@@ -89,7 +89,7 @@ def test_checksums_are_checked_where_there_are_some(tmp_path, mode):
     with pytest.raises(InvalidInput, match="SHA256SUMS line 1 is 'nonsense'"):
         load(str(path))
     path.with_name("SHA256SUMS").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(InvalidInput, match="mine.npz' cannot be read"):
+    with pytest.raises(InvalidInput, match="SHA256SUMS line 1 is "):
         load(str(path))
 
 

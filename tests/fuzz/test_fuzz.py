@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from empirical.claims import judge
 from empirical.datasets import load
 from empirical.report import claims_markdown
-from empirical.results import read_table
+from empirical.results import SCHEMA, read_table
 from empirical.workers import Workers
 from paper_figures.subjects import examples
 from tests.fuzz import hostile, law, networks, tables
@@ -204,6 +206,37 @@ def test_rows_up_to_the_limit_are_read(here):
     """Few bytes may hold many rows, as collapsed networks' do."""
     (here / "runs.parquet").write_bytes(tables.runs(10**5))
     assert read_table(here / "runs.parquet").num_rows == 10**5
+
+
+def test_many_columns_of_the_same_pages_are_refused(here):
+    """Thousands of empty pages that thousands of columns share: millions of headers in few bytes."""
+    body, tree = tables.footer(tables.runs(1))
+    for column in tables.columns(tree):
+        for name in (9, 11):
+            tables._set(column, name, 4)
+    (here / "runs.parquet").write_bytes(tables.with_footer(bytes(body), tree))
+    with pytest.raises(InvalidInput, match="its columns overlap"):
+        read_table(here / "runs.parquet")
+
+
+def test_pages_are_counted(here, monkeypatch):
+    (here / "runs.parquet").write_bytes(tables.runs(1))
+    monkeypatch.setattr("paper_figures.parquet._PAGES", 3)
+    monkeypatch.setattr("paper_figures.parquet._BYTES_PER_PAGE", 10**6)
+    with pytest.raises(InvalidInput, match="it has more than 3 pages"):
+        read_table(here / "runs.parquet")
+
+
+@pytest.mark.parametrize(("count", "length"), [(20_000, 5), (2_000, 900)])
+def test_many_different_texts_are_refused(here, count, length):
+    """Every batch of rows would hold them all."""
+    rows = {name: [0] * count for name in SCHEMA.names}
+    rows = {name: pa.array(values, pa.int64()) for name, values in rows.items()}
+    texts = pa.array([str(i).rjust(length, "-") for i in range(count)])
+    rows |= {field.name: texts for field in SCHEMA if pa.types.is_dictionary(field.type)}
+    pq.write_table(pa.table(rows).replace_schema_metadata(SCHEMA.metadata), here / "texts.parquet")
+    with pytest.raises(InvalidInput, match="different texts; at most 16,384, of 1,048,576 characters"):
+        read_table(here / "texts.parquet")
 
 
 def test_the_table_in_the_documentation_is_the_data():
