@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -192,3 +194,38 @@ def test_ctrl_c_prints_the_table_so_far_and_exits_130():
     assert errors == "Stopped; the table shows what was tried until then.\n"
     assert output.endswith("laws.\n")
     assert "Nothing falsified in " in output
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
+def test_processes_of_a_killed_hunt_end():
+    command = [
+        sys.executable,
+        "-m",
+        "empirical",
+        "falsify",
+        "linear.fgs",
+        "--examples",
+        "10000000",
+        "--jobs",
+        "1",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    own = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        assert soon(lambda: any(b"spawn_main" in line_of(child) for child in own.read_text().split()))
+        children = own.read_text().split()
+    finally:
+        process.kill()
+        process.wait()
+    assert soon(lambda: not any(line_of(child) for child in children))
+
+
+def soon(holds: Callable[[], bool]) -> bool:
+    """Whether it holds within a minute."""
+    return any(holds() or time.sleep(0.2) for _ in range(300))
+
+
+def line_of(process: str) -> bytes:
+    """The command line of a process; nothing if it has ended."""
+    path = Path(f"/proc/{process}/cmdline")
+    return path.read_bytes() if path.exists() else b""

@@ -231,6 +231,7 @@ REFUSED = {
     "whole mean": (lambda self, x: x + x.mean(), "mixes the examples"),
     "int": (lambda self, x: x.to(torch.int64).double(), "int64"),
     "random": (lambda self, x: x + torch.randn(5), "random numbers by aten.randn"),
+    "huge": (lambda self, x: x + torch.zeros(10**13).sum(), r"constant of shape \(10000000000000,\) by aten"),
     "viewed": (viewed, "relu_.default has changed it in place"),
     "one score": (lambda self, x: x[:, None].flatten(1).view(-1, 5, 1), "one score per class"),
     "alpha": (lambda self, x: torch.add(x, self.part(x), alpha=2), "alpha = 2"),

@@ -15,6 +15,8 @@ from theory.graph.network import Graph, Shape, check_number_type
 from theory.types import InvalidInput
 
 _BATCH = 2  # examples in the traced call: an operation that mixes examples changes this axis
+# Bytes of a constant that the network makes itself: masks and ranges, not what a few words could ask for.
+LARGEST_CONSTANT = 2**28
 # Operations that change nothing when the network is evaluated.
 _DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 _IDENTITIES = {"alias", "detach", "detach_", "contiguous", "clone", "to", "_to_copy", "lift_fresh_copy"}
@@ -192,6 +194,12 @@ class _Reading:
             raise InvalidInput(f"network draws random numbers by {traced.target}; make them constants")
         if in_place:
             raise InvalidInput(f"network changes a constant in place by {traced.target}; compute a new value")
+        value = traced.meta.get("val")
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > LARGEST_CONSTANT:
+            raise InvalidInput(
+                f"network makes a constant of shape {tuple(value.shape)} by {traced.target}; "
+                f"at most {LARGEST_CONSTANT:,} bytes are understood"
+            )
         with torch.no_grad():
             self.constants[traced.name] = traced.target(*arguments, **keywords)
 

@@ -232,7 +232,7 @@ def hunt(
     pending: deque[tuple[int, Future[Tally]]] = deque()
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(load,))
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(load, os.getpid()))
     finished = False
     try:
         while not finished:
@@ -273,13 +273,21 @@ def _uninterrupted() -> Generator[None, None, None]:
 _laws: tuple[Law, ...] = ()  # of this worker
 
 
-def _start(load: Callable[[], tuple[Law, ...]]) -> None:
+def _start(load: Callable[[], tuple[Law, ...]], parent: int) -> None:
     global _laws
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)  # one process per core already
     warnings.simplefilter("ignore")  # an overflow that matters breaks its law
     # Hypothesis keeps a cache of source constants; not in the user's folder.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))
     _laws = load()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it has ended, even by kill -9."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _work(k: int, examples: int, entropy: int) -> Tally:
