@@ -211,12 +211,12 @@ def _work(
         # Dense networks are trained when the first chain asks for them, so that seed follows on seed.
         for job in (*rest, *dense):
             stage = f"{job.experiment.network.kind} {'random masks' if job.base else job.chain.condition}"
-            if not do(job, told.look, partial(tell, stage)):
+            if not do(job, partial(told.reached, job.units()), partial(tell, stage)):
                 break
     else:
         stages = [[job for job in jobs if not job.finished()] for jobs in (dense, rest)]
         if any(stages):
-            with told.watching(), spread(workers, gpus=int(dense[0].device == "cuda")) as each:
+            with told.watching(), spread(workers, cuda=dense[0].device == "cuda") as each:
                 for jobs in stages:
                     begun = [replace(job, first=i < workers.count) for i, job in enumerate(jobs)]
                     for _ in each(do_on_one_core, begun):
@@ -235,8 +235,19 @@ class _Told:
     def look(self) -> None:
         """Tell of every unit that has appeared since, whichever process wrote it."""
         for path in present(list(self._waiting)):
-            del self._waiting[path]
-            self._advance(*_stage(path))
+            self._tell(path)
+
+    def reached(self, units: Sequence[Location]) -> None:
+        """Tell of those units, made one after the other, that are there now: no folder is listed for it."""
+        for path in units:
+            if path in self._waiting:
+                if not path.is_file():
+                    return
+                self._tell(path)
+
+    def _tell(self, path: Location) -> None:
+        del self._waiting[path]
+        self._advance(*_stage(path))
 
     @contextmanager
     def watching(self) -> Iterator[None]:

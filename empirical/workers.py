@@ -7,21 +7,24 @@ too often (Dask), and cannot give a killed worker's job to another one (Ray).
 from __future__ import annotations
 
 import importlib
-import itertools
+import logging
 import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor
 
+from empirical.gpus import VISIBLE, gpu_of_each
 from theory.types import InvalidInput
 
 # More processes than any machine has cores; a misprint would bring it down.
@@ -43,12 +46,16 @@ class WorkersLost(RuntimeError):
 class Workers:
     """``count`` processes of this machine, started by ``backend``; or the cluster at ``address``.
 
-    Raises: InvalidInput for an unknown backend, a count that is no count, an address without a cluster.
+    ``gpus`` is each one's share of a GPU, where work is done on GPUs: 0.5 lets two share one. By default a
+    cluster's workers have one each, those of this machine share its GPUs evenly.
+    Raises: InvalidInput for an unknown backend, a count that is no count, an address without a cluster, a
+    share that is none.
     """
 
     count: int = 1
     backend: str = "loky"
     address: str | None = None
+    gpus: float | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -62,6 +69,8 @@ class Workers:
                 f"address is {self.address!r}, but loky starts processes of this machine; "
                 "choose backend dask or ray"
             )
+        if self.gpus is not None and not 1e-3 <= self.gpus <= 1:
+            raise InvalidInput(f"gpus is {self.gpus:g}; give a worker's share of a GPU, from 0.001 to 1")
 
     @property
     def here(self) -> bool:
@@ -72,30 +81,42 @@ class Workers:
 HERE = Workers()
 
 
-def spread(workers: Workers, *, gpus: int = 0) -> AbstractContextManager[Spread]:
+def spread(workers: Workers, *, cuda: bool = False) -> AbstractContextManager[Spread]:
     """Start the workers, or connect to them; in the context, a function that spreads work over them.
 
     An exception in the work is raised where its result is taken; then, or when the context ends, what was
-    not begun is dropped. ``gpus`` is how many of them each job asks Ray for.
-    Raises: InvalidInput if the backend's package is missing or the cluster does not fit; OSError if it does
-    not answer; WorkersLost if workers were killed and their jobs could not be given to others.
+    not begun is dropped. With ``cuda`` a worker sees its own GPU alone, or the one that it shares.
+    Raises: InvalidInput if the backend's package is missing, or the cluster or its GPUs do not fit; OSError
+      if it does not answer; WorkersLost if workers were killed and their jobs could not be given to others.
     """
-    return {"loky": _loky, "dask": _dask, "ray": _ray}[workers.backend](workers, gpus)
+    return {"loky": _loky, "dask": _dask, "ray": _ray}[workers.backend](workers, cuda=cuda)
 
 
 @contextmanager
-def _loky(workers: Workers, _: int) -> Iterator[Spread]:
-    executor = ProcessPoolExecutor(
-        workers.count, env=_ONE_THREAD, initializer=_belong_to, initargs=(os.getpid(),)
-    )
+def _loky(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
+    """One pool, or one for each GPU."""
+    gpus = gpu_of_each(workers.count, share=workers.gpus) if cuda else [None] * workers.count
+    pools = {
+        gpu: ProcessPoolExecutor(
+            count,
+            env=_ONE_THREAD if gpu is None else _ONE_THREAD | {VISIBLE: gpu},
+            initializer=_belong_to,
+            initargs=(os.getpid(),),
+        )
+        for gpu, count in Counter(gpus).items()
+    }
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """Hands out no more than is done at once: loky trips over the rest when it has to stop."""
         left = iter(jobs)
-        waiting = {executor.submit(work, job) for job in itertools.islice(left, workers.count)}
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            waiting |= {executor.submit(work, job) for job in itertools.islice(left, len(done))}
+        free = [pools[gpu] for gpu in gpus]
+        waiting: dict[Future[Any], ProcessPoolExecutor] = {}
+        while True:
+            waiting |= {pool.submit(work, job): pool for pool, job in zip(free, left, strict=False)}
+            if not waiting:
+                return
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            free = [waiting.pop(future) for future in done]
             for future in done:
                 yield future.result()
 
@@ -104,7 +125,8 @@ def _loky(workers: Workers, _: int) -> Iterator[Spread]:
     except BrokenProcessPool as error:
         raise WorkersLost("a worker process was killed (out of memory?)") from error
     finally:
-        executor.shutdown(wait=True, kill_workers=True)
+        for pool in pools.values():
+            pool.shutdown(wait=True, kill_workers=True)
 
 
 def _belong_to(parent: int) -> None:
@@ -120,18 +142,15 @@ def _belong_to(parent: int) -> None:
 
 
 @contextmanager
-def _dask(workers: Workers, _: int) -> Iterator[Spread]:
+def _dask(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
     distributed = _package("distributed", extra="dask")
-    with _dask_client(distributed, workers) as client:
-        threads = max(client.nthreads().values(), default=1)
-        if threads > 1:
-            raise InvalidInput(
-                f"address is {workers.address!r}, whose workers have {threads} threads; start them with "
-                "--nthreads 1, and as many as there are cores: PyTorch's random state is one per process"
-            )
+    with _dask_client(distributed, workers, cuda=cuda) as client:
+        needed = {"GPU": workers.gpus} if cuda and workers.address is not None and workers.gpus else None
+        if needed:
+            _check_resources(client, workers)
 
         def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-            futures = client.map(work, jobs, pure=False)
+            futures = client.map(partial(_on_one_thread, work), jobs, pure=False, resources=needed)
             for future in distributed.as_completed(futures, loop=client.loop):
                 yield future.result()
 
@@ -142,30 +161,64 @@ def _dask(workers: Workers, _: int) -> Iterator[Spread]:
 
 
 @contextmanager
-def _dask_client(distributed: ModuleType, workers: Workers) -> Iterator[Any]:
+def _dask_client(distributed: ModuleType, workers: Workers, *, cuda: bool) -> Iterator[Any]:
     if workers.address is not None:
         with distributed.Client(workers.address, timeout=_PATIENCE, set_as_default=False) as client:
             yield client
         return
+    quiet = {"host": "127.0.0.1", "dashboard": False, "silence_logs": logging.WARNING}
+    environments: list[dict[str, str]] = [{}] * workers.count
+    if cuda:
+        environments = [{VISIBLE: gpu} for gpu in gpu_of_each(workers.count, share=workers.gpus)]
     with (
-        distributed.LocalCluster(
-            n_workers=workers.count, threads_per_worker=1, dashboard_address=None
+        distributed.SpecCluster(
+            {
+                i: {"cls": distributed.Nanny, "options": quiet | {"nthreads": 1, "env": environment}}
+                for i, environment in enumerate(environments)
+            },
+            {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}},
+            silence_logs=logging.WARNING,
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
 
 
+def _check_resources(client: Any, workers: Workers) -> None:
+    """Tasks that ask for what no worker has would wait for ever."""
+    has = [worker["resources"].get("GPU", 0) for worker in client.scheduler_info()["workers"].values()]
+    if has and max(has) < workers.gpus:
+        raise InvalidInput(
+            f"gpus is {workers.gpus:g}, but no worker at {workers.address} declares so much of a GPU; start "
+            "each on its own, with CUDA_VISIBLE_DEVICES and --resources GPU=1, or leave --gpus out"
+        )
+
+
+def _on_one_thread(work: Callable[[Any], Any], job: Any) -> Any:
+    """In a worker of Dask, also in one that joined later: refuse to share a process with other jobs."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    if worker.state.nthreads > 1:
+        raise InvalidInput(
+            f"worker {worker.address} has {worker.state.nthreads} threads; start workers with --nthreads 1, "
+            "and as many as there are cores: PyTorch's random state is one per process"
+        )
+    return work(job)
+
+
 @contextmanager
-def _ray(workers: Workers, gpus: int) -> Iterator[Spread]:
+def _ray(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
     ray = _package("ray", extra="ray")
-    where: dict[str, Any] = {"num_cpus": workers.count, "include_dashboard": False}
-    if workers.address is not None:
-        where = {"address": workers.address}
+    share = (workers.gpus or 1) if cuda else 0
+    where: dict[str, Any] = {"address": workers.address}
+    if workers.address is None:
+        gpus = set(gpu_of_each(workers.count, share=share)) if cuda else ()
+        where = {"num_cpus": workers.count, "num_gpus": len(gpus), "include_dashboard": False}
     ray.init(log_to_driver=False, logging_level="ERROR", **where)
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
-        remote = ray.remote(num_cpus=1, num_gpus=gpus)(work)
+        remote = ray.remote(num_cpus=1, num_gpus=share)(work)
         waiting = [remote.remote(job) for job in jobs]
         while waiting:
             (done,), waiting = ray.wait(waiting)
@@ -175,6 +228,11 @@ def _ray(workers: Workers, gpus: int) -> Iterator[Spread]:
                 raise error.cause from None
 
     try:
+        if ray.cluster_resources().get("GPU", 0) < share:
+            raise InvalidInput(
+                f"device is 'cuda', but the Ray cluster has no {share:g} GPUs; "
+                "start its nodes with --num-gpus, or use --device cpu"
+            )
         yield each
     except ray.exceptions.RayError as error:
         raise WorkersLost(str(error).split(". ", 1)[0]) from error

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 from empirical.cli.main import main
 from empirical.experiments import read_experiment
 from empirical.experiments.chains import Chain, Place
+from empirical.gpus import gpu_of_each
 from empirical.jobs import Job, fingerprint, steps
 from empirical.provenance import package_version
 from empirical.run import Part, run_experiments, run_part, total_steps
@@ -90,11 +92,37 @@ def test_a_dask_cluster_finds_the_same_rows_though_a_worker_is_killed(sweep, clu
     )
 
 
-def test_ray_finds_the_same_rows(sweep, tmp_path):
+def ray_workers() -> set[int]:
+    """The processes that Ray has begun below this one and that do a job now, on Linux."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdecimal() and (folder / "cmdline").read_bytes().startswith(
+                b"ray::do_on_one_core"
+            ):
+                found.add(int(folder.name))
+    return found
+
+
+def test_ray_finds_the_same_rows_though_a_worker_is_killed(sweep, tmp_path):
     pytest.importorskip("ray")
     experiments, alone = sweep
-    run_experiments(experiments, tmp_path / "run", device=CPU, workers=Workers(2, "ray"))
-    pd.testing.assert_frame_equal(rows(tmp_path / "run"), alone, check_exact=True)
+    out, killed = tmp_path / "run", []
+
+    def kill() -> None:
+        while len(list(out.glob("units/*.parquet"))) < 4:
+            time.sleep(0.005)
+        while not killed:
+            for pid in sorted(ray_workers())[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run_experiments(experiments, out, device=CPU, workers=Workers(2, "ray"))
+    killer.join()
+    assert killed
+    pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
 
 
 def test_a_killed_process_is_one_line_and_the_same_command_goes_on(sweep, tmp_path):
@@ -123,16 +151,63 @@ def test_a_killed_process_is_one_line_and_the_same_command_goes_on(sweep, tmp_pa
     )
 
 
-def test_workers_of_several_threads_are_refused():
+def test_workers_of_several_threads_are_refused_also_those_that_join_later():
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=0, threads_per_worker=2, processes=False, dashboard_address=None
         ) as cluster,
-        pytest.raises(InvalidInput, match="whose workers have 2 threads; start them with --nthreads 1"),
-        spread(Workers(backend="dask", address=cluster.scheduler_address)),
+        spread(Workers(backend="dask", address=cluster.scheduler_address)) as each,
     ):
-        pass
+        cluster.scale(1)
+        with pytest.raises(InvalidInput, match="has 2 threads; start workers with --nthreads 1"):
+            list(each(abs, [-1]))
+
+
+@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
+def test_each_worker_has_a_gpu_of_its_own(backend, monkeypatch):
+    """By the names that the machine's administrator gave, in a machine without any."""
+    pytest.importorskip({"loky": "joblib", "dask": "distributed"}.get(backend, backend))
+
+    def seen(_: int) -> str | None:
+        time.sleep(0.2)  # so that no process does all
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    with spread(Workers(2, backend), cuda=True) as each:
+        assert set(each(seen, range(8))) == {"5", "7"}
+
+
+@pytest.mark.parametrize("backend", ["loky", "dask"])
+def test_workers_share_gpus_evenly_and_no_more_than_asked(backend, monkeypatch):
+    pytest.importorskip({"loky": "joblib", "dask": "distributed"}[backend])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b")
+    assert gpu_of_each(3, share=None) == gpu_of_each(3, share=0.5) == ["GPU-a", "GPU-b", "GPU-a"]
+    for share, held in ((1.0, 2), (0.5, 4), (0.3, 6)):
+        crowd = Workers(held + 1, backend, gpus=share)
+        message = rf"workers is {held + 1}, but with {share:g} GPUs for each, the 2 of .* hold {held};"
+        with pytest.raises(InvalidInput, match=message), spread(crowd, cuda=True):
+            pass
+
+
+def test_a_machine_without_gpus_is_told_before_workers_start(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for backend in ("loky", "dask", "ray"):
+        with pytest.raises(InvalidInput, match="sees no GPU"), spread(Workers(2, backend), cuda=True):
+            pass
+
+
+def test_a_dask_cluster_without_such_gpus_is_told_at_once():
+    """Its tasks would wait for ever; with what is asked for, they are done."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, resources={"GPU": 0.5}
+    ) as cluster:
+        there = Workers(backend="dask", address=cluster.scheduler_address, gpus=1)
+        with pytest.raises(InvalidInput, match="gpus is 1, but no worker at"), spread(there, cuda=True):
+            pass
+        with spread(replace(there, gpus=0.5), cuda=True) as each:
+            assert list(each(abs, [-3])) == [3]
 
 
 def test_parts_make_one_run_and_none_does_anothers_work(sweep, tmp_path):
@@ -190,6 +265,7 @@ def test_a_diverged_training_comes_whole_from_another_process():
         (["--address", "tcp://x:1", "--backend", "dask"], "give --device cpu or cuda"),
         (["--address", "x", "--backend", "dask", "--device", "cpu", "--workers", "2"], "has its own; leave"),
         (["--workers", "0"], "workers is 0"),
+        (["--gpus", "0.5", "--device", "cpu"], "gpus is 0.5, but device is cpu"),
         (["--part", "3"], "part is '3'; give I/N"),
         (["--part", "2/2"], "part is 2/2"),
     ],

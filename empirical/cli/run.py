@@ -123,6 +123,13 @@ def verify(
 )
 @click.option("--address", metavar="URL", help="A running Dask scheduler or Ray cluster that does the work.")
 @click.option(
+    "--gpus",
+    type=float,
+    metavar="SHARE",
+    help="What each worker has of a GPU: 1, or 0.5 where two share one.  [default: 1 in a cluster; this "
+    "machine's GPUs are shared evenly]",
+)
+@click.option(
     "--part",
     metavar="I/N",
     help="Only every N-th seed, from the I-th (0 to N-1) on: N commands share a folder.",
@@ -137,6 +144,7 @@ def run(
     backend: str,
     minutes: float | None,
     address: str | None,
+    gpus: float | None,
     part: str | None,
     data: str | None,
     out: Location | None,
@@ -170,6 +178,7 @@ def run(
         workers=workers,
         backend=backend,
         address=address,
+        gpus=gpus,
         part=part,
         minutes=minutes,
     )
@@ -197,6 +206,7 @@ def _execute(
     workers: int | None,
     backend: str = "loky",
     address: str | None = None,
+    gpus: float | None = None,
     part: str | None = None,
     minutes: float | None = None,
 ) -> None:
@@ -209,7 +219,8 @@ def _execute(
         from empirical.run import Part, default_folder, run_experiments, run_part, total_steps
 
         chosen = _device(device, address)
-        crew, deadline = _crew(chosen, workers, backend, address), deadline_in(minutes, address=address)
+        crew = _crew(chosen, workers, backend, address, gpus)
+        deadline = deadline_in(minutes, address=address)
         share = Part() if part is None else _part(part)
         folder = out or default_folder(experiments, chosen)
 
@@ -254,7 +265,9 @@ def _device(name: str, address: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _crew(device: torch.device, count: int | None, backend: str, address: str | None) -> Workers:
+def _crew(
+    device: torch.device, count: int | None, backend: str, address: str | None, gpus: float | None
+) -> Workers:
     """The workers that the options describe."""
     from empirical.provenance import cores
     from empirical.workers import Workers
@@ -264,8 +277,10 @@ def _crew(device: torch.device, count: int | None, backend: str, address: str | 
         raise InvalidInput(
             f"workers is {count}, but the cluster at {address} has its own; leave --workers out"
         )
+    if gpus is not None and device.type == "cpu":
+        raise InvalidInput(f"gpus is {gpus:g}, but device is cpu; leave --gpus out, or use --device cuda")
     here = 1 if device.type != "cpu" or address is not None else cores()
-    return Workers(here if count is None else count, backend, address)
+    return Workers(here if count is None else count, backend, address, gpus)
 
 
 def _part(text: str) -> Part:
