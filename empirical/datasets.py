@@ -114,7 +114,7 @@ class Examples:
 
     def __post_init__(self) -> None:
         x = finite_array("x_test", self.x, ndim=self.x.ndim)
-        y = check_labels("y_test", self.y, n=len(x), classes=np.iinfo(np.int64).max)
+        y = check_labels("y_test", self.y, n=len(x), classes=None)
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)
 

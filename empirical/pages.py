@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -42,7 +43,25 @@ def save_figure(folder: Location, name: str, figure: Figure, *, formats: Sequenc
     return contents["svg"]
 
 
-def data_uri(svg: bytes) -> str:
+@dataclass(frozen=True)
+class Picture:
+    """A figure as sources of an image: for a window, and for a phone's screen."""
+
+    wide: str
+    narrow: str
+
+
+def save_picture(
+    folder: Location, name: str, *, wide: Figure, narrow: Figure, formats: Sequence[str] = FORMATS
+) -> Picture:
+    """Write the figure, and as ``name``-narrow, an SVG alone, what it looks like in one column."""
+    return Picture(
+        _data_uri(save_figure(folder, name, wide, formats=formats)),
+        _data_uri(save_figure(folder, f"{name}-narrow", narrow, formats=("svg",))),
+    )
+
+
+def _data_uri(svg: bytes) -> str:
     """An SVG as the source of an image."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 

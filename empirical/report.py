@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from empirical.locations import Location, make_folder
-from empirical.pages import data_uri, save_figure, setting, write_page
+from empirical.pages import Picture, save_picture, setting, write_page
 from paper_figures.gallery import caption, drawn
+from paper_figures.layout import WIDTHS
 
 # Offending rows shown in the report; the results table has all.
 SHOWN = 50
@@ -209,11 +210,13 @@ def _offence(row: pd.Series) -> dict[str, str]:
     }
 
 
-def _figures(folder: Location, table: pd.DataFrame) -> list[dict[str, str]]:
-    """Write every figure in every format; returns title, caption and the SVG as a data URI."""
+def _figures(folder: Location, table: pd.DataFrame) -> list[dict[str, str | Picture]]:
+    """Write every figure in every format; returns titles, captions and pictures."""
     make_folder(folder)
-    shown = []
-    for entry, figure in drawn(table):
-        svg = save_figure(folder, entry.name, figure)
-        shown.append({"title": entry.title, "caption": caption(entry, table), "source": data_uri(svg)})
+    shown: list[dict[str, str | Picture]] = []
+    for entry, wide in drawn(table):
+        narrow = entry.draw(table, width=WIDTHS["one-column"])
+        assert narrow
+        picture = save_picture(folder, entry.name, wide=wide, narrow=narrow)
+        shown.append({"title": entry.title, "caption": caption(entry, table), "picture": picture})
     return shown

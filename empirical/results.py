@@ -161,7 +161,10 @@ def read_table(path: Location, *, schema: pa.Schema = SCHEMA) -> pa.Table:
             f"results file {path} is damaged ({first_line(error)}); delete it and run again"
         ) from error
     if content is None:
-        raise InvalidInput(f"results file {path} has schema {version}, not {wanted}; choose a new folder")
+        raise InvalidInput(
+            f"results file {path} has schema {version}, not {wanted}: another program or version wrote it; "
+            "choose another one"
+        )
     if not content.num_rows:
         raise InvalidInput(f"results file {path} has no rows; delete it and run again")
     needed = [name for name in SCHEMA.names if name not in _NULLABLE] if schema is SCHEMA else []

@@ -120,6 +120,8 @@ def _check_declared(path: Path) -> None:
     The footer is read here, since a damaged one ends the process when PyArrow is asked what it says.
     """
     size = path.stat().st_size
+    if not path.is_file():
+        raise BadParquet("it is no regular file")  # a pipe would be waited for
     with path.open("rb") as file:
         footer = _footer(file, size)
         groups = _structs(footer.get(4))

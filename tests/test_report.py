@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from empirical.report import SHOWN, claims_table, summary, write_report
+from tests.browser import assert_readable
 from tests.results_table import network_table
 
 _HOSTILE = '<script>alert("1")</script>'
@@ -91,7 +92,7 @@ def test_report_needs_nothing_but_itself(page) -> None:
     parser = Page()
     parser.feed(page)
     assert not parser.open
-    assert len(parser.links) == len(_FIGURES)
+    assert len(parser.links) == 2 * len(_FIGURES)  # for a window, and for a phone
     assert all(link.startswith("data:image/svg+xml;base64,") for link in parser.links)
     assert not re.search(r"<script|@import|url\(", page)
 
@@ -99,9 +100,15 @@ def test_report_needs_nothing_but_itself(page) -> None:
 def test_figures_lie_beside_the_report_and_in_it(report, page) -> None:
     for name in _FIGURES:
         svg = (report.parent / "figures" / f"{name}.svg").read_bytes()
+        narrow = (report.parent / "figures" / f"{name}-narrow.svg").read_bytes()
         assert base64.b64encode(svg).decode() in page
+        assert base64.b64encode(narrow).decode() in page
         assert (report.parent / "figures" / f"{name}.png").stat().st_size > 1000
     assert sorted(path.name for path in report.parent.iterdir()) == ["figures", "report.html"]
+
+
+def test_the_page_in_a_browser(report, tmp_path) -> None:
+    assert_readable(report, tmp_path, figures=len(_FIGURES))
 
 
 def test_hostile_names_are_escaped(page) -> None:

@@ -52,16 +52,21 @@ def check_sparsity(name: str, alpha: float) -> float:
     return float(alpha)
 
 
-def check_labels(name: str, y: object, *, n: int, classes: int) -> np.ndarray:
-    """Return labels as int64. Raises: InvalidInput unless they are ``n`` integers in [0, classes)."""
+def check_labels(name: str, y: object, *, n: int, classes: int | None) -> np.ndarray:
+    """Return labels as int64. Raises: InvalidInput unless they are ``n`` integers in [0, classes).
+
+    Without ``classes`` they need only be non-negative.
+    """
     array = np.asarray(y)
     if array.shape != (n,):
         raise InvalidInput(f"{name} has shape {array.shape}; expected ({n},), one label per example")
+    most = np.iinfo(np.int64).max if classes is None else classes
+    allowed = "from 0 on" if classes is None else f"in [0, {classes})"
     if array.dtype.kind not in "iu":
-        raise InvalidInput(f"{name} has dtype {array.dtype}; labels must be integers in [0, {classes})")
-    bad = np.flatnonzero((array < 0) | (array >= classes))
+        raise InvalidInput(f"{name} has dtype {array.dtype}; labels must be integers {allowed}")
+    bad = np.flatnonzero((array < 0) | (array >= most))
     if bad.size:
-        raise InvalidInput(f"{name}[{bad[0]}] is {array[bad[0]]}; labels must lie in [0, {classes})")
+        raise InvalidInput(f"{name}[{bad[0]}] is {array[bad[0]]}; labels must lie {allowed}")
     return array.astype(np.int64)
 
 

@@ -327,7 +327,10 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
             scores = module(first.new_zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         line = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        raise InvalidInput(f"the module does not take examples of shape {shape}: {line}") from error
+        raise InvalidInput(
+            f"the module does not take examples of shape {shape} ({line}); give the shape that it takes, "
+            "such as --shape 1,28,28"
+        ) from error
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InvalidInput(f"the module maps (2, *{shape}) to {found}; it must give (2, classes)")

@@ -23,17 +23,9 @@ from empirical.own_network.check_facts import (
 from empirical.own_network.check_tables import number, percent, tables
 from empirical.own_network.further_pruning import DRAWS
 from empirical.own_network.tables import NORMS, Cells
-from empirical.pages import data_uri, save_figure, setting, write_page
+from empirical.pages import Picture, save_picture, setting, write_page
 from paper_figures import bounds, further_pruning, robust_accuracy
 from paper_figures.layout import WIDTHS
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure for wide and for narrow screens, each as the source of an image."""
-
-    wide: str
-    narrow: str
 
 
 @dataclass(frozen=True)
@@ -138,12 +130,8 @@ def _pictures(findings: Findings, out: Path) -> dict[str, Picture]:
     if isinstance(findings.bounds, pd.DataFrame):
         rows = findings.bounds
         figures["bounds"] = lambda width: bounds.figure(rows, width=width)
-    return {name: _saved(out / "figures", name, draw) for name, draw in figures.items()}
-
-
-def _saved(folder: Path, name: str, draw: Callable[[float], Figure]) -> Picture:
-    wide, narrow = (
-        save_figure(folder, file, draw(WIDTHS[width]), formats=("svg",))
-        for file, width in ((name, "two-column"), (f"{name}-narrow", "one-column"))
-    )
-    return Picture(data_uri(wide), data_uri(narrow))
+    wide, narrow = WIDTHS["two-column"], WIDTHS["one-column"]
+    return {
+        name: save_picture(out / "figures", name, wide=draw(wide), narrow=draw(narrow), formats=("svg",))
+        for name, draw in figures.items()
+    }
