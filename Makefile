@@ -1,12 +1,13 @@
 # make verify: the main job on scikit-learn's digits.   make test: all tests.
 # make figures: all figures of the committed results, into figures/.   make docs: the site, into site/.
+# make wheel: the wheel, into dist/, and the main job, small, run from it in an environment of its own.
 # One environment, .venv, built from constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: verify test lint bench figures docs clean
+.PHONY: verify test lint bench figures docs wheel clean
 .DEFAULT_GOAL := verify
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -32,5 +33,12 @@ figures: $(INSTALLED)
 docs: figures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t wheel -d dist
+	$(PYTHON) -m venv dist/empty
+	dist/empty/bin/pip install --quiet -c constraints.txt dist/*.whl
+	cd dist && empty/bin/sparse-robustness verify --seeds 2 --sparsities 0,0.5,0.9 --out verify
+
 clean:
-	rm -rf .venv site .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv dist site .pytest_cache .hypothesis .ruff_cache

@@ -30,6 +30,7 @@ from theory.types import InvalidInput
 # Exit statuses of a child: finished, stopped by an error that it names, stopped by Ctrl-C.
 DONE, NAMED, INTERRUPTED = 0, 2, 130
 NOBODY = 65534
+_YEARS = 3e8  # ten of them, in seconds
 _DAMAGED = re.compile(r"(/\S+) is damaged .*; delete it and run again")
 
 
@@ -120,10 +121,16 @@ def read_only(case: Case, rng: np.random.Generator) -> int:
 
 
 def clock_jump(case: Case, rng: np.random.Generator) -> int:
-    """All files are up to ten years old, or from the future; so are the data."""
+    """All files, data too, are up to ten years old or from the future, and so is every look at the clock."""
     for path in [*case.half_done(rng), Path(case.experiments[0].data)]:
-        moment = time.time() + rng.uniform(-3e8, 3e8)
+        moment = time.time() + rng.uniform(-_YEARS, _YEARS)
         os.utime(path, (moment, moment))
+
+    def jumping() -> None:
+        time.time = lambda: time.time_ns() / 1e9 + rng.uniform(-_YEARS, _YEARS)
+        run(case.experiments, case.out)
+
+    assert status(forked(jumping)) == DONE
     return case.finish()
 
 
