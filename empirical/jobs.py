@@ -11,6 +11,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from empirical.experiments.specification import LINEAR_KINDS, Experiment
 from empirical.locations import Location
 from empirical.mask_comparison import compare_masks, predict_masks
 from empirical.measurement import measure, measured_rows
+from empirical.progress import Notes
 from empirical.provenance import choose_device, commit, device_name, package_version
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit
@@ -47,7 +49,8 @@ _EXAMPLES = 250
 class Job:
     """One chain, or, of condition "base", the dense networks of a block of seeds and the mask theorem.
 
-    ``first`` is one that is begun even when the deadline is over, so that every call gets on.
+    ``first`` is one that is begun even when the deadline is over, so that every call gets on. ``notes`` is a
+    folder of the command's machine, where a worker notes what it does.
     """
 
     experiment: Experiment
@@ -58,11 +61,17 @@ class Job:
     data_sha256: str
     deadline: Deadline = NEVER
     first: bool = False
+    notes: Path | None = None
 
     @property
     def base(self) -> bool:
         """Whether it is the dense networks that chains start from."""
         return self.chain.condition == "base"
+
+    @property
+    def stage(self) -> str:
+        """What is done, in words."""
+        return f"{self.experiment.network.kind} {'random masks' if self.base else self.chain.condition}"
 
     def units(self) -> list[Location]:
         """The files with its rows."""
@@ -85,7 +94,7 @@ def do_on_one_core(job: Job) -> None:
     """Do a job, if there is time for it, in a process that has one core to itself."""
     torch.set_num_threads(1)
     if job.first or not job.deadline.over:
-        do(job, lambda: None)
+        do(job, lambda: None, Notes(job.notes, job.stage).write)
 
 
 def do(job: Job, after_step: Callable[[], None], tell: Tell = lambda text: None) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,16 +20,12 @@ from empirical.experiments.chains import Chain, Place, blocks
 from empirical.experiments.specification import Experiment
 from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint, speaks_of_masks
 from empirical.locations import Location, in_one_process, present
+from empirical.progress import Advance, Progress
 from empirical.provenance import package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import settings_id
 from empirical.workers import HERE, Workers, spread
 from theory.types import InvalidInput
-
-# Hears the stage, and a detail such as the networks' accuracy: of every unit that is done, or within one.
-Advance = Callable[[str, str], None]
-# Seconds between looks at the folder for units that other processes have finished.
-_LOOK = 0.5
 
 
 @dataclass(frozen=True)
@@ -108,9 +102,9 @@ def run_experiments(
     """Run all experiments into ``out``, continuing what an earlier run with the same settings left there.
 
     ``workers`` share the chains; the rows do not depend on who they are. They see ``out``, and read the data,
-    under the same paths. ``advance`` hears of every finished unit, ``tell`` of every epoch in this
-    process. A file that is there is reused, never
-    overwritten. Past the ``deadline`` it stops after the epoch or the measurement at hand.
+    under the same paths. ``advance`` hears of every finished unit, ``tell`` of the epochs of this machine's
+    processes. A file that is there is reused, never overwritten. Past the ``deadline`` it stops after the
+    epoch or the measurement at hand.
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
     damaged file; TrainingDiverged if a network's weights become infinite; WorkersLost if workers were killed,
     OutOfTime if the deadline came before the end: the same call goes on from what was finished.
@@ -204,76 +198,22 @@ def _work(
     dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: Advance, tell: Advance
 ) -> None:
     """Do all jobs, the dense networks first, several at once where there are several workers."""
-    told = _Told([path for job in (*dense, *rest) for path in job.units()], advance)
+    told = Progress([path for job in (*dense, *rest) for path in job.units()], advance, tell)
     told.look()
     deadline = dense[0].deadline if dense else NEVER
     if workers.here:
         # Dense networks are trained when the first chain asks for them, so that seed follows on seed.
         for job in (*rest, *dense):
-            stage = f"{job.experiment.network.kind} {'random masks' if job.base else job.chain.condition}"
-            if not do(job, partial(told.reached, job.units()), partial(tell, stage)):
+            if not do(job, partial(told.reached, job.units()), partial(tell, job.stage)):
                 break
     else:
         stages = [[job for job in jobs if not job.finished()] for jobs in (dense, rest)]
         if any(stages):
-            with told.watching(), spread(workers, cuda=dense[0].device == "cuda") as each:
+            with told.watching() as notes, spread(workers, cuda=dense[0].device == "cuda") as each:
                 for jobs in stages:
-                    begun = [replace(job, first=i < workers.count) for i, job in enumerate(jobs)]
+                    begun = [replace(job, first=i < workers.count, notes=notes) for i, job in enumerate(jobs)]
                     for _ in each(do_on_one_core, begun):
                         pass
     told.look()
     if deadline.over and not all(job.finished() for job in (*dense, *rest)):
         raise OutOfTime
-
-
-class _Told:
-    """Which units are on disk, as far as ``advance`` has been told."""
-
-    def __init__(self, paths: Sequence[Location], advance: Advance) -> None:
-        self._waiting, self._advance = dict.fromkeys(paths), advance
-
-    def look(self) -> None:
-        """Tell of every unit that has appeared since, whichever process wrote it."""
-        for path in present(list(self._waiting)):
-            self._tell(path)
-
-    def reached(self, units: Sequence[Location]) -> None:
-        """Tell of those units, made one after the other, that are there now: no folder is listed for it."""
-        for path in units:
-            if path in self._waiting:
-                if not path.is_file():
-                    return
-                self._tell(path)
-
-    def _tell(self, path: Location) -> None:
-        del self._waiting[path]
-        self._advance(*_stage(path))
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look again and again while the work is done elsewhere."""
-        stop = threading.Event()
-
-        def keep_looking() -> None:
-            while not stop.wait(_LOOK):
-                self.look()
-
-        watcher = threading.Thread(target=keep_looking, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
-
-
-def _stage(path: Location) -> tuple[str, str]:
-    """The stage and the accuracy that a unit's file speaks of."""
-    rows = read_table(path)
-    first = rows.slice(0, 1).to_pylist()[0]
-    clean = (pc.field("quantity") == "accuracy") & (pc.field("method") == "clean")
-    accuracy = rows.filter(clean)["value"].to_numpy()
-    if not len(accuracy):
-        return f"{first['family']} random masks", ""
-    mean = accuracy.mean()
-    return f"{first['family']} {first['pruning']}", f"sparsity {first['sparsity']:.3g}, accuracy {mean:.3f}"

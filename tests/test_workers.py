@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -123,6 +124,15 @@ def test_ray_finds_the_same_rows_though_a_worker_is_killed(sweep, tmp_path):
     killer.join()
     assert killed
     pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
+
+
+def test_epochs_are_heard_of_from_other_processes_too(sweep, tmp_path):
+    """From a training long enough that it is looked at more than once."""
+    long = replace(sweep[0][0], seeds=1, first=replace(sweep[0][0].first, epochs=400))
+    told: list[tuple[str, str]] = []
+    run_part([long], tmp_path / "run", part=Part(), device=CPU, workers=Workers(2),
+             tell=lambda *step: told.append(step))  # fmt: skip
+    assert any(re.fullmatch(r"dense, epoch \d+ of 400", detail) for _, detail in told), told
 
 
 def test_a_killed_process_is_one_line_and_the_same_command_goes_on(sweep, tmp_path):
