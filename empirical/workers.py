@@ -215,7 +215,10 @@ def _ray(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
     if workers.address is None:
         gpus = set(gpu_of_each(workers.count, share=share)) if cuda else ()
         where = {"num_cpus": workers.count, "num_gpus": len(gpus), "include_dashboard": False}
-    ray.init(log_to_driver=False, logging_level="ERROR", **where)
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **where)
+    except Exception as error:  # of no class of its own, such as for a node that does not start in time
+        raise OSError(f"Ray did not start: {str(error).splitlines()[0]}") from error
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         remote = ray.remote(num_cpus=1, num_gpus=share)(work)

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Set
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from empirical.provenance import package_version
 from empirical.run import Part, run_experiments, run_part, total_steps
 from empirical.training import TrainingDiverged
 from empirical.workers import Workers, spread
+from tests.faults.injection import ray_workers
 from tests.faults.sweep import CPU, rows, run, tiny
 from theory.types import InvalidInput
 
@@ -93,18 +93,6 @@ def test_a_dask_cluster_finds_the_same_rows_though_a_worker_is_killed(sweep, clu
     )
 
 
-def ray_workers() -> set[int]:
-    """The processes that Ray has begun below this one and that do a job now, on Linux."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError):
-            if folder.name.isdecimal() and (folder / "cmdline").read_bytes().startswith(
-                b"ray::do_on_one_core"
-            ):
-                found.add(int(folder.name))
-    return found
-
-
 def test_ray_finds_the_same_rows_though_a_worker_is_killed(sweep, tmp_path):
     pytest.importorskip("ray")
     experiments, alone = sweep
@@ -114,7 +102,7 @@ def test_ray_finds_the_same_rows_though_a_worker_is_killed(sweep, tmp_path):
         while len(list(out.glob("units/*.parquet"))) < 4:
             time.sleep(0.005)
         while not killed:
-            for pid in sorted(ray_workers())[:1]:
+            for pid in ray_workers()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
@@ -205,6 +193,19 @@ def test_a_machine_without_gpus_is_told_before_workers_start(monkeypatch):
     for backend in ("loky", "dask", "ray"):
         with pytest.raises(InvalidInput, match="sees no GPU"), spread(Workers(2, backend), cuda=True):
             pass
+
+
+def test_a_ray_that_does_not_start_is_an_error_of_one_line(monkeypatch):
+    """What Ray raises on a machine too busy for it is of no class that could be told from a mistake."""
+    ray = pytest.importorskip("ray")
+
+    def late(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore.")  # noqa: TRY002
+
+    monkeypatch.setattr(ray, "init", late)
+    message = "Ray did not start: The current node timed out during startup.$"
+    with pytest.raises(OSError, match=message), spread(Workers(2, "ray")):
+        pass
 
 
 def test_a_dask_cluster_without_such_gpus_is_told_at_once():

@@ -19,11 +19,13 @@ import click
 import numpy as np
 import torch
 
+from empirical.workers import BACKENDS
 from tests.faults.injection import FAULTS, Case
 from tests.faults.sweep import Difference, difference, rows, run, tiny
 
 # Faults that wait for interpreters to start, or for limits that time does not move, need fewer trials.
-_FEW = ("read-only folder", "worker killed, loky", "worker killed, dask")
+_FEW = ("read-only folder", *(f"worker killed, {name}" for name in BACKENDS))
+_PACKAGES = {"worker killed, dask": "distributed", "worker killed, ray": "ray"}
 
 
 @click.command()
@@ -44,7 +46,7 @@ def main(each: int, few: int, only: tuple[str, ...], seed: int, out: Path | None
         experiments = tiny(folder)
         run(experiments, folder / "undisturbed")
         for fault in only or FAULTS:
-            if fault.endswith("dask") and importlib.util.find_spec("distributed") is None:
+            if fault in _PACKAGES and importlib.util.find_spec(_PACKAGES[fault]) is None:
                 continue
             count = few if fault in _FEW else 2 * each if fault == "kill -9" else each
             found = _trials(fault, count, seed, experiments=experiments, folder=folder)

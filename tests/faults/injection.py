@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 
 from empirical.experiments import Experiment
 from empirical.run import run_experiments
-from empirical.workers import Workers, WorkersLost
+from empirical.workers import BACKENDS, Workers, WorkersLost
 from tests.faults.sweep import CPU, mended, run
 from theory.types import InvalidInput
 
@@ -162,7 +163,7 @@ def bit_flipped(case: Case, rng: np.random.Generator, *, pattern: str) -> int:
 def worker_killed(case: Case, rng: np.random.Generator, *, backend: str) -> int:
     """kill -9 of one of two workers at a random moment; what cannot go on by itself is run again."""
     errors: list[Exception] = []
-    killer = threading.Thread(target=_kill_a_worker, args=(case, rng))
+    killer = threading.Thread(target=_kill_a_worker, args=(case, rng, backend))
     killer.start()
     work = partial(run_experiments, case.experiments, case.out, device=CPU, workers=Workers(2, backend))
     mended(work, lambda error: errors.append(_lost(error)))
@@ -176,11 +177,24 @@ def _lost(error: Exception) -> WorkersLost:
     return error
 
 
-def _kill_a_worker(case: Case, rng: np.random.Generator) -> None:
+def _kill_a_worker(case: Case, rng: np.random.Generator, backend: str) -> None:
     wait_for_files(case, rng, None)
-    workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+    workers = (
+        ray_workers() if backend == "ray" else [child.pid for child in multiprocessing.active_children()]
+    )
     if workers:
         os.kill(int(rng.choice(workers)), signal.SIGKILL)
+
+
+def ray_workers() -> list[int]:
+    """The processes that do a job for Ray now, on Linux; they are no children of this one."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            does = (folder / "cmdline").read_bytes() if folder.name.isdecimal() else b""
+            if does.startswith(b"ray::do_on_one_core"):
+                found.append(int(folder.name))
+    return found
 
 
 def _one(case: Case, rng: np.random.Generator, pattern: str) -> Path:
@@ -250,4 +264,4 @@ for _name, _pattern in {
 }.items():
     FAULTS[f"cut short, {_name}"] = partial(truncated, pattern=_pattern)
     FAULTS[f"bit flipped, {_name}"] = partial(bit_flipped, pattern=_pattern)
-FAULTS |= {f"worker killed, {_name}": partial(worker_killed, backend=_name) for _name in ("loky", "dask")}
+FAULTS |= {f"worker killed, {_name}": partial(worker_killed, backend=_name) for _name in BACKENDS}
