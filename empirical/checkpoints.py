@@ -17,8 +17,7 @@ from empirical.ensembles import Ensemble, ModuleEnsemble
 from empirical.ensembles.mlp import MLPEnsemble
 from empirical.locations import Location, Unreachable, on_disk, write_atomically
 from empirical.recipe import Recipe
-from empirical.results import first_line
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 
 def training_id(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds: Sequence[int]) -> str:

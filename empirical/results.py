@@ -21,7 +21,7 @@ from numpy import ndarray as Array
 
 from empirical.locations import Location, Unreachable, make_folder, names, on_disk, write_atomically
 from paper_figures.parquet import BadParquet, read_parquet, schema_version
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 SCHEMA_VERSION = "1"
 SCHEMA_KEY = b"sparse_robustness.schema"
@@ -265,9 +265,3 @@ def _check_same(note: Location, settings: dict[str, object]) -> None:
             f"out is {note.parent}, a run with {key} = {found.get(key)!r}, not {settings.get(key)!r}; "
             "choose a new folder"
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what went wrong, without what a terminal would obey."""
-    text = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -25,7 +25,7 @@ from typing import Any
 from joblib.externals.loky import ProcessPoolExecutor
 
 from empirical.gpus import VISIBLE, gpu_of_each
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 # More processes than any machine has cores; a misprint would bring it down.
 _MOST = 4096
@@ -218,7 +218,7 @@ def _ray(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **where)
     except Exception as error:  # of no class of its own, such as for a node that does not start in time
-        raise OSError(f"Ray did not start: {str(error).splitlines()[0]}") from error
+        raise OSError(f"Ray did not start: {first_line(error)}") from error
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         remote = ray.remote(num_cpus=1, num_gpus=share)(work)

@@ -165,7 +165,7 @@ def test_workers_of_several_threads_are_refused_also_those_that_join_later():
 @pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
 def test_each_worker_has_a_gpu_of_its_own(backend, monkeypatch):
     """By the names that the machine's administrator gave, in a machine without any."""
-    pytest.importorskip({"loky": "joblib", "dask": "distributed"}.get(backend, backend))
+    pytest.importorskip({"loky": "joblib", "dask": "distributed", "ray": "ray"}[backend])
 
     def seen(_: int) -> str | None:
         time.sleep(0.2)  # so that no process does all

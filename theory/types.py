@@ -14,6 +14,12 @@ class InvalidInput(ValueError):
     """Input that breaks a stated precondition; the message names argument, value and remedy."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class, without what a terminal would obey."""
+    text = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def finite_array(name: str, value: object, *, ndim: int) -> np.ndarray:
     """Return ``value`` as a read-only float64 array of ``ndim`` dimensions.
 

@@ -22,7 +22,7 @@ from empirical.ensembles.mlp import MLPEnsemble
 from empirical.ensembles.narrow import NarrowConvolutions
 from empirical.ensembles.programs import ProgramModule
 from empirical.ensembles.protocol import Cotangent, share_of_zeros
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Attribute of an ensemble's module that says whether it takes images with channels last.
@@ -326,10 +326,9 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
         with torch.no_grad():
             scores = module(first.new_zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        line = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
         raise InvalidInput(
-            f"the module does not take examples of shape {shape} ({line}); give the shape that it takes, "
-            "such as --shape 1,28,28"
+            f"the module does not take examples of shape {shape} ({first_line(error)}); "
+            "give the shape that it takes, such as --shape 1,28,28"
         ) from error
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

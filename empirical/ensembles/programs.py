@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from empirical.results import first_line
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 _WEIGHTS = "data/weights/model_weights_config.json"
 _CONSTANTS = "data/constants/model_constants_config.json"

@@ -17,8 +17,7 @@ from empirical.checkpoints import read_tensors, write_tensors
 from empirical.ensembles import AnyEnsemble, Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.ensembles.modules import prunable_names
 from empirical.locations import Location
-from empirical.results import first_line
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 
 def save_networks(path: Location, networks: Ensemble, *, settings: str, compact: bool = False) -> None:

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from empirical.ensembles.programs import check_stored, input_shape, load_program
-from empirical.results import first_line
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 _TORCH_SAVE = (".pt", ".pth", ".ckpt", ".bin")
 # Bytes of all weights that a small file may declare, and how often a larger one may use what it stores: tied
@@ -108,7 +107,9 @@ def _state(path: Path) -> dict[str, Tensor]:
         try:
             return _checked(name, load_file(path), path)
         except (SafetensorError, OSError, *_TENSOR_ERRORS) as error:
-            raise InvalidInput(f"model {name} is no readable safetensors file ({_line(error)})") from error
+            raise InvalidInput(
+                f"model {name} is no readable safetensors file ({first_line(error)})"
+            ) from error
     if path.suffix not in _TORCH_SAVE:
         known = ", ".join((".pt2", ".safetensors", *_TORCH_SAVE))
         raise InvalidInput(f"model {name} has an unknown format {path.suffix!r}; known are {known}")
@@ -136,7 +137,7 @@ def _unpickled(name: str, path: Path, where: str) -> object:
     except InvalidInput:
         raise
     except Exception as error:  # the unpickler raises whatever a damaged file makes its parts raise
-        raise InvalidInput(f"model {name} is no readable checkpoint ({_line(error)})") from error
+        raise InvalidInput(f"model {name} is no readable checkpoint ({first_line(error)})") from error
 
 
 def _checked(name: str, loaded: object, path: Path) -> dict[str, Tensor]:
@@ -201,8 +202,8 @@ def _built(arch: str, arguments: Mapping[str, object]) -> nn.Module:
         module = factory(**arguments)
     except Exception as error:  # whatever the user's code raises
         raise InvalidInput(
-            f"arch {arch!r} with arguments {dict(arguments)} fails ({type(error).__name__}: {_line(error)}); "
-            "check the path, the name and --arch-args"
+            f"arch {arch!r} with arguments {dict(arguments)} fails "
+            f"({type(error).__name__}: {first_line(error)}); check the path, the name and --arch-args"
         ) from error
     finally:
         sys.path.remove(here)
@@ -255,7 +256,3 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module
         linear.load_state_dict({"weight": weight, "bias": bias})
         modules += [linear, nn.ReLU()]
     return nn.Sequential(*modules[:-1]).eval(), [pairs[0][0].shape[1], *(len(w) for w, _ in pairs)]
-
-
-def _line(error: Exception) -> str:
-    return first_line(error)

@@ -179,9 +179,8 @@ def _lost(error: Exception) -> WorkersLost:
 
 def _kill_a_worker(case: Case, rng: np.random.Generator, backend: str) -> None:
     wait_for_files(case, rng, None)
-    workers = (
-        ray_workers() if backend == "ray" else [child.pid for child in multiprocessing.active_children()]
-    )
+    children = [child.pid for child in multiprocessing.active_children() if child.pid]
+    workers = ray_workers() if backend == "ray" else children
     if workers:
         os.kill(int(rng.choice(workers)), signal.SIGKILL)
 

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from theory.graph.builder import Builder, Place
 from theory.graph.network import Graph, Shape, check_number_type
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 _BATCH = 2  # examples in the traced call: an operation that mixes examples changes this axis
 # Bytes of a constant that the network makes itself: masks and ranges, not what a few words could ask for.
@@ -79,9 +79,8 @@ def _export(module: nn.Module, shape: Shape) -> ExportedProgram:
             warnings.simplefilter("ignore")
             return torch.export.export(module, (example,))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InvalidInput(
-            f"network cannot be traced on inputs of shape {tuple(example.shape)} ({reason}); "
+            f"network cannot be traced on inputs of shape {tuple(example.shape)} ({first_line(error)}); "
             "pass one example's shape, and a module whose control flow does not depend on values"
         ) from error
     finally:
