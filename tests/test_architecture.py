@@ -15,8 +15,9 @@ MEETING_PLACES = {
     for path in (
         "comparison.py",
         "mask_comparison.py",
-        "own_network/bounds.py",
+        "own_network/bound_rows.py",
         "own_network/mask_bounds.py",
+        "own_network/problem.py",
         "cli/falsify.py",
         "cli/hunt_book.py",
     )

@@ -26,8 +26,9 @@ from empirical.cli.main import main
 from empirical.datasets import load, load_test
 from empirical.ensembles import from_networks
 from empirical.measurement import verified_radius
-from empirical.own_network.bounds import ALPHAS, SCHEMA, Request, fully_connected
+from empirical.own_network.bounds import SCHEMA
 from empirical.own_network.loading import load_network
+from empirical.own_network.problem import ALPHAS, Request, fully_connected
 from empirical.results import read_table
 from paper_figures.bounds import figure
 from theory import graph as graphs
@@ -241,7 +242,7 @@ def test_a_finished_run_is_reported_again_and_never_overwritten(finished, monkey
     folder, arguments, first, _ = finished
     table = folder / "run" / "bounds.parquet"
     before = table.stat().st_mtime_ns
-    monkeypatch.setattr("empirical.own_network.bounds._certificate_rows", None)
+    monkeypatch.setattr("empirical.own_network.bound_rows._certificate_rows", None)
     again = run(*arguments)
     assert again.exit_code == 0
     assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
@@ -260,10 +261,10 @@ def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("empirical.own_network.bounds._lipschitz_rows", stop)
+        patch.setattr("empirical.own_network.bound_rows._lipschitz_rows", stop)
         assert run(*arguments).exit_code == 130
     assert not (tmp_path / "run" / "bounds.parquet").exists()
-    monkeypatch.setattr("empirical.own_network.bounds._network_rows", None)
+    monkeypatch.setattr("empirical.own_network.bound_rows._network_rows", None)
     assert run(*arguments).exit_code == 0
     found = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
     compared = ["quantity", "norm", "method", "nature", "radius", "sparsity", "example", "value"]

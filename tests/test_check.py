@@ -17,7 +17,7 @@ from torch import nn
 
 from empirical.cli.main import main
 from empirical.datasets import load, load_test
-from empirical.own_network import bounds
+from empirical.own_network import problem
 from empirical.own_network.bounds import SCHEMA
 from empirical.own_network.check_facts import harmless, layers
 from empirical.own_network.loading import Network, load_network
@@ -297,14 +297,14 @@ def test_what_the_theory_does_not_cover_is_said_and_the_rest_is_done(convolution
 def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeypatch):
     """How many examples it certifies follows from the network's size and what a minute is taken to hold."""
     monkeypatch.chdir(convolutional)
-    asked = bounds.Request(examples=N)
+    asked = problem.Request(examples=N)
     network, data = load_network(Path("cnn.pt2")), load_test("images.npz")
-    problem = bounds.Problem.of(network, data, asked, device=torch.device("cpu"))
-    assert bounds.affordable(problem, asked) == N
-    each = 12 * 2 * relaxation_products(problem.graph)  # radii tried, norms
+    stated = problem.Problem.of(network, data, asked, device=torch.device("cpu"))
+    assert problem.affordable(stated, asked) == N
+    each = 12 * 2 * relaxation_products(stated.graph)  # radii tried, norms
     for minute, count in ((3.5 * each, 3), (0.5 * each, 0)):
-        monkeypatch.setattr(bounds, "_MINUTE_OF_CONVOLUTIONS", minute)
-        assert bounds.affordable(problem, asked) == count
+        monkeypatch.setattr(problem, "_MINUTE_OF_CONVOLUTIONS", minute)
+        assert problem.affordable(stated, asked) == count
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,9 @@ def bounds(
     started = time.perf_counter()
     with one_line_errors():
         from empirical.datasets import load_test
-        from empirical.own_network.bounds import ALPHAS, Request, default_folder, total_steps
         from empirical.own_network.bounds import bounds as run
+        from empirical.own_network.bounds import default_folder, total_steps
+        from empirical.own_network.problem import ALPHAS, Request
         from empirical.own_network.tables import bound_tables
 
         request = Request(

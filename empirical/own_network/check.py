@@ -17,10 +17,10 @@ import torch
 
 from empirical.datasets import Dataset, Examples
 from empirical.ensembles import Ensemble, MLPEnsemble, from_networks
-from empirical.own_network import bounds, measuring
-from empirical.own_network.bounds import Problem
+from empirical.own_network import bounds, measuring, problem
 from empirical.own_network.further_pruning import check_levels, units
 from empirical.own_network.loading import Network
+from empirical.own_network.problem import Problem
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
@@ -57,9 +57,9 @@ class Request:
             examples=self.examples, attacks=self.attacks, eps=self.eps, box=self.box, shape=self.shape
         )
 
-    def proving(self) -> bounds.Request:
+    def proving(self) -> problem.Request:
         """The part that ``bounds`` answers."""
-        return bounds.Request(examples=self.examples, shape=self.shape, crown=self.crown)
+        return problem.Request(examples=self.examples, shape=self.shape, crown=self.crown)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def check(
     subject = _subject(network, data, request, device)
     crown = 0
     if isinstance(subject.problem, Problem):
-        affordable = bounds.affordable(subject.problem, request.proving())
+        affordable = problem.affordable(subject.problem, request.proving())
         crown = min(len(subject.data.y_test), affordable if request.crown is None else request.crown)
     settings = _describe(network, subject, replace(request, crown=crown), device)
     open_run(out, settings, parts=("units", "figures", "bounds", "measure"))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from empirical.own_network.bounds import RADII
 from empirical.own_network.check import Findings
 from empirical.own_network.check_facts import Sandwich
 from empirical.own_network.further_pruning import DRAWS
+from empirical.own_network.problem import RADII
 from empirical.own_network.tables import NORMS, Cells, attack_tables, bound_tables
 
 _SHOWN_RADII = {"linf": RADII[math.inf][1:], "l2": RADII[2.0][1:]}
