@@ -63,6 +63,26 @@ def test_float32_bounds_hold_for_the_float64_network(chords, case):
     law_contains_entries(bounds, in_float64(graph), units, cotangents.double())
 
 
+@pytest.mark.parametrize("chords", [False, True])
+@pytest.mark.parametrize("signs", [SIGNS, SIGNS[3:]])
+def test_float32_rounding_is_accounted_for(chords, signs):
+    """Weights that are no short binary fractions; with no derivative open nothing but rounding counts."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        sizes = [(8, 4), (8, 8), (8, 8), (3, 8)]
+        net = ReLUNetwork(tuple(rng.normal(size=s) for s in sizes), tuple(np.zeros(s[0]) for s in sizes))
+        graph, units = from_relu_network(net, dtype=torch.float32), {}
+        for i in graph.activations:
+            sides = signs[torch.tensor(rng.integers(len(signs), size=(2, 8)))]
+            units[i] = Interval(sides[..., 0], sides[..., 1])
+
+        def bounds(_: Graph, units, cotangents, graph=graph):
+            return entry_sides(graph, units, cotangents.float(), chords=chords)
+
+        cotangents = torch.tensor(rng.normal(size=(2, 3, 3))).float()
+        law_contains_entries(bounds, in_float64(graph), units, cotangents.double())
+
+
 @settings(max_examples=60)
 @given(case=gradients())
 def test_chords_give_what_two_functionals_of_every_entry_give(case):
