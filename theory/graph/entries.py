@@ -97,7 +97,7 @@ def entry_bounds(
 
 
 def is_exact(reverse: Graph, node: int) -> bool:
-    """Whether the interval of a node of an adjoint is the range of its entries, but for rounding.
+    """Whether the interval of a node of an adjoint is the range of its entries, an identity to rounding.
 
     It is if one linear operator makes it of certain numbers times unknown derivatives.
     """
