@@ -198,7 +198,10 @@ def _pull(graph: Graph, arriving: dict[int, Tensor], *, absolute: bool = False) 
 
 
 def times(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows @ weight, an identity to rounding; large weights without the rows that only zeros meet, such as those of inactive units."""
+    """rows @ weight, an identity to rounding.
+
+    Of large weights without the rows that only zeros meet, such as those of inactive units.
+    """
     if weight.numel() < GATHER_FROM or rows.requires_grad or rows.device.type != "cpu":
         return rows @ weight
     used = (rows != 0).flatten(0, 1).any(0).nonzero()[:, 0]
