@@ -174,12 +174,17 @@ def lipschitz_methods(case: Case, p: float) -> dict[str, Constants | None]:
     """Every method that bounds local Lipschitz constants; None for one that is not installed."""
     net = case.net
 
-    def ours(dtype: torch.dtype, *, least: bool = True) -> Constants:
+    def ours(dtype: torch.dtype, *, least: bool = True, effort: int = 2) -> Constants:
         here = graph.from_relu_network(net, dtype=dtype)
         everywhere = None if least else torch.full((net.classes, net.classes), math.inf, dtype=dtype)
-        return lambda x, y, radius: graph.local_lipschitz(
-            here, x.to(dtype), y, p=p, radius=torch.full((len(x),), radius, dtype=dtype), constants=everywhere
-        )
+
+        def constants(x: Tensor, y: Tensor, radius: float) -> Tensor:
+            balls = torch.full((len(x),), radius, dtype=dtype)
+            return graph.local_lipschitz(
+                here, x.to(dtype), y, p=p, radius=balls, constants=everywhere, effort=effort
+            )
+
+        return constants
 
     def by_relu(x: Tensor, y: Tensor, radius: float) -> Tensor:
         balls = torch.full((len(x),), radius, dtype=torch.float64).numpy()
@@ -191,6 +196,7 @@ def lipschitz_methods(case: Case, p: float) -> dict[str, Constants | None]:
         "theory.graph": ours(torch.float64),
         "theory.graph float32": ours(torch.float32),
         "theory.graph, global aside": ours(torch.float64, least=False),
+        "theory.graph effort 1, global aside": ours(torch.float64, least=False, effort=1),
         "theory.relu local_lipschitz": by_relu,
         "RecurJac": recurjac_lipschitz(net, p=p, algorithm="recurjac") if recurjac else None,
         "Fast-Lip": recurjac_lipschitz(net, p=p, algorithm="fastlip") if recurjac else None,

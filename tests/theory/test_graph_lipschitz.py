@@ -1,6 +1,7 @@
 """Lipschitz constants of graphs: operators against matrices, gradients in balls, and the NumPy route."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from theory.graph.lipschitz import local_lipschitz
 from theory.graph.network import Conv2d, Dense, Graph, Linear, Node, Source, adjoint, from_relu_network
 from theory.laws import graph as laws
 from theory.laws import relu as relu_laws
+from theory.laws.adjoint import values_of_adjoint
 from theory.laws.strategies import EXTREME, arrays, attack_norms, convolutions, graphs, relu_networks, tensors
 from theory.norms import dual, norm
 from theory.relu import lipschitz as relu_lipschitz
@@ -129,11 +131,23 @@ def balls(draw: st.DrawFn, graph: Graph):
 
 
 @settings(max_examples=50)
-@given(graph=graphs(), p=attack_norms(), data=st.data())
-def test_local_constants_bound_difference_quotients_and_gradients(graph, p, data):
+@given(graph=graphs(), p=attack_norms(), effort=st.sampled_from([2, 2, 1, 0]), data=st.data())
+def test_local_constants_bound_difference_quotients_and_gradients(graph, p, effort, data):
     x, y, radius = data.draw(balls(graph))
-    laws.law_bounds_difference_quotients(local_lipschitz, graph, x, y, radius, p=p)
-    laws.law_bounds_generic_gradients(local_lipschitz, graph, x, y, radius, p=p)
+    constants = partial(local_lipschitz, effort=effort)
+    laws.law_bounds_difference_quotients(constants, graph, x, y, radius, p=p)
+    laws.law_bounds_generic_gradients(constants, graph, x, y, radius, p=p)
+
+
+@settings(max_examples=25)
+@given(graph=graphs(), p=attack_norms(), data=st.data())
+def test_more_effort_never_gives_a_larger_constant(graph, p, data):
+    x, y, radius = data.draw(balls(graph))
+    none, less, most = (
+        local_lipschitz(graph, x, y, p=p, radius=radius, effort=effort) for effort in range(3)
+    )
+    assert (none >= less).all()
+    assert (less >= most).all()
 
 
 @settings(max_examples=25)
@@ -212,7 +226,8 @@ def test_the_adjoint_is_the_graph_of_the_gradient(graph, data):
         if (values[graph.nodes[i].inputs[0]] == 0).any():
             return
     (expected,) = torch.autograd.grad((values[-1] * cotangent).sum(), x)
-    found = laws.values_of_adjoint(adjoint(graph), cotangent, values, graph)
+    derivatives = {i: (values[graph.nodes[i].inputs[0]] > 0).double() for i in graph.activations}
+    found = values_of_adjoint(adjoint(graph), cotangent, derivatives)[-1]
     assert (found - expected).abs().max() <= laws.ROUNDING * (1 + expected.abs().max())
 
 
@@ -252,6 +267,7 @@ BENT = from_relu_network(
         ({"radius": torch.tensor([-1.0])}, "radius has a negative"),
         ({"radius": torch.ones(2)}, "radius has shape"),
         ({"constants": torch.ones(3, 3)}, "constants has shape"),
+        ({"effort": 3}, "effort is 3"),
         ({"constants": torch.full((2, 2), math.nan)}, "constants has a negative or NaN"),
     ],
 )

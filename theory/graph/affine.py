@@ -143,7 +143,7 @@ def reaches(graph: Graph, part: AffinePart, arriving: dict[int, Tensor], error: 
     for start in range(0, examples, group):
         here = {i: c if len(c) == 1 else c[start : start + group] for i, c in arriving.items()}
         if factor:
-            found.append(lengths(_times(here[factor.node], factor.root), q=2.0) * factor.stretch)
+            found.append(lengths(times(here[factor.node], factor.root), q=2.0) * factor.stretch)
         else:
             found.append(lengths(_pulled(graph, here), q=part.q))
     length = torch.cat(found) if len(found) > 1 else found[0]
@@ -187,7 +187,7 @@ def _pull(graph: Graph, arriving: dict[int, Tensor], *, absolute: bool = False) 
             case Source() | Activation():
                 raise AssertionError("not affine")
             case Dense(weight) if not absolute:
-                passed = [(here.inputs[0], _times(rows, weight))]
+                passed = [(here.inputs[0], times(rows, weight))]
             case operation:
                 operation = operation.magnitude() if absolute else operation
                 back = operation.transpose(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
@@ -197,8 +197,11 @@ def _pull(graph: Graph, arriving: dict[int, Tensor], *, absolute: bool = False) 
     return arriving.get(0)
 
 
-def _times(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows @ weight; large weights without the rows that only zeros meet, such as those of inactive units."""
+def times(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows @ weight, an identity to rounding.
+
+    Of large weights without the rows that only zeros meet, such as those of inactive units.
+    """
     if weight.numel() < GATHER_FROM or rows.requires_grad or rows.device.type != "cpu":
         return rows @ weight
     used = (rows != 0).flatten(0, 1).any(0).nonzero()[:, 0]

@@ -29,7 +29,7 @@ class NodeBounds:
 
     def take(self, rows: Tensor) -> NodeBounds:
         """The bounds of some examples."""
-        intervals = tuple(Interval(b.lower[rows], b.upper[rows]) for b in self.intervals)
+        intervals = tuple(interval.take(rows) for interval in self.intervals)
         lines = {i: line.take(rows) for i, line in self.lines.items()}
         return NodeBounds(intervals, lines, {i: (v[rows], e[rows]) for i, (v, e) in self.centres.items()})
 

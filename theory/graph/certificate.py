@@ -264,7 +264,7 @@ def _local_reach(
         return torch.full_like(centre[:, 0], math.inf)
     classes = wanted.to(torch.uint8).topk(most, dim=1).indices
     rows = label_differences(graph, labels).gather(1, classes[..., None].expand(-1, -1, graph.classes))
-    constants = gradient_norm_bounds(graph, rows, bounds, q=q, quick=True)
+    constants = gradient_norm_bounds(graph, rows, bounds, q=q, effort=0)
     return _quotient(torch.where(wanted, centre, math.inf).gather(1, classes), constants)
 
 

@@ -1,28 +1,26 @@
 """Local Lipschitz constants of logit differences over l_p balls: the gradient bounded on the adjoint graph.
 
-Three steps, each cheap. Intervals of the cotangent at every layer (Fast-Lip). Then every entry of the
-gradient along its whole path to the scores: a product d z with an unknown derivative d is z/2 up to |z|/2,
-lines with one slope for all classes, so that one pass serves them all. Last, the *norm* is relaxed like an
-activation, |g_i| <= a_i g_i + b_i on the interval of g_i, and sum_i a_i g_i is bounded as the one linear
-functional that it is: entries share the derivatives they depend on, which a sum of entrywise bounds
-forgets.
+Three steps. Intervals of the cotangent at every layer (Fast-Lip). Then every entry of the gradient along its
+whole path to the scores (:mod:`theory.graph.entries`). Last, the *norm* is relaxed like an activation,
+|g_i| <= a_i g_i + b_i on the interval of g_i, and sum_i a_i g_i is bounded as the one linear functional that
+it is: entries share the derivatives they depend on, which a sum of entrywise bounds forgets.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theory.graph.affine import ROW_ENTRIES, AffinePart, norms, points_only
+from theory.graph.affine import AffinePart, norms, points_only
 from theory.graph.backward import NodeBounds, lower_bounds
 from theory.graph.bounds import Tighten, node_bounds
 from theory.graph.constants import lipschitz_constants
-from theory.graph.network import Activation, Combine, Graph, Source, adjoint
-from theory.graph.relaxation import EXTRA, Ball, Interval, eps_of, step_size, terms_of, tiny_of
+from theory.graph.entries import entry_bounds, is_exact
+from theory.graph.network import Graph, adjoint
+from theory.graph.relaxation import EXTRA, Ball, Interval, chord, eps_of, tiny_of
 from theory.norms import dual
 from theory.types import InvalidInput
 
@@ -35,16 +33,21 @@ def local_lipschitz(
     p: float,
     radius: Float[Tensor, " m"],
     constants: Float[Tensor, "c c"] | None = None,
+    effort: int = 2,
 ) -> Float[Tensor, "m c"]:
     """Lipschitz constants of g_y - g_k in l_p on the ball around each example, a bound; 0 at k = y.
 
-    Never above the global ``constants`` (default: :func:`theory.graph.constants.lipschitz_constants`).
+    Never above the global ``constants`` (default: :func:`theory.graph.constants.lipschitz_constants`), and
+    with more ``effort`` never above what less gives: 0 bounds the entries of the gradient by intervals, 1 by
+    one linear relaxation for all classes, 2 by one for each.
 
-    Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length, or
-      constants of another shape, negative or NaN.
-    Reference: the paper, section 3.2; Weng et al. 2018 (Fast-Lip) and Zhang et al. 2019 (RecurJac) for the
-      entrywise bounds; this project for parallel lines through the product and for the relaxed norm.
+    Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length,
+      constants of another shape, negative or NaN, or an effort other than 0, 1 and 2.
+    Reference: the paper, section 3.2; Weng et al. 2018 (Fast-Lip) for the intervals; Shi et al. 2022 for the
+      relaxation of each class and of the norm; this project for that of all classes at once.
     """
+    if effort not in (0, 1, 2):
+        raise InvalidInput(f"effort is {effort!r}; give 0, 1 or 2")
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     everywhere = lipschitz_constants(graph, p=p) if constants is None else constants
     if everywhere.shape != (graph.classes, graph.classes):
@@ -54,114 +57,52 @@ def local_lipschitz(
     if not (everywhere >= 0).all():
         raise InvalidInput("constants has a negative or NaN entry; Lipschitz constants are non-negative")
     bounds = node_bounds(graph, ball)
-    found = gradient_norm_bounds(graph, label_differences(graph, labels), bounds, q=ball.q)
-    found = torch.fmin(found, everywhere[labels])
-    return found.scatter(1, labels[:, None], 0.0)
+    classes = torch.arange(graph.classes, device=graph.device).expand(len(labels), -1)
+    others = classes[classes != labels[:, None]].reshape(len(labels), -1)
+    rows = label_differences(graph, labels).gather(1, others[..., None].expand(-1, -1, graph.classes))
+    found = gradient_norm_bounds(graph, rows, bounds, q=ball.q, effort=effort)
+    found = torch.fmin(found, everywhere[labels].gather(1, others))
+    return torch.zeros_like(everywhere[labels]).scatter(1, others, found)
 
 
 def gradient_norm_bounds(
-    graph: Graph, cotangents: Float[Tensor, "m k c"], bounds: NodeBounds, *, q: float, quick: bool = False
+    graph: Graph, cotangents: Float[Tensor, "m k c"], bounds: NodeBounds, *, q: float, effort: int
 ) -> Float[Tensor, "m k"]:
     """||gradient of cotangent . scores||_q on the region of ``bounds``, a bound for each cotangent.
 
-    If ``quick``, the entries of the gradient are bounded by intervals alone before their norm is relaxed: a
-    little looser where few signs are open, and far cheaper for few cotangents.
+    Before their norm is relaxed, the entries of the gradient are bounded by intervals (``effort`` 0), then
+    also along their whole path to the scores: by parallel lines (1), then by chords (2), as in
+    :func:`theory.graph.entries.entry_bounds`. The smallest norm found counts.
     """
     m, k, _ = cotangents.shape
+    reverse, flat = adjoint(graph), cotangents.flatten(0, 1)
+    ball = Ball(flat, torch.zeros(m * k, dtype=graph.dtype, device=graph.device), q)
     units = {i: bounds.intervals[graph.nodes[i].inputs[0]] for i in graph.activations}
+    each = torch.arange(m, device=graph.device).repeat_interleave(k)
+    repeated = {i: z.take(each) for i, z in units.items()}
+    part, last = points_only(reverse), len(reverse.nodes) - 1
+    found, best = None, torch.full((m * k,), torch.inf, dtype=graph.dtype, device=graph.device)
+    for level in range(effort + 1):
+        tighten = _by_entries(units, effort=level)
+        found = node_bounds(reverse, ball, units=repeated, part=part, known=found, tighten=tighten)
+        gradient = tighten(reverse, last, found.intervals[last], found, ball, part)
+        found = replace(found, intervals=(*found.intervals[:last], gradient))
+        best = torch.fmin(best, _relaxed_norm(reverse, found, ball))
+    return best.unflatten(0, (m, k))
+
+
+def _by_entries(units: dict[int, Interval], *, effort: int) -> Tighten:
+    """The intervals of nodes of an adjoint met with bounds of their entries, unless they are exact."""
 
     def tighten(
-        reverse: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball, _: AffinePart
+        reverse: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball, part: AffinePart
     ) -> Interval:
-        # Behind one layer of unknown derivatives the interval of a product with a dense matrix is exact.
-        return interval.meet(_parallel(reverse, node, before, units, ball, cotangents=k))
+        del ball, part
+        if effort == 0 or is_exact(reverse, node):
+            return interval
+        return interval.meet(entry_bounds(reverse, node, before, units, chords=effort == 2))
 
-    if quick:
-        reverse, found, ball = _reverse_intervals(
-            graph, cotangents, bounds, q=q, tighten=lambda _, __, interval, *___: interval
-        )
-    else:
-        reverse, found, ball = _reverse_intervals(graph, cotangents, bounds, q=q, tighten=tighten)
-        last = len(reverse.nodes) - 1
-        entries = tighten(reverse, last, found.intervals[-1], found, ball, points_only(reverse))
-        found = replace(found, intervals=(*found.intervals[:-1], entries))
-    return _relaxed_norm(reverse, found, ball).reshape(m, k)
-
-
-def _reverse_intervals(
-    graph: Graph, cotangents: Tensor, bounds: NodeBounds, *, q: float, tighten: Tighten
-) -> tuple[Graph, NodeBounds, Ball]:
-    """The adjoint, bounds of its nodes, and its inputs: one ball of radius 0 for each cotangent."""
-    m, k, classes = cotangents.shape
-    reverse = adjoint(graph)
-    still = torch.zeros(m * k, dtype=graph.dtype, device=graph.device)
-    ball = Ball(cotangents.reshape(m * k, classes), still, q)
-    repeated = {}
-    for i in graph.activations:
-        z = bounds.intervals[graph.nodes[i].inputs[0]]
-        repeated[i] = Interval(z.lower.repeat_interleave(k, 0), z.upper.repeat_interleave(k, 0))
-    found = node_bounds(reverse, ball, units=repeated, part=points_only(reverse), tighten=tighten)
-    return reverse, found, ball
-
-
-def _parallel(
-    reverse: Graph, node: int, found: NodeBounds, units: dict[int, Interval], ball: Ball, *, cotangents: int
-) -> Interval:
-    """Every entry of a node of the adjoint, a bound: d z = z/2 +- |z|/2 for unknown d, backwards."""
-    eps, tiny = eps_of(reverse), tiny_of(reverse)
-    shape = reverse.nodes[node].shape
-    n, examples = prod(shape), len(ball.centre) // cotangents
-    sizes = [size.flatten(1).unflatten(0, (examples, cotangents)).mT for size in found.sizes]  # (m, N, k)
-    start = ball.centre.unflatten(0, (examples, cotangents)).mT  # (m, c, k)
-    largest = max(prod(here.shape) for here in reverse.nodes[: node + 1]) * examples
-    lower, upper = [], []
-    for part in torch.arange(n, device=reverse.device).split(max(1, ROW_ENTRIES // (4 * largest))):
-        rows = torch.zeros(1, len(part), n, dtype=reverse.dtype, device=reverse.device)
-        rows.scatter_(2, part[None, :, None], 1.0)
-        reach = torch.zeros(examples, len(part), cotangents, dtype=reverse.dtype, device=reverse.device)
-        arriving = {node: rows.unflatten(2, shape)}
-        for i in range(node, 0, -1):
-            if i not in arriving:
-                continue
-            coefficients, here = arriving.pop(i), reverse.nodes[i]
-            flat, terms = coefficients.flatten(2).abs(), terms_of(reverse, here)
-            reach = reach + terms * tiny * sum(sizes[j].sum(1)[:, None] for j in here.inputs)  # underflow
-            match here.operation:
-                case Activation(unit):
-                    assert unit is not None
-                    off, on = units[unit].upper <= 0, units[unit].lower >= 0
-                    slope = torch.where(off, 0.0, torch.where(on, 1.0, 0.5)).to(reverse.dtype)
-                    free = (slope == 0.5).flatten(1)[:, :, None]
-                    size = sizes[here.inputs[0]]
-                    reach = reach + flat @ (size * (free * 0.5 + terms * eps) + tiny)
-                    passed = [(here.inputs[0], coefficients * slope[:, None])]
-                case Combine(signs):
-                    passed = [(j, s * coefficients) for j, s in zip(here.inputs, signs, strict=True)]
-                    added = sum((sizes[j] for j in here.inputs), start=torch.zeros((), dtype=reverse.dtype))
-                    reach = reach + flat @ (terms * (eps * added + tiny))
-                case Source():
-                    raise AssertionError("the source is node 0")
-                case operation:
-                    back = operation.transpose(coefficients.flatten(0, 1)).unflatten(
-                        0, coefficients.shape[:2]
-                    )
-                    passed = [(here.inputs[0], back)]
-                    inputs = [found.sizes[j] for j in here.inputs]
-                    added = (
-                        step_size(reverse, here, inputs).flatten(1).unflatten(0, (examples, cotangents)).mT
-                    )
-                    reach = reach + flat @ (terms * (eps * added + tiny))
-            for j, more in passed:
-                arriving[j] = arriving[j] + more if j in arriving else more
-        last = arriving[0].flatten(2)
-        middle = last @ start
-        reach = reach + (len(start[0]) + EXTRA) * (eps * (last.abs() @ start.abs()) + tiny)
-        terms = max(len(size[0]) for size in sizes) + len(reverse.nodes) + EXTRA
-        reach = reach * (1 + terms * eps) + tiny
-        lower.append(middle - reach - 2 * eps * middle.abs())
-        upper.append(middle + reach + 2 * eps * middle.abs())
-    both = [torch.cat(side, dim=1).mT.flatten(0, 1).unflatten(1, shape) for side in (lower, upper)]
-    return Interval(*both)
+    return tighten
 
 
 def _relaxed_norm(reverse: Graph, found: NodeBounds, ball: Ball) -> Tensor:
@@ -178,11 +119,7 @@ def _relaxed_norm(reverse: Graph, found: NodeBounds, ball: Ball) -> Tensor:
     terms = low.shape[1] + EXTRA
     if ball.q == 1:
         apart = size.sum(1)
-        mixed = (low < 0) & (high > 0)
-        sign = torch.where(low >= 0, 1.0, -1.0)
-        slope = torch.where(mixed, (high + low) / torch.where(mixed, high - low, 1.0), sign)
-        intercept = torch.maximum(high - slope * high, -low - slope * low) + 8 * eps * size
-        intercept = torch.where(mixed, intercept, 0.0)
+        slope, intercept = chord(Interval(low, high))
     else:
         apart = size.square().sum(1).sqrt()
         slope, intercept = high + low, 8 * eps * size.square() - low * high

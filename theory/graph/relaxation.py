@@ -46,6 +46,10 @@ class Interval:
         """The largest absolute value."""
         return torch.maximum(-self.lower, self.upper)
 
+    def take(self, rows: Tensor) -> Interval:
+        """The intervals of some examples."""
+        return Interval(self.lower[rows], self.upper[rows])
+
     def meet(self, other: Interval) -> Interval:
         """Both bounds at once; a NaN of one side leaves the other."""
         return Interval(torch.fmax(self.lower, other.lower), torch.fmin(self.upper, other.upper))
@@ -121,6 +125,18 @@ def gate_lines(z: Interval, unit: Interval) -> Lines:
         above,
         torch.where(mixed, -z.lower * rising, zero),
     )
+
+
+def chord(z: Interval) -> tuple[Tensor, Tensor]:
+    """|z| <= slope z + height on the interval, a bound: the chord of |z|, or |z| itself; |slope| <= 1."""
+    limits = torch.finfo(z.lower.dtype)
+    mixed = (z.lower < 0) & (z.upper > 0)
+    sign = torch.where(z.lower >= 0, 1.0, -1.0).to(z.lower.dtype)
+    slope = torch.where(mixed, (z.upper + z.lower) / torch.where(mixed, z.upper - z.lower, 1.0), sign)
+    ends = torch.maximum(z.upper - slope * z.upper, -z.lower - slope * z.lower)
+    height = torch.where(mixed, ends + 8 * limits.eps * z.size + limits.tiny, 0.0)
+    infinite = ~z.size.isfinite()
+    return torch.where(infinite, 0.0, slope), torch.where(infinite, z.size, height)
 
 
 def _slope(ratio: Tensor) -> Tensor:

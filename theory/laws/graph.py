@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from theory.graph.masks import masked_operators
 from theory.graph.network import (
     Activation,
-    Combine,
     Conv2d,
     Dense,
     Gather,
@@ -29,8 +28,6 @@ from theory.graph.network import (
     Node,
     Reshape,
     Scale,
-    Source,
-    combined,
 )
 from theory.laws.measure import at_most
 from theory.laws.relu import activation_patterns
@@ -111,24 +108,6 @@ def law_bounds_operator(
     matrix = matrix_of(operation, inputs)
     truth = torch.linalg.matrix_norm(matrix, ord=2) if q == 2 else matrix.abs().sum(1).max()
     assert candidate(operation, inputs) >= float(truth) * (1 - 4 * np.finfo(float).eps)
-
-
-def values_of_adjoint(reverse: Graph, cotangent: Tensor, values: list[Tensor], graph: Graph) -> Tensor:
-    """The gradient of cotangent . scores by the adjoint, with the derivatives of the ReLUs at a point."""
-    found: list[Tensor] = []
-    for node in reverse.nodes:
-        match node.operation:
-            case Source():
-                found.append(cotangent)
-            case Activation(unit):
-                assert unit is not None
-                derivative = (values[graph.nodes[unit].inputs[0]] > 0).to(cotangent.dtype)
-                found.append(found[node.inputs[0]] * derivative)
-            case Combine(signs):
-                found.append(combined([found[j] for j in node.inputs], signs))
-            case operation:
-                found.append(operation.apply(found[node.inputs[0]]))
-    return found[-1]
 
 
 # ---- Points of the ball

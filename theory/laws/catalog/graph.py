@@ -25,10 +25,16 @@ from theory.graph import (
     norm_product,
     path_norm,
 )
+from theory.graph.affine import points_only
 from theory.graph.builder import Builder, Place
+from theory.graph.entries import entry_bounds
+from theory.graph.lipschitz import label_differences
+from theory.graph.network import adjoint
+from theory.graph.relaxation import Interval
 from theory.laws import graph as laws
 from theory.laws import relu as relu_laws
 from theory.laws import strategies as draw
+from theory.laws.adjoint import law_contains_entries
 from theory.laws.law import Case, Kind, Law
 from theory.norms import dual
 from theory.types import ReLUNetwork
@@ -126,6 +132,12 @@ def _is_constant(formula: Callable, graph: Graph, x: Tensor, radius: Tensor, *, 
     )
 
 
+def _contains_entries(formula: Callable, graph: Graph, x: Tensor, radius: Tensor, *, p: float) -> None:
+    bounds = node_bounds(graph, Ball(x, radius, dual(p))).intervals
+    units = {i: bounds[graph.nodes[i].inputs[0]] for i in graph.activations}
+    law_contains_entries(formula, graph, units, label_differences(graph, _labels(graph, x)))
+
+
 def _is_global_constant(formula: Callable, graph: Graph, x: Tensor, radius: Tensor, *, p: float) -> float:
     def constants(graph: Graph, x: Tensor, y: Tensor, *, p: float, radius: Tensor) -> Tensor:
         return torch.as_tensor(formula(graph, p=p))[y]
@@ -156,6 +168,19 @@ def _bounds_patterns(formula: Callable, net: ReLUNetwork, *, p: float) -> float:
 def sides(graph: Graph, x: Tensor, radius: Tensor, *, p: float) -> list[tuple[Tensor, Tensor]]:
     """Lower and upper bounds of every node on the balls."""
     return [(b.lower, b.upper) for b in node_bounds(graph, Ball(x, radius, dual(p))).intervals]
+
+
+def entry_sides(
+    graph: Graph, units: dict[int, Interval], cotangents: Tensor, *, chords: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """Lower and upper bounds of every entry of every node of the adjoint."""
+    reverse, (m, k, _) = adjoint(graph), cotangents.shape
+    ball = Ball(cotangents.flatten(0, 1), torch.zeros(m * k, dtype=graph.dtype), 1.0)
+    each = torch.arange(m).repeat_interleave(k)
+    repeated = {i: z.take(each) for i, z in units.items()}
+    found = node_bounds(reverse, ball, units=repeated, part=points_only(reverse))
+    sides = (entry_bounds(reverse, i, found, units, chords=chords) for i in range(len(reverse.nodes)))
+    return [(side.lower, side.upper) for side in sides]
 
 
 def _law(
@@ -194,6 +219,14 @@ LAWS: tuple[Law, ...] = (
         local_lipschitz,
         BALLS,
         "|margin(a) - margin(b)| <= L ||a - b||_p in the ball",
+    ),
+    _law(
+        "entries",
+        "property",
+        _on_balls(_contains_entries),
+        entry_sides,
+        BALLS,
+        "lower <= entry of a cotangent <= upper, whatever the open derivatives",
     ),
     *(
         _law(
