@@ -38,7 +38,9 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m hatchling build -t wheel -d dist
 	$(PYTHON) -m venv dist/empty
 	dist/empty/bin/pip install --quiet -c constraints.txt dist/*.whl
-	cd dist && empty/bin/sparse-robustness verify --seeds 2 --sparsities 0,0.5,0.9 --out verify
+	cd dist && env -u PYTHONPATH empty/bin/python -c \
+		"import empirical, sys; assert empirical.__file__.startswith(sys.prefix), empirical"
+	cd dist && env -u PYTHONPATH empty/bin/sparse-robustness verify --seeds 2 --sparsities 0,0.5,0.9 --out verify
 
 clean:
 	rm -rf .venv dist site .pytest_cache .hypothesis .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 
 from theory.types import InvalidInput
 
@@ -18,7 +19,8 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
         import torch  # here: workers that are not yet told their GPU read this file
 
         return [str(i) for i in range(torch.cuda.device_count())]
-    return [name.strip() for name in named.split(",") if name.strip()]
+    names = [name.strip() for name in named.split(",")]
+    return list(takewhile(lambda name: name not in ("", "-1"), names))  # as CUDA reads it
 
 
 def gpu_of_each(workers: int, *, share: float | None) -> list[str]:

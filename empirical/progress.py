@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 
 import pyarrow.compute as pc
 
-from empirical.locations import Location, present
+from empirical.locations import Location, Unreachable, present
 from empirical.results import read_table
+from theory.types import InvalidInput
 
 # Hears the stage, and a detail such as the networks' accuracy: of every unit that is done, or within one.
 Advance = Callable[[str, str], None]
@@ -46,16 +47,23 @@ class Progress:
 
     @contextmanager
     def watching(self) -> Iterator[Path]:
-        """Look again and again while the work is done elsewhere; yields the folder for the workers' notes."""
+        """Look again and again while the work is done elsewhere; yields the folder for the workers' notes.
+
+        What cannot be read now is looked at the next time.
+        """
         stop = threading.Event()
-        with TemporaryDirectory(prefix="sparse-robustness-") as folder:
+        with TemporaryDirectory(prefix="sparse-robustness-", ignore_cleanup_errors=True) as folder:
             notes = Path(folder)
 
             def keep_looking() -> None:
+                heard = None
                 while not stop.wait(_LOOK):
-                    self.look()
-                    if note := _newest(notes):
-                        self._hear(*note)
+                    with suppress(OSError, InvalidInput, Unreachable):
+                        self.look()
+                        note = _newest(notes)
+                        if note and note != heard:
+                            heard = note
+                            self._hear(*note)
 
             watcher = threading.Thread(target=keep_looking, daemon=True)
             watcher.start()

@@ -163,7 +163,7 @@ def read_table(path: Location, *, schema: pa.Schema = SCHEMA) -> pa.Table:
     if content is None:
         raise InvalidInput(
             f"results file {path} has schema {version}, not {wanted}: another program or version wrote it; "
-            "choose another one"
+            "choose another file or folder"
         )
     if not content.num_rows:
         raise InvalidInput(f"results file {path} has no rows; delete it and run again")

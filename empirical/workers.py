@@ -19,12 +19,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor
 
 from empirical.gpus import VISIBLE, gpu_of_each
+from empirical.provenance import package_version
 from theory.types import InvalidInput, first_line
 
 # More processes than any machine has cores; a misprint would bring it down.
@@ -36,6 +39,7 @@ Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 # Seconds for a cluster's scheduler to answer.
 _PATIENCE = 20
+_PACKAGE = "empirical"  # what a worker must have
 
 
 class WorkersLost(RuntimeError):
@@ -46,8 +50,9 @@ class WorkersLost(RuntimeError):
 class Workers:
     """``count`` processes of this machine, started by ``backend``; or the cluster at ``address``.
 
-    ``gpus`` is each one's share of a GPU, where work is done on GPUs: 0.5 lets two share one. By default a
-    cluster's workers have one each, those of this machine share its GPUs evenly.
+    ``gpus`` is each one's share of a GPU, where work is done on GPUs: 0.5 lets two share one. By default it
+    is 1 with Ray; other workers of this machine share its GPUs evenly, those of a Dask cluster have what they
+    were started with.
     Raises: InvalidInput for an unknown backend, a count that is no count, an address without a cluster, a
     share that is none.
     """
@@ -146,8 +151,7 @@ def _dask(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
     distributed = _package("distributed", extra="dask")
     with _dask_client(distributed, workers, cuda=cuda) as client:
         needed = {"GPU": workers.gpus} if cuda and workers.address is not None and workers.gpus else None
-        if needed:
-            _check_resources(client, workers)
+        _check_dask(client, workers, needed)
 
         def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
             futures = client.map(partial(_on_one_thread, work), jobs, pure=False, resources=needed)
@@ -163,7 +167,16 @@ def _dask(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
 @contextmanager
 def _dask_client(distributed: ModuleType, workers: Workers, *, cuda: bool) -> Iterator[Any]:
     if workers.address is not None:
-        with distributed.Client(workers.address, timeout=_PATIENCE, set_as_default=False) as client:
+        try:
+            if not workers.address.startswith("inproc:"):  # a client is not got rid of for long
+                distributed.comm.get_address_host_port(workers.address)
+            client = distributed.Client(workers.address, timeout=_PATIENCE, set_as_default=False)
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(
+                f"address is {workers.address!r} ({first_line(error)}); give that of a scheduler, such as "
+                "tcp://HOST:8786"
+            ) from error
+        with client:
             yield client
         return
     quiet = {"host": "127.0.0.1", "dashboard": False, "silence_logs": logging.WARNING}
@@ -184,10 +197,18 @@ def _dask_client(distributed: ModuleType, workers: Workers, *, cuda: bool) -> It
         yield client
 
 
-def _check_resources(client: Any, workers: Workers) -> None:
-    """Tasks that ask for what no worker has would wait for ever."""
-    has = [worker["resources"].get("GPU", 0) for worker in client.scheduler_info()["workers"].values()]
-    if has and max(has) < workers.gpus:
+def _check_dask(client: Any, workers: Workers, needed: dict[str, float] | None) -> None:
+    """Without the package a worker would end, and a task that asks for what none has would wait for ever."""
+    for worker, found in client.run(find_spec, _PACKAGE).items():
+        if not found:
+            raise InvalidInput(
+                f"worker {worker} lacks this package; install sparse-robustness {package_version()} there"
+            )
+
+    every = {"n_workers": -1} if "n_workers" in signature(client.scheduler_info).parameters else {}
+    workers_there = client.scheduler_info(**every)["workers"].values() if needed else ()
+    has = [worker["resources"].get("GPU", 0) for worker in workers_there]
+    if needed and has and max(has) < needed["GPU"]:
         raise InvalidInput(
             f"gpus is {workers.gpus:g}, but no worker at {workers.address} declares so much of a GPU; start "
             "each on its own, with CUDA_VISIBLE_DEVICES and --resources GPU=1, or leave --gpus out"
@@ -212,12 +233,14 @@ def _ray(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
     ray = _package("ray", extra="ray")
     share = (workers.gpus or 1) if cuda else 0
     where: dict[str, Any] = {"address": workers.address}
-    if workers.address is None:
+    if workers.address is None:  # "local": not one that happens to run here
         gpus = set(gpu_of_each(workers.count, share=share)) if cuda else ()
-        where = {"num_cpus": workers.count, "num_gpus": len(gpus), "include_dashboard": False}
+        where = {"address": "local", "num_cpus": workers.count, "num_gpus": len(gpus)}
+        where["include_dashboard"] = False
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **where)
     except Exception as error:  # of no class of its own, such as for a node that does not start in time
+        ray.shutdown()
         raise OSError(f"Ray did not start: {first_line(error)}") from error
 
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
@@ -231,6 +254,11 @@ def _ray(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
                 raise error.cause from None
 
     try:
+        if not ray.get(ray.remote(num_cpus=1)(find_spec).remote(_PACKAGE)):
+            raise InvalidInput(
+                f"the workers at {workers.address} lack this package; install sparse-robustness "
+                f"{package_version()} there"
+            )
         if ray.cluster_resources().get("GPU", 0) < share:
             raise InvalidInput(
                 f"device is 'cuda', but the Ray cluster has no {share:g} GPUs; "

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Set
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,19 +62,31 @@ def children() -> set[int | None]:
     return {child.pid for child in multiprocessing.active_children()}
 
 
-def kill_one_worker_after(units: int, out: Path, *, but: Set[int | None] = frozenset()) -> threading.Thread:
-    """Kill a child process, none of ``but``, once so many units are there."""
+def kill_one_worker_after(
+    units: int, out: Path, workers: Callable[[], Sequence[int | None]]
+) -> Callable[[], bool]:
+    """Kill one of the workers once so many units are there; what is returned ends that: did it?"""
+    killed: list[int] = []
+    over = threading.Event()
 
-    def kill():
-        while len(list(out.glob("units/*.parquet"))) < units:
-            time.sleep(0.005)
-        for pid in list(children() - but)[:1]:
-            assert pid
-            os.kill(pid, signal.SIGKILL)
+    def kill() -> None:
+        while not killed and not over.wait(0.005):
+            if len(list(out.glob("units/*.parquet"))) < units:
+                continue
+            for pid in workers()[:1]:
+                assert pid
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    return killer
+
+    def done() -> bool:
+        over.set()
+        killer.join()
+        return bool(killed)
+
+    return done
 
 
 def test_a_dask_cluster_finds_the_same_rows_though_a_worker_is_killed(sweep, cluster, tmp_path, monkeypatch):
@@ -83,35 +95,24 @@ def test_a_dask_cluster_finds_the_same_rows_though_a_worker_is_killed(sweep, clu
     data = Path(experiments[0].data)
     (tmp_path / data.name).write_bytes(data.read_bytes())
     monkeypatch.chdir(tmp_path)
-    killer = kill_one_worker_after(4, tmp_path / "run")
+    killed = kill_one_worker_after(4, tmp_path / "run", lambda: list(children()))
     workers = Workers(backend="dask", address=cluster.scheduler_address)
     relative = [replace(e, data=data.name) for e in experiments]
     run_experiments(relative, Path("run"), device=CPU, workers=workers)
-    killer.join()
+    assert killed()
     pd.testing.assert_frame_equal(
         rows(tmp_path / "run").drop(columns="settings"), alone.drop(columns="settings"), check_exact=True
     )
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds Ray's workers in /proc")
 def test_ray_finds_the_same_rows_though_a_worker_is_killed(sweep, tmp_path):
     pytest.importorskip("ray")
     experiments, alone = sweep
-    out, killed = tmp_path / "run", []
-
-    def kill() -> None:
-        while len(list(out.glob("units/*.parquet"))) < 4:
-            time.sleep(0.005)
-        while not killed:
-            for pid in ray_workers()[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    run_experiments(experiments, out, device=CPU, workers=Workers(2, "ray"))
-    killer.join()
-    assert killed
-    pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
+    killed = kill_one_worker_after(4, tmp_path / "run", ray_workers)
+    run_experiments(experiments, tmp_path / "run", device=CPU, workers=Workers(2, "ray"))
+    assert killed()
+    pd.testing.assert_frame_equal(rows(tmp_path / "run"), alone, check_exact=True)
 
 
 def test_epochs_are_heard_of_from_other_processes_too(sweep, tmp_path):
@@ -130,9 +131,9 @@ def test_a_killed_process_is_one_line_and_the_same_command_goes_on(sweep, tmp_pa
     out, result, before = tmp_path / "run", None, children()  # an earlier test's may be on their way out
     while result is None or (result.exit_code == 0 and len(out.name) < 7):  # over before the killer's turn
         out = out.with_name(out.name + "-")
-        killer = kill_one_worker_after(1, out, but=before)
+        killed = kill_one_worker_after(1, out, lambda: list(children() - before))
         result = CliRunner().invoke(main, ["run", str(file), "--out", str(out), "--workers", "2"])
-        killer.join()
+        killed()
     assert result.exit_code == 75, result.output
     assert result.stderr.splitlines()[-1] == (
         "Error: a worker process was killed (out of memory?); run the same command again to go on"
@@ -193,6 +194,29 @@ def test_a_machine_without_gpus_is_told_before_workers_start(monkeypatch):
     for backend in ("loky", "dask", "ray"):
         with pytest.raises(InvalidInput, match="sees no GPU"), spread(Workers(2, backend), cuda=True):
             pass
+
+
+def test_workers_without_the_package_are_told(cluster, monkeypatch):
+    monkeypatch.setattr("empirical.workers._PACKAGE", "a_package_that_nobody_has")
+    there = Workers(backend="dask", address=cluster.scheduler_address)
+    with pytest.raises(InvalidInput, match="lacks this package; install sparse-robustness"), spread(there):
+        pass
+
+
+def test_ray_of_this_machine_is_not_another_one(monkeypatch):
+    """Whatever runs here, or is named for other programs."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    asked: dict[str, object] = {}
+
+    def seen(**where: object) -> None:
+        asked.update(where)
+        raise ConnectionError("enough")
+
+    monkeypatch.setattr(ray, "init", seen)
+    with pytest.raises(OSError, match="enough"), spread(Workers(2, "ray")):
+        pass
+    assert asked["address"] == "local"
 
 
 def test_a_ray_that_does_not_start_is_an_error_of_one_line(monkeypatch):
@@ -275,6 +299,8 @@ def test_a_diverged_training_comes_whole_from_another_process():
         (["--address", "tcp://x:1", "--device", "cpu"], "loky starts processes of this machine"),
         (["--address", "tcp://x:1", "--backend", "dask"], "give --device cpu or cuda"),
         (["--address", "x", "--backend", "dask", "--device", "cpu", "--workers", "2"], "has its own; leave"),
+        (["--address", "x", "--backend", "dask", "--device", "cpu"], "address is 'x' (missing port"),
+        (["--address", "foo://x:1", "--backend", "dask", "--device", "cpu"], "address is 'foo://x:1' ("),
         (["--workers", "0"], "workers is 0"),
         (["--gpus", "0.5", "--device", "cpu"], "gpus is 0.5, but device is cpu"),
         (["--part", "3"], "part is '3'; give I/N"),

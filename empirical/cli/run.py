@@ -126,8 +126,8 @@ def verify(
     "--gpus",
     type=float,
     metavar="SHARE",
-    help="What each worker has of a GPU: 1, or 0.5 where two share one.  [default: 1 in a cluster; this "
-    "machine's GPUs are shared evenly]",
+    help="What each worker has of a GPU: 1, or 0.5 where two share one.  [default: with ray 1; else this "
+    "machine's GPUs are shared evenly, and a Dask cluster's as it was started]",
 )
 @click.option(
     "--part",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 from empirical.workers import BACKENDS
-from tests.faults.injection import FAULTS, Case
+from tests.faults.injection import FAULTS, Case, Missed
 from tests.faults.sweep import Difference, difference, rows, run, tiny
 
 # Faults that wait for interpreters to start, or for limits that time does not move, need fewer trials.
@@ -66,9 +68,9 @@ def _trials(fault: str, count: int, seed: int, *, experiments: list, folder: Pat
     data = Path(experiments[0].data)
     case = Case(experiments, folder / "disturbed", folder / "undisturbed", data.read_bytes())
     errors, sums = 0, dict.fromkeys(Difference.__dataclass_fields__, 0)
-    for trial in range(count):
-        rng = np.random.default_rng([seed, trial, *fault.encode()])
-        errors += FAULTS[fault](case, rng)
+    trials = itertools.count()
+    for _ in range(count):
+        errors += _hit(fault, case, trials, seed)
         for key, value in asdict(difference(rows(case.out), undisturbed)).items():
             sums[key] += value
         shutil.rmtree(case.out)
@@ -80,6 +82,16 @@ def _trials(fault: str, count: int, seed: int, *, experiments: list, folder: Pat
         "rows": count * len(undisturbed),
     }
     return told | sums | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def _hit(fault: str, case: Case, trials: Iterator[int], seed: int) -> int:
+    """Inject the fault until it hits before the sweep is done; returns how often the sweep complained."""
+    for trial in trials:
+        try:
+            return FAULTS[fault](case, np.random.default_rng([seed, trial, *fault.encode()]))
+        except Missed:
+            shutil.rmtree(case.out)
+    raise AssertionError("trials never end")
 
 
 if __name__ == "__main__":

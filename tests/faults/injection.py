@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import signal
 import threading
@@ -28,11 +27,17 @@ from empirical.workers import BACKENDS, Workers, WorkersLost
 from tests.faults.sweep import CPU, mended, run
 from theory.types import InvalidInput
 
+# Seconds for one sweep, of about one, before it counts as hanging.
+_LIMIT = 300
 # Exit statuses of a child: finished, stopped by an error that it names, stopped by Ctrl-C.
 DONE, NAMED, INTERRUPTED = 0, 2, 130
 NOBODY = 65534
 _YEARS = 3e8  # ten of them, in seconds
 _DAMAGED = re.compile(r"(/\S+) is damaged .*; delete it and run again")
+
+
+class Missed(Exception):  # noqa: N818 - nothing went wrong
+    """The sweep was done before the fault came; another trial is due."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def killed(case: Case, rng: np.random.Generator) -> int:
     child = forked(partial(run, case.experiments, case.out))
     wait_for_files(case, rng, child)
     os.kill(child, signal.SIGKILL)
-    assert status(child) in (-signal.SIGKILL, DONE)
+    hit(status(child), -signal.SIGKILL)
     return case.finish()
 
 
@@ -85,7 +90,7 @@ def interrupted(case: Case, rng: np.random.Generator) -> int:
     child = forked(partial(run, case.experiments, case.out))
     wait_for_files(case, rng, child)
     os.kill(child, signal.SIGINT)
-    assert status(child) in (INTERRUPTED, DONE)
+    hit(status(child), INTERRUPTED)
     return case.finish()
 
 
@@ -93,6 +98,7 @@ def disk_full(case: Case, rng: np.random.Generator) -> int:
     """No file may grow beyond a random size, as on a full disk."""
     largest = max(path.stat().st_size for path in case.undisturbed.rglob("*") if path.is_file())
     size = int(rng.integers(1, largest))
+    import resource  # not on Windows, where this file is read too
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -163,11 +169,14 @@ def bit_flipped(case: Case, rng: np.random.Generator, *, pattern: str) -> int:
 def worker_killed(case: Case, rng: np.random.Generator, *, backend: str) -> int:
     """kill -9 of one of two workers at a random moment; what cannot go on by itself is run again."""
     errors: list[Exception] = []
-    killer = threading.Thread(target=_kill_a_worker, args=(case, rng, backend))
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_a_worker, args=(case, rng, backend, killed), daemon=True)
     killer.start()
     work = partial(run_experiments, case.experiments, case.out, device=CPU, workers=Workers(2, backend))
     mended(work, lambda error: errors.append(_lost(error)))
     killer.join()
+    if not killed:
+        raise Missed
     return len(errors)
 
 
@@ -177,23 +186,31 @@ def _lost(error: Exception) -> WorkersLost:
     return error
 
 
-def _kill_a_worker(case: Case, rng: np.random.Generator, backend: str) -> None:
+def _kill_a_worker(case: Case, rng: np.random.Generator, backend: str, killed: list[int]) -> None:
     wait_for_files(case, rng, None)
     children = [child.pid for child in multiprocessing.active_children() if child.pid]
     workers = ray_workers() if backend == "ray" else children
     if workers:
-        os.kill(int(rng.choice(workers)), signal.SIGKILL)
+        killed.append(int(rng.choice(workers)))
+        os.kill(killed[0], signal.SIGKILL)
 
 
 def ray_workers() -> list[int]:
-    """The processes that do a job for Ray now, on Linux; they are no children of this one."""
-    found = []
+    """The processes below this one that do a job for Ray now, on Linux."""
+    parents, busy = {}, []
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
-            does = (folder / "cmdline").read_bytes() if folder.name.isdecimal() else b""
-            if does.startswith(b"ray::do_on_one_core"):
-                found.append(int(folder.name))
-    return found
+            if folder.name.isdecimal():
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if (folder / "cmdline").read_bytes().startswith(b"ray::do_on_one_core"):
+                    busy.append(int(folder.name))
+
+    def below(pid: int) -> bool:
+        while pid > 1 and pid != os.getpid():
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    return [pid for pid in busy if below(pid)]
 
 
 def _one(case: Case, rng: np.random.Generator, pattern: str) -> Path:
@@ -229,8 +246,20 @@ def forked(work: Callable[[], None], *, says: str = "") -> int:
 
 
 def status(child: int) -> int:
-    """How a child ended: its exit status, or the signal that killed it, negative."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """How a child ended: its exit status, or the signal that killed it, negative; a hanging one is killed."""
+    limit = threading.Timer(_LIMIT, os.kill, (child, signal.SIGALRM))
+    limit.start()
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        limit.cancel()
+
+
+def hit(found: int, wanted: int) -> None:
+    """Whether the child ended as the fault ends it. Raises: Missed if it was done before."""
+    if found == DONE:
+        raise Missed
+    assert found == wanted, found
 
 
 def wait_for_files(case: Case, rng: np.random.Generator, child: int | None) -> None:

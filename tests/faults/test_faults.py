@@ -46,6 +46,7 @@ def test_no_fault_costs_a_row(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     table = {row["fault"]: row for row in csv.DictReader(out.read_text().splitlines())}
