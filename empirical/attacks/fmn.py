@@ -89,7 +89,7 @@ def _walk(
         adapted = torch.where(success, radius.minimum(best.distance) * (1 - change), radius * (1 + change))
         radius = torch.where(best.found, adapted, (length + linearised) * (1 + change))
         if i == 0:
-            first = linearised if p == 2 else linearised * math.sqrt(batch.start.shape[2])
+            first = linearised if p == 2 else linearised * (gradient != 0).sum(2).sqrt()
         step = first * (_LAST_STEP + (1 - _LAST_STEP) * decay)
         delta.addcmul_(gradient, torch.where(size > 0, step / size, 0.0)[..., None])
         points = _projected(batch.start, delta, radius, p=p, box=box)
