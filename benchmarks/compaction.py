@@ -7,9 +7,9 @@
 - **measure**: attacks of :func:`empirical.measurement.measure`; ``peer`` is the same without compaction and
   without sparse products. Radii of ``fgs`` and ``deepfool`` differ by at most a relative 1e-9, or the run
   stops; those of searches in float32 as far as their rounding leads them: ``note`` has the means.
-- **layer**: both products of the examples with the first layer of the compact network as attacks make them,
-  outputs and input gradients, copies included; ``peer`` is the dense product, or the part that SciPy's CSR
-  product takes.
+- **layer**: sparse products of the examples with the first layer of the compact network as attacks make them,
+  outputs and input gradients, copies included; ``peer`` is the dense products, or SciPy's CSR product for the
+  outputs alone. ``note`` says whether attacks choose sparse ones.
 - **certificate**: certified radii by ``theory.graph`` of the compact network; ``peer`` is the whole network.
   Radii differ by at most a relative 1e-9, or the run stops.
 - **CLEVER**: float32; ``peer`` is ART with equal samples. **CLEVER, fits** is the part of it that is not
@@ -64,7 +64,7 @@ SAME = 1e-9  # relative difference of radii in float64
 
 
 def timed(*works: Callable[[], object], repeats: int) -> list[float]:
-    """The fewest processor seconds of one call of each work, all in turns: other programs only add to them."""
+    """The fewest processor seconds of a call of each work, in turns: other programs only add to them."""
     taken = []
     for _ in range(repeats + 1):
         turn = []

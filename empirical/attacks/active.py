@@ -58,7 +58,7 @@ _WIDE = 128
 
 
 def _taken(values: Tensor, members: Int[Tensor, " k"], rows: Int[Tensor, "k m"]) -> Tensor:
-    """The (k, m, ...) part of (K, n, ...) values; wide ones row by row, five times as fast as entry by entry."""
+    """The (k, m, ...) part of (K, n, ...) values; wide rows as a whole, which takes a fifth of the time."""
     if values.ndim < 3 or values[0, :1].numel() < _WIDE:
         return values[members[:, None], rows]
     if values.stride(0) == 0:  # one batch for all members

@@ -29,7 +29,7 @@ with warnings.catch_warnings():  # that such tensors are in beta, said once a pr
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights (K, out, in) as they are multiplied with: every member's, or its CSR matrix and its transpose's."""
+    """Weights (K, out, in), and those of members with sparse products as CSR, with their transposes."""
 
     weight: Float[Tensor, "K out in"]
     sparse: tuple[tuple[Tensor, Tensor] | None, ...]
