@@ -65,6 +65,7 @@ def measure(
 
     On a CPU a network that loses most of its products with its dead inputs and units is measured without them
     (:mod:`empirical.compaction`): dead inputs have no gradient, so attacks that start at x do not move them.
+    A layer with few weights is multiplied as a sparse matrix (:mod:`empirical.ensembles.layers`).
     """
     device = ensemble.masks[0].device
     exact = ensemble.to(dtype=torch.float64, device=device)
