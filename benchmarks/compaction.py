@@ -30,6 +30,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import process_time
+from typing import TypeVar
 from unittest.mock import patch
 
 import click
@@ -60,20 +61,21 @@ BATCHES, BATCH = 50, 100
 ART = "art"
 ATTACKS = (("fgs", "deepfool"), ("ddn",), ("fmn",))
 CERTIFIED = 100
+Found = TypeVar("Found")
 SAME = 1e-9  # relative difference of radii in float64
 
 
-def timed(*works: Callable[[], object], repeats: int) -> list[float]:
-    """The fewest processor seconds of a call of each work, in turns: other programs only add to them."""
-    taken = []
+def timed(*works: Callable[[], Found], repeats: int) -> list[tuple[float, Found]]:
+    """The fewest processor seconds of each work, in turns, and its value: other programs only add to them."""
+    turns: list[list[tuple[float, Found]]] = []
     for _ in range(repeats + 1):
         turn = []
         for work in works:
             started = process_time()
-            work()
-            turn.append(process_time() - started)
-        taken.append(turn)
-    return [min(times) for times in zip(*taken, strict=True)]
+            value = work()
+            turn.append((process_time() - started, value))
+        turns.append(turn)
+    return [min(runs, key=lambda run: run[0]) for runs in zip(*turns, strict=True)]
 
 
 def row(
@@ -108,19 +110,21 @@ def measurements(case: Case, data: Dataset, setup: Setup) -> list[Row]:
 
     table: list[Row] = []
     for attacks in ATTACKS:
-        found, whole = ours(attacks).radius, dense(attacks).radius
-        note = size
+        runs = timed(partial(ours, attacks), partial(dense, attacks), repeats=setup.repeats)
+        (taken, (found, whole)) = zip(*runs, strict=True)
         if attacks == ATTACKS[0]:
-            for key in found:
-                np.testing.assert_allclose(found[key], whole[key], rtol=SAME)
+            note = size
+            for key, radius in found.radius.items():
+                np.testing.assert_allclose(radius, whole.radius[key], rtol=SAME)
         else:
             means = [
-                f"{found[key].mean():.6g} and {whole[key].mean():.6g}" for key in found if key[1] != "best"
+                f"{radius.mean():.6g} and {whole.radius[key].mean():.6g}"
+                for key, radius in found.radius.items()
+                if key[1] != "best"
             ]
             note = f"mean radii {', '.join(means)}"
-        times = timed(partial(ours, attacks), partial(dense, attacks), repeats=setup.repeats)
         name = f"measure {', '.join(attacks)}"
-        table.append(row(name, case, len(case.x), times[0], "dense, whole network", times[1], note))
+        table.append(row(name, case, len(case.x), taken[0], "dense, whole network", taken[1], note))
     return table
 
 
@@ -142,12 +146,8 @@ def first_layer(case: Case, setup: Setup) -> list[Row]:
             layer.forward(x, bias)
             layer.backward(c).contiguous()
 
-        times = timed(
-            partial(both, csr),
-            partial(both, dense),
-            partial(rows.__matmul__, across),
-            repeats=4 * setup.repeats,
-        )
+        works = (partial(both, csr), partial(both, dense), partial(rows.__matmul__, across))
+        times = [taken for taken, _ in timed(*works, repeats=10 * setup.repeats)]
         share = float((weight != 0).double().mean())
         chosen = "chosen" if Layer.of(weight).is_sparse else "not chosen"
         note = f"{weight.shape[2]}-{weight.shape[1]}, density {share:.3f}, {chosen}"
@@ -169,9 +169,8 @@ def certificates(case: Case, setup: Setup) -> list[Row]:
             partial(graph.certified_radius, ours, small.take(x), y, p=p),
             partial(graph.certified_radius, whole, x, y, p=p),
         )
-        found, other = (work() for work in works)
+        (times, (found, other)) = zip(*timed(*works, repeats=setup.repeats), strict=True)
         np.testing.assert_allclose(found, other, rtol=SAME)
-        times = timed(*works, repeats=setup.repeats)
         note = f"mean radius {found.mean():.6g}"
         table.append(row(f"certificate {norm}", case, m, times[0], "whole network", times[1], note))
     return table
@@ -184,10 +183,10 @@ def clever_scores(case: Case, setup: Setup) -> list[Row]:
     x, y = case.x[:m].float(), case.y[:m]
     batches, batch = (BATCHES, BATCH) if setup.repeats else (3, 5)
     work = partial(clever, nets, x, y, p=2.0, radius=BALL, batches=batches, batch_size=batch)
-    (ours,) = timed(work, repeats=setup.repeats)
     with patch("empirical.clever.end_points", wraps=end_points) as fits:
-        note = f"mean radius {work().radius.mean():.4g}"
-    (fitting,) = timed(partial(end_points, *fits.call_args.args), repeats=setup.repeats)
+        ((ours, found),) = timed(work, repeats=setup.repeats)
+    note = f"mean radius {found.radius.mean():.4g}"
+    ((fitting, _),) = timed(partial(end_points, *fits.call_args.args), repeats=setup.repeats)
     table = [row("CLEVER, fits", case, m, fitting, "", None, f"{fitting / ours:.2f} of CLEVER")]
     if not installed(ART):
         return [row("CLEVER", case, m, ours, "ART", None, "not installed"), *table]
@@ -202,9 +201,8 @@ def clever_scores(case: Case, setup: Setup) -> list[Row]:
             metrics.clever_u(classifier, one, batches, batch, BALL, 2, verbose=False) for one in x.numpy()
         ]
 
-    note += f", ART {np.mean(peer()):.4g}"
-    (theirs,) = timed(peer, repeats=min(1, setup.repeats))
-    return [row("CLEVER", case, m, ours, "ART", theirs, note), *table]
+    ((theirs, scores),) = timed(peer, repeats=0)
+    return [row("CLEVER", case, m, ours, "ART", theirs, f"{note}, ART {np.mean(scores):.4g}"), *table]
 
 
 def module_crossings(case: Case, setup: Setup) -> list[Row]:
@@ -214,12 +212,12 @@ def module_crossings(case: Case, setup: Setup) -> list[Row]:
     u: Tensor = loss_gradient_sign(nets, x, y)
     found, scanned = (crossings(nets, x, y, u, bands=bands) for bands in (100, 0))
     missed = int((scanned.at > found.at * (1 + 1e-6)).sum())
-    exact, scan, walk = timed(
+    works = (
         lambda: crossings(nets, x, y, u),
         lambda: crossings(nets, x, y, u, bands=0),
         lambda: crossings(case.ensemble, x, y, u),
-        repeats=setup.repeats,
     )
+    exact, scan, walk = (taken for taken, _ in timed(*works, repeats=setup.repeats))
     note = f"{float(found.exact.double().mean()):.3f} exact; the scan misses {missed} of {len(x)}"
     return [
         row("crossing", case, len(x), exact, "scan of 64 places, bisection", scan, note),
