@@ -7,9 +7,9 @@
 - **measure**: attacks of :func:`empirical.measurement.measure`; ``peer`` is the same without compaction and
   without sparse products. Radii of ``fgs`` and ``deepfool`` differ by at most a relative 1e-9, or the run
   stops; those of searches in float32 as far as their rounding leads them: ``note`` has the means.
-- **layer**: sparse products of the examples with the first layer of the compact network as attacks make them,
-  outputs and input gradients, copies included; ``peer`` is the dense products, or SciPy's CSR product for the
-  outputs alone. ``note`` says whether attacks choose sparse ones.
+- **layer**: sparse products of the examples with the first layer of the compact network, outputs and input
+  gradients, stored along the examples; ``peer`` is the dense products, or SciPy's CSR product for the outputs
+  alone. ``note`` says whether attacks choose sparse ones.
 - **certificate**: certified radii by ``theory.graph`` of the compact network; ``peer`` is the whole network.
   Radii differ by at most a relative 1e-9, or the run stops.
 - **CLEVER**: float32; ``peer`` is ART with equal samples. **CLEVER, fits** is the part of it that is not
@@ -142,11 +142,13 @@ def first_layer(case: Case, setup: Setup) -> list[Row]:
         dense, csr = Layer(weight, (None,)), Layer(weight, (compressed(weight[0]),))
         rows, across = sparse.csr_array(weight[0].numpy()), np.ascontiguousarray(x[0].T.numpy())
 
-        def both(layer: Layer, x: Tensor = x, bias: Tensor = bias, c: Tensor = c) -> None:
-            layer.forward(x, bias)
-            layer.backward(c).contiguous()
+        stored = x.mT.contiguous().mT
 
-        works = (partial(both, csr), partial(both, dense), partial(rows.__matmul__, across))
+        def both(layer: Layer, x: Tensor, bias: Tensor = bias, c: Tensor = c) -> None:
+            layer.forward(x, bias)
+            layer.backward(c)
+
+        works = (partial(both, csr, stored), partial(both, dense, x), partial(rows.__matmul__, across))
         times = [taken for taken, _ in timed(*works, repeats=10 * setup.repeats)]
         share = float((weight != 0).double().mean())
         chosen = "chosen" if Layer.of(weight).is_sparse else "not chosen"
