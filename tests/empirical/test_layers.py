@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import empirical.ensembles.layers as module
 from empirical.attacks import deepfool, minimal_fgs
+from empirical.attacks.active import ActiveSet
 from empirical.attacks.ddn import ddn
 from empirical.attacks.fmn import fmn
 from empirical.compaction import compact
@@ -148,6 +149,14 @@ def test_attacks_find_the_same_points_by_sparse_products(dead_layer, monkeypatch
     for name, (points, success) in found(dense).items():
         torch.testing.assert_close(ours[name][0], points, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(ours[name][1], success, rtol=1e-9, atol=1e-9)
+
+
+def test_wide_rows_are_taken_of_the_member_and_example_named():
+    values, shared = torch.randn(3, 5, 2, 100), torch.randn(5, 200).expand(3, 5, 200)
+    unfinished = torch.tensor([[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 0]], dtype=torch.bool)
+    active = ActiveSet.of(unfinished)
+    for some in (values, shared):
+        assert torch.equal(active.take(some), some[active.members[:, None], active.rows])
 
 
 def test_fmn_does_not_depend_on_how_many_inputs_are_dead():
