@@ -4,27 +4,33 @@
 (``art``, adversarial-robustness-toolbox) on PYTHONPATH (``not installed`` stands where it is missing), or
 ``--quick`` for a smoke test on scikit-learn's digits. A row is one task at one sparsity:
 
-- **measure**: all attacks of :func:`empirical.measurement.measure`; ``peer`` is the same without compaction,
-  whose radii differ by at most a relative 1e-9, or the run stops.
-- **first layer**: one product of the examples with the first layer, float64; ``peer`` is a sparse product of
-  the same numbers (PyTorch's CSR and SciPy's), or the product without dead inputs and units.
-- **CLEVER**: float32; ``peer`` is ART with equal samples.
+- **measure**: attacks of :func:`empirical.measurement.measure`; ``peer`` is the same without compaction and
+  without sparse products. Radii of ``fgs`` and ``deepfool`` differ by at most a relative 1e-9, or the run
+  stops; those of searches in float32 as far as their rounding leads them: ``note`` has the means.
+- **layer**: sparse products of the examples with the first layer of the compact network, outputs and input
+  gradients, stored along the examples; ``peer`` is the dense products, or SciPy's CSR product for the outputs
+  alone. ``note`` says whether attacks choose sparse ones.
+- **certificate**: certified radii by ``theory.graph`` of the compact network; ``peer`` is the whole network.
+  Radii differ by at most a relative 1e-9, or the run stops.
+- **CLEVER**: float32; ``peer`` is ART with equal samples. **CLEVER, fits** is the part of it that is not
+  gradients.
 - **crossing**: the exact first crossing of a module by bands; ``peer`` is a scan and a bisection, or the walk
   through the same network written out.
 
-``seconds`` and ``peer_seconds`` are processor time, one thread; ``ratio`` is how many times slower the peer
-is.
+``seconds`` and ``peer_seconds`` are processor time, one thread, the smallest of a few runs; ``ratio`` is how
+many times slower the peer is.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import process_time
+from typing import TypeVar
 from unittest.mock import patch
 
 import click
@@ -34,7 +40,6 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from benchmarks.cases import CPU, QUICK, Case, Setup, cases
-from benchmarks.floor import seconds
 from benchmarks.peers import installed
 from benchmarks.tables import Row, save, show
 from empirical.attacks import crossings
@@ -42,19 +47,35 @@ from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.clever import clever
 from empirical.compaction import compact, products
 from empirical.datasets import Dataset, load
-from empirical.ensembles import from_modules, to_module
+from empirical.ensembles import MLPEnsemble, from_modules, relu_network, to_module
+from empirical.ensembles.layers import Layer, compressed
 from empirical.measurement import Measurement, measure
+from empirical.results import NORMS
+from empirical.reverse_weibull import end_points
+from theory import graph
 
 FIELDS = ("task", "sparsity", "examples", "seconds", "peer", "peer_seconds", "ratio", "note")
 SETUP = Setup(sparsities=(0.0, 0.9, 0.95, 0.98, 0.99), examples=500, lipschitz_examples=5)
 BALL = 2.0  # of CLEVER, l2
 BATCHES, BATCH = 50, 100
 ART = "art"
+ATTACKS = (("fgs", "deepfool"), ("ddn",), ("fmn",))
+CERTIFIED = 100
+Found = TypeVar("Found")
+SAME = 1e-9  # relative difference of radii in float64
 
 
-def timed(work: Callable[[], object], *, repeats: int) -> float:
-    """Median processor seconds of one call."""
-    return seconds(work, device=CPU, repeats=max(1, repeats), clock=process_time)
+def timed(*works: Callable[[], Found], repeats: int) -> list[tuple[float, Found]]:
+    """The fewest processor seconds of each work, in turns, and its value: other programs only add to them."""
+    turns: list[list[tuple[float, Found]]] = []
+    for _ in range(repeats + 1):
+        turn = []
+        for work in works:
+            started = process_time()
+            value = work()
+            turn.append((process_time() - started, value))
+        turns.append(turn)
+    return [min(runs, key=lambda run: run[0]) for runs in zip(*turns, strict=True)]
 
 
 def row(
@@ -74,52 +95,87 @@ def row(
 
 
 def measurements(case: Case, data: Dataset, setup: Setup) -> list[Row]:
-    """All attacks with and without compaction."""
-    here = Dataset(
-        data.name,
-        data.x_train[:100],
-        np.arange(100) % data.classes,
-        case.x.numpy(),
-        case.y.numpy(),
-        data.classes,
-    )
-
-    def run(share: float) -> Measurement:
-        with patch("empirical.measurement._SMALL", share):
-            return measure(case.ensemble, here, eps=0.1)
-
-    ours, dense = run(0.5), run(-1.0)
-    for key, radius in ours.radius.items():
-        np.testing.assert_allclose(radius, dense.radius[key], rtol=1e-9)
+    """Attacks with and without compaction and sparse products."""
+    here = replace(data, x_test=case.x.numpy(), y_test=case.y.numpy())
     small = compact(case.ensemble).network
     widths = "-".join(map(str, (small.inputs, *(w.shape[1] for w in small.weights))))
-    note = f"compact {widths}, {products(small) / products(case.ensemble):.3f} of the products"
-    times = [timed(partial(run, share), repeats=setup.repeats) for share in (0.5, -1.0)]
-    return [row("measure", case, len(case.x), times[0], "without compaction", times[1], note)]
+    size = f"compact {widths}, {products(small) / products(case.ensemble):.3f} of the products"
+
+    def ours(attacks: tuple[str, ...]) -> Measurement:
+        return measure(_fresh(case.ensemble), here, eps=0.1, attacks=attacks)
+
+    def dense(attacks: tuple[str, ...]) -> Measurement:
+        with patch("empirical.compaction.SMALL", -1.0), patch("empirical.ensembles.layers.MOST_DENSE", -1.0):
+            return ours(attacks)
+
+    table: list[Row] = []
+    for attacks in ATTACKS:
+        runs = timed(partial(ours, attacks), partial(dense, attacks), repeats=setup.repeats)
+        (taken, (found, whole)) = zip(*runs, strict=True)
+        if attacks == ATTACKS[0]:
+            note = size
+            for key, radius in found.radius.items():
+                np.testing.assert_allclose(radius, whole.radius[key], rtol=SAME)
+        else:
+            means = [
+                f"{radius.mean():.6g} and {whole.radius[key].mean():.6g}"
+                for key, radius in found.radius.items()
+                if key[1] != "best"
+            ]
+            note = f"mean radii {', '.join(means)}"
+        name = f"measure {', '.join(attacks)}"
+        table.append(row(name, case, len(case.x), taken[0], "dense, whole network", taken[1], note))
+    return table
+
+
+def _fresh(nets: MLPEnsemble) -> MLPEnsemble:
+    """The same networks, whose layers have not been compressed yet."""
+    return MLPEnsemble(nets.weights, nets.biases, nets.masks)
 
 
 def first_layer(case: Case, setup: Setup) -> list[Row]:
-    """One product with the first layer, and what could take its place."""
-    weight, x = case.ensemble.weights[0][0], case.x
-    small = compact(case.ensemble)
-    less, some = small.network.weights[0][0], small.take(x)
-    rows = sparse.csr_array(weight.numpy())
-    across = np.ascontiguousarray(x.T.numpy())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that sparse tensors are in beta
-        csr, columns = weight.to_sparse_csr(), x.T.contiguous()
-    density = float((weight != 0).double().mean())
-    works: dict[str, Callable[[], object]] = {
-        "without dead inputs and units": lambda: some @ less.T,
-        "SciPy CSR": lambda: rows @ across,
-        "PyTorch CSR": lambda: csr @ columns,
-    }
-    dense = timed(lambda: x @ weight.T, repeats=setup.repeats)
-    note = f"density {density:.3f}"
-    return [
-        row("first layer", case, len(x), dense, name, timed(work, repeats=setup.repeats), note)
-        for name, work in works.items()
-    ]
+    """The products with the first layer of the compact network, in both precisions."""
+    small, table = compact(case.ensemble), []
+    for dtype in (torch.float32, torch.float64):
+        weight, x = small.network.weights[0].to(dtype), small.take(case.x).to(dtype)[None]
+        bias, c = weight.new_zeros(weight.shape[:2]), torch.rand(1, len(case.x), weight.shape[1], dtype=dtype)
+        dense, csr = Layer(weight, (None,)), Layer(weight, (compressed(weight[0]),))
+        rows, across = sparse.csr_array(weight[0].numpy()), np.ascontiguousarray(x[0].T.numpy())
+
+        stored = x.mT.contiguous().mT
+
+        def both(layer: Layer, x: Tensor, bias: Tensor = bias, c: Tensor = c) -> None:
+            layer.forward(x, bias)
+            layer.backward(c)
+
+        works = (partial(both, csr, stored), partial(both, dense, x), partial(rows.__matmul__, across))
+        times = [taken for taken, _ in timed(*works, repeats=10 * setup.repeats)]
+        share = float((weight != 0).double().mean())
+        chosen = "chosen" if Layer.of(weight).is_sparse else "not chosen"
+        note = f"{weight.shape[2]}-{weight.shape[1]}, density {share:.3f}, {chosen}"
+        name = f"layer, {str(dtype).removeprefix('torch.')}"
+        table.append(row(name, case, len(case.x), times[0], "dense product", times[1], note))
+        table.append(row(name, case, len(case.x), times[0], "SciPy CSR, outputs only", times[2], note))
+    return table
+
+
+def certificates(case: Case, setup: Setup) -> list[Row]:
+    """Certified radii of the compact and of the whole network."""
+    table, small = [], compact(case.ensemble)
+    m = min(CERTIFIED, len(case.x))
+    x, y = case.x[:m], case.y[:m]
+    ours = graph.from_relu_network(relu_network(small.network, 0))
+    whole = graph.from_relu_network(case.net)
+    for p, norm in NORMS.items():
+        works = (
+            partial(graph.certified_radius, ours, small.take(x), y, p=p),
+            partial(graph.certified_radius, whole, x, y, p=p),
+        )
+        (times, (found, other)) = zip(*timed(*works, repeats=setup.repeats), strict=True)
+        np.testing.assert_allclose(found, other, rtol=SAME)
+        note = f"mean radius {found.mean():.6g}"
+        table.append(row(f"certificate {norm}", case, m, times[0], "whole network", times[1], note))
+    return table
 
 
 def clever_scores(case: Case, setup: Setup) -> list[Row]:
@@ -129,10 +185,13 @@ def clever_scores(case: Case, setup: Setup) -> list[Row]:
     x, y = case.x[:m].float(), case.y[:m]
     batches, batch = (BATCHES, BATCH) if setup.repeats else (3, 5)
     work = partial(clever, nets, x, y, p=2.0, radius=BALL, batches=batches, batch_size=batch)
-    ours = timed(work, repeats=setup.repeats)
-    note = f"mean radius {work().radius.mean():.4g}"
+    with patch("empirical.clever.end_points", wraps=end_points) as fits:
+        ((ours, found),) = timed(work, repeats=setup.repeats)
+    note = f"mean radius {found.radius.mean():.4g}"
+    ((fitting, _),) = timed(partial(end_points, *fits.call_args.args), repeats=setup.repeats)
+    table = [row("CLEVER, fits", case, m, fitting, "", None, f"{fitting / ours:.2f} of CLEVER")]
     if not installed(ART):
-        return [row("CLEVER", case, m, ours, "ART", None, "not installed")]
+        return [row("CLEVER", case, m, ours, "ART", None, "not installed"), *table]
     estimators = importlib.import_module(f"{ART}.estimators.classification")
     metrics = importlib.import_module(f"{ART}.metrics")
     classifier = estimators.PyTorchClassifier(
@@ -144,8 +203,8 @@ def clever_scores(case: Case, setup: Setup) -> list[Row]:
             metrics.clever_u(classifier, one, batches, batch, BALL, 2, verbose=False) for one in x.numpy()
         ]
 
-    note += f", ART {np.mean(peer()):.4g}"
-    return [row("CLEVER", case, m, ours, "ART", timed(peer, repeats=1), note)]
+    ((theirs, scores),) = timed(peer, repeats=0)
+    return [row("CLEVER", case, m, ours, "ART", theirs, f"{note}, ART {np.mean(scores):.4g}"), *table]
 
 
 def module_crossings(case: Case, setup: Setup) -> list[Row]:
@@ -155,9 +214,12 @@ def module_crossings(case: Case, setup: Setup) -> list[Row]:
     u: Tensor = loss_gradient_sign(nets, x, y)
     found, scanned = (crossings(nets, x, y, u, bands=bands) for bands in (100, 0))
     missed = int((scanned.at > found.at * (1 + 1e-6)).sum())
-    exact = timed(lambda: crossings(nets, x, y, u), repeats=setup.repeats)
-    scan = timed(lambda: crossings(nets, x, y, u, bands=0), repeats=setup.repeats)
-    walk = timed(lambda: crossings(case.ensemble, x, y, u), repeats=setup.repeats)
+    works = (
+        lambda: crossings(nets, x, y, u),
+        lambda: crossings(nets, x, y, u, bands=0),
+        lambda: crossings(case.ensemble, x, y, u),
+    )
+    exact, scan, walk = (taken for taken, _ in timed(*works, repeats=setup.repeats))
     note = f"{float(found.exact.double().mean()):.3f} exact; the scan misses {missed} of {len(x)}"
     return [
         row("crossing", case, len(x), exact, "scan of 64 places, bisection", scan, note),
@@ -169,7 +231,7 @@ def tabulate(data: Dataset, setup: Setup) -> list[Row]:
     """The whole table."""
     table: list[Row] = []
     for case in cases(data, setup):
-        table += measurements(case, data, setup) + first_layer(case, setup)
+        table += measurements(case, data, setup) + first_layer(case, setup) + certificates(case, setup)
         if case.sparsity in (setup.sparsities[0], setup.sparsities[-1]) or math.isclose(case.sparsity, 0.98):
             table += clever_scores(case, setup) + module_crossings(case, setup)
     return table

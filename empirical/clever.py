@@ -12,8 +12,9 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from empirical.attacks.active import check_attack
+from empirical.compaction import much_smaller
 from empirical.cores import on_cores, shares
-from empirical.ensembles import Ensemble
+from empirical.ensembles import Ensemble, MLPEnsemble
 from empirical.reverse_weibull import EndPoint, end_points
 from theory.types import InvalidInput, check_p
 
@@ -69,13 +70,14 @@ def clever(
     device = x.device
 
     def sample(part: range) -> Tensor:
-        nets = ensemble.select(part)
+        nets, inputs = _without_dead_parts(ensemble.select(part))
         rows = max(1, _BYTES[device.type] // (x.element_size() * len(part) * nets.classes * nets.inputs))
         found = x.new_zeros(len(part), len(x), nets.classes, batches)
         for i, label in enumerate(y.tolist()):
             generator = _generator(seed, i, device)
             for b in range(batches):
                 points = x[i] + ball(batch_size, x[i], radius, generator, p=p)
+                points = points if inputs is None else points[:, inputs]
                 found[:, i, :, b] = _largest(nets, label, points, q=q, rows=rows)
         return found
 
@@ -83,6 +85,13 @@ def clever(
     maxima = torch.cat(on_cores(sample, parts, device=device)).double().cpu().numpy()
     fit = end_points(maxima.reshape(-1, batches))
     return _scores(maxima, fit, ensemble.logits(x).double().cpu().numpy(), y.cpu().numpy(), radius)
+
+
+def _without_dead_parts(nets: Ensemble) -> tuple[Ensemble, Tensor | None]:
+    """The networks, and the inputs they take: all if None. A gradient is 0 at all others."""
+    on_cpu = nets.masks[0].device.type == "cpu"
+    small = much_smaller(nets) if on_cpu and isinstance(nets, MLPEnsemble) and nets.members == 1 else None
+    return (small.network, small.inputs) if small else (nets, None)
 
 
 def _scores(

@@ -10,6 +10,9 @@ from torch import Tensor
 from empirical.ensembles import MLPEnsemble
 from theory.types import InvalidInput
 
+# A network is used without its dead parts where that leaves at most this share of the products.
+SMALL = 0.5
+
 
 @dataclass(frozen=True)
 class Compact:
@@ -54,6 +57,15 @@ def compact(network: MLPEnsemble) -> Compact:
     weights[0], masks[0] = weights[0][:, inputs], masks[0][:, inputs]
     small = MLPEnsemble(*(tuple(part[None] for part in parts) for parts in (weights, biases, masks)))
     return Compact(small, inputs)
+
+
+def much_smaller(network: MLPEnsemble) -> Compact | None:
+    """The compact network if it has at most the share SMALL of the products, else None.
+
+    Raises: InvalidInput unless ``network`` has one member.
+    """
+    small = compact(network)
+    return small if products(small.network) <= SMALL * products(network) else None
 
 
 def products(network: MLPEnsemble) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from empirical.attacks import fgs
 from empirical.attacks.active import margins
 from empirical.attacks.by_name import attacked
-from empirical.compaction import compact, products
+from empirical.compaction import much_smaller
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
@@ -26,8 +26,6 @@ from empirical.results import NORMS, Members, Rows
 # CPU's cache and memory.
 _MEMBERS = {"cpu": 5, "cuda": 256}
 _BYTES = {"cpu": 2**26, "cuda": 2**32}
-# A network is measured without its dead units where that leaves at most this share of the products.
-_SMALL = 0.5
 # Attacks whose random starts move inputs that no network looks at.
 _MOVES_DEAD_INPUTS = frozenset({"rfgs"})
 # Masked copies of one network evaluated together; the draws do not depend on it.
@@ -67,6 +65,7 @@ def measure(
 
     On a CPU a network that loses most of its products with its dead inputs and units is measured without them
     (:mod:`empirical.compaction`): dead inputs have no gradient, so attacks that start at x do not move them.
+    A layer with few weights is multiplied as a sparse matrix (:mod:`empirical.ensembles.layers`).
     """
     device = ensemble.masks[0].device
     exact = ensemble.to(dtype=torch.float64, device=device)
@@ -104,8 +103,8 @@ def _parts(nets: Ensemble, device: torch.device, attacks: Sequence[str]) -> list
     alone: list[_Part] = []
     if device.type == "cpu" and isinstance(nets, MLPEnsemble) and not _MOVES_DEAD_INPUTS & set(attacks):
         for k in range(nets.members):
-            small = compact(nets.select([k]))
-            if products(small.network) <= _SMALL * products(nets):
+            small = much_smaller(nets.select([k]))
+            if small:
                 alone.append(_Part([k], small.network, small.inputs))
     done = {k for part in alone for k in part.members}
     others = [k for k in range(nets.members) if k not in done]

@@ -18,6 +18,8 @@ from theory.types import InvalidInput, finite_array
 # Locations tried, beyond the largest maximum in units of the spread of the maxima; the best is refined.
 _STARTS = np.geomspace(1e-3, 1e3, 61)
 _NEWTON_STEPS = 30
+# Newton's steps end when no shape changes by more than this share of it: the next would be of rounding size.
+_SETTLED = 1e-10
 _GOLDEN_STEPS = 40
 _GOLDEN = (np.sqrt(5) - 1) / 2
 # Maxima that differ by less than this share of the largest are one value: nothing can be fitted.
@@ -104,7 +106,9 @@ def _likelihood(
         first, second = (powers * logs).sum(2) / total, (powers * logs**2).sum(2) / total
         value = first - 1 / shape - mean
         change = value / (second - first**2 + shape**-2.0)
-        shape = np.clip(shape - change, shape / 2, shape * 2)
+        before, shape = shape, np.clip(shape - change, shape / 2, shape * 2)
+        if (np.abs(shape - before) <= _SETTLED * before).all():
+            break
     log_scale = np.log(np.exp(shape[..., None] * logs).mean(2)) / shape
     likelihood = np.log(shape) - shape * log_scale + (shape - 1) * mean - 1 - top[..., 0]
     return np.where(shape >= 1, likelihood, -np.inf), shape, np.exp(log_scale + top[..., 0])

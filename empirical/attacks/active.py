@@ -53,6 +53,20 @@ def check_count(name: str, value: int, *, least: int = 1) -> None:
         raise InvalidInput(f"{name} is {value}; give at least {least}")
 
 
+# Entries of an example from which on its rows are copied as a whole.
+_WIDE = 128
+
+
+def _taken(values: Tensor, members: Int[Tensor, " k"], rows: Int[Tensor, "k m"]) -> Tensor:
+    """The (k, m, ...) part of (K, n, ...) values; wide rows as a whole, which takes a fifth of the time."""
+    if values.ndim < 3 or values[0, :1].numel() < _WIDE:
+        return values[members[:, None], rows]
+    if values.stride(0) == 0:  # one batch for all members
+        return values[0].index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    places = members[:, None] * values.shape[1] + rows
+    return values.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, rows.shape)
+
+
 @dataclass(frozen=True)
 class ActiveSet:
     """The unfinished examples of a (K, n) batch, packed to (K', m).
@@ -77,7 +91,7 @@ class ActiveSet:
 
     def take(self, values: Tensor) -> Tensor:
         """The packed (K', m, ...) part of (K, n, ...) values."""
-        return values[self.members[:, None], self.rows]
+        return _taken(values, self.members, self.rows)
 
     def part(self, inner: ActiveSet) -> ActiveSet:
         """The entries that ``inner``, which indexes this set's packed values, still holds."""
@@ -116,7 +130,9 @@ class Batch:
         take = active.take
         nets = self.nets if len(active.members) == len(self.rows) else self.nets.select(active.members)
         members = self.members[active.members]
-        return Batch(nets, take(self.start), take(self.y), take(self.lead), members, take(self.rows))
+        return Batch(
+            nets, nets.stored(take(self.start)), take(self.y), take(self.lead), members, take(self.rows)
+        )
 
     @property
     def loss(self) -> Cotangent:

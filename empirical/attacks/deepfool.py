@@ -47,7 +47,8 @@ def deepfool(
         if not unfinished.any():
             break
         active = ActiveSet.of(unfinished)
-        nets = ensemble.select(active.members)
+        whole = len(active.members) == ensemble.members
+        nets = ensemble if whole else ensemble.select(active.members)
         start, total = active.take(x.expand_as(x_adv)), active.take(moved)
         true = active.take(y.expand_as(found))
         here = clip(start + (1 + overshoot) * total, box)

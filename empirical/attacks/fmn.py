@@ -74,8 +74,8 @@ def _walk(
     delta = torch.zeros_like(points)
     first = length = radius = torch.zeros_like(batch.lead)
     for i in range(steps):
-        logits, gradient = batch.nets.logits_and_gradient(points, loss)
-        gradient = feasible(gradient, points, box)
+        logits, whole = batch.nets.logits_and_gradient(points, loss)
+        gradient = feasible(whole, points, box)
         lead = margins(logits, batch.y)
         success = lead < 0
         if target is not None:
@@ -89,7 +89,8 @@ def _walk(
         adapted = torch.where(success, radius.minimum(best.distance) * (1 - change), radius * (1 + change))
         radius = torch.where(best.found, adapted, (length + linearised) * (1 + change))
         if i == 0:
-            first = linearised if p == 2 else linearised * math.sqrt(batch.start.shape[2])
+            moving = (whole != 0).sum(2, dtype=whole.dtype)
+            first = linearised if p == 2 else linearised * moving.sqrt()
         step = first * (_LAST_STEP + (1 - _LAST_STEP) * decay)
         delta.addcmul_(gradient, torch.where(size > 0, step / size, 0.0)[..., None])
         points = _projected(batch.start, delta, radius, p=p, box=box)

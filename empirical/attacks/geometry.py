@@ -20,7 +20,10 @@ def norm(values: Float[Tensor, "*b d"], *, p: float) -> Float[Tensor, "*b"]:
         return values.abs().sum(-1)
     if p == torch.inf:  # the library's own takes seven times as long on a CPU
         return values.abs().amax(-1)
-    size = torch.linalg.vector_norm(values, ord=p, dim=-1)
+    if p == 2 and values.stride(-1) != 1:  # the library's own takes six times as long across the memory
+        size = values.square().sum(-1).sqrt_()
+    else:
+        size = torch.linalg.vector_norm(values, ord=p, dim=-1)
     if p != 2 or bool(((size > _SMALL) & (size < _LARGE)).all()):
         return size
     peak = values.abs().amax(-1)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from empirical.ensembles.layers import Layer
 from empirical.ensembles.protocol import Cotangent, share_of_zeros
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
 
@@ -51,6 +53,11 @@ class MLPEnsemble:
     def members(self) -> int:
         """Number of networks K."""
         return len(self.weights[0])
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The weights as they are multiplied with."""
+        return tuple(Layer.of(weight) for weight in self.weights)
 
     @property
     def inputs(self) -> int:
@@ -121,9 +128,9 @@ class MLPEnsemble:
         gradient = cotangent(logits)
         if self.is_binary:
             gradient = gradient[..., 1:]
-        for weight, values in zip(self.weights[:0:-1], reversed(hidden), strict=True):
-            gradient = torch.bmm(gradient, weight).mul_(values.sign_())
-        return logits, torch.bmm(gradient, self.weights[0])
+        for layer, values in zip(self.layers[:0:-1], reversed(hidden), strict=True):
+            gradient = layer.backward(gradient).mul_(values.sign_())
+        return logits, self.layers[0].backward(gradient)
 
     def logits_and_jacobian(
         self, x: Float[Tensor, "*K n d"]
@@ -136,38 +143,48 @@ class MLPEnsemble:
             jacobian = self.weights[0][:, None].expand(members, n, -1, -1)
         else:
             # Units that are off at every example are left out: near one example that is half of them.
-            on = [gate.amax((0, 1)).nonzero()[:, 0] for gate in active]
+            on = [
+                torch.arange(gate.shape[2]) if layer.is_sparse else gate.amax((0, 1)).nonzero()[:, 0]
+                for gate, layer in zip(active, self.layers[:-1], strict=True)
+            ]
             gates = [gate[..., some][:, :, None] for gate, some in zip(active, on, strict=True)]
             jacobian = self.weights[-1][:, None, :, on[-1]] * gates[-1]
             for i in reversed(range(len(active))):
-                weight = self.weights[i][:, on[i]]
-                weight = weight[..., on[i - 1]] if i else weight
-                jacobian = torch.bmm(jacobian.flatten(1, 2), weight).unflatten(
-                    1, (n, self.weights[-1].shape[1])
-                )
+                rows, layer = jacobian.flatten(1, 2), self.layers[i]
+                if layer.is_sparse:
+                    rows = layer.backward_by_rows(rows)
+                    rows = rows[..., on[i - 1]] if i else rows
+                else:
+                    weight = layer.weight[:, on[i]]
+                    rows = torch.bmm(rows, weight[..., on[i - 1]] if i else weight)
+                jacobian = rows.unflatten(1, (n, self.weights[-1].shape[1]))
                 jacobian = jacobian.mul_(gates[i - 1]) if i else jacobian
         if self.is_binary:
             jacobian = torch.cat([torch.zeros_like(jacobian), jacobian], dim=2)
         return logits, jacobian
 
+    def stored(self, x: Float[Tensor, "K n d"]) -> Float[Tensor, "K n d"]:
+        """The same examples, in memory as the first layer's products take them."""
+        return x.mT.contiguous().mT if self.layers[0].is_sparse else x
+
     def preactivations(self, x: Float[Tensor, "K n d"]) -> list[Float[Tensor, "K n _"]]:
         """Pre-activations of every layer, the last layer's single score or scores included."""
         found = []
         hidden = x
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            found.append(torch.baddbmm(bias[:, None], hidden, weight.mT))
+        for layer, bias in zip(self.layers, self.biases, strict=True):
+            found.append(layer.forward(hidden, bias))
             hidden = found[-1].relu()
         return found
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits, and the outputs of every hidden layer."""
         values = x.expand(self.members, *x.shape) if x.ndim == 2 else x
-        *layers, (last, shift) = zip(self.weights, self.biases, strict=True)
+        *layers, (last, shift) = zip(self.layers, self.biases, strict=True)
         hidden = []
-        for weight, bias in layers:
-            values = torch.baddbmm(bias[:, None], values, weight.mT).relu_()
+        for layer, bias in layers:
+            values = layer.forward(values, bias).relu_()
             hidden.append(values)
-        scores = torch.baddbmm(shift[:, None], values, last.mT)
+        scores = last.forward(values, shift)
         if self.is_binary:
             scores = torch.cat([torch.zeros_like(scores), scores], dim=2)
         return scores, hidden

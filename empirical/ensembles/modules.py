@@ -130,6 +130,10 @@ class ModuleEnsemble:
         logits, gradients = self._differentiate(x, lambda scores: [cotangent(scores)])
         return logits, gradients[0]
 
+    def stored(self, x: Float[Tensor, "K n d"]) -> Float[Tensor, "K n d"]:
+        """The same examples."""
+        return x
+
     def logits_and_jacobian(
         self, x: Float[Tensor, "*K n d"]
     ) -> tuple[Float[Tensor, "K n c"], Float[Tensor, "K n c d"]]:

@@ -69,6 +69,10 @@ class Ensemble(Protocol):
         """The same networks with further weights removed: a weight stays where both masks keep it."""
         ...
 
+    def stored(self, x: Float[Tensor, "K n d"]) -> Float[Tensor, "K n d"]:
+        """The same examples, in memory as the products take them."""
+        ...
+
     def logits(self, x: Float[Tensor, "*K n d"]) -> Float[Tensor, "K n c"]:
         """Logits of every member."""
         ...

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from empirical.clever import ball, clever
+from empirical.compaction import much_smaller
 from empirical.ensembles import MLPEnsemble, from_modules, from_networks, initialise, linear_classifier
 from theory.laws.strategies import attack_norms, linear_classifiers
 from theory.linear import radius
@@ -56,6 +57,24 @@ def test_the_largest_sample_is_that_of_a_loop_over_points():
         np.testing.assert_allclose(tiny.largest, here, rtol=1e-9)
         assert (many.largest >= here.numpy() * (1 - 1e-9)).all()
         assert (many.largest > here.numpy() * 1.01).any()
+
+
+def test_scores_are_the_same_without_dead_parts(monkeypatch):
+    """Samples are drawn before dead inputs are left out, so the same ones are looked at."""
+    nets = networks([30, 40, 20, 3], [0, 1])
+    generator = torch.Generator().manual_seed(0)
+    nets = nets.masked(tuple(torch.rand(w.shape, generator=generator) < 0.1 for w in nets.weights))
+    assert much_smaller(nets.select([0])) is not None
+    x = torch.randn(3, 30, dtype=torch.float64)
+    y = nets.logits(x)[0].argmax(1)
+    for p in (2.0, math.inf):
+        found = clever(nets, x, y, p=p, radius=3.0, batches=10, batch_size=10)
+        with monkeypatch.context() as patch:
+            patch.setattr("empirical.compaction.SMALL", -1.0)
+            whole = clever(nets, x, y, p=p, radius=3.0, batches=10, batch_size=10)
+        assert (found.largest > 0).any()
+        np.testing.assert_allclose(found.largest, whole.largest, rtol=1e-9)
+        np.testing.assert_allclose(found.radius, whole.radius, rtol=1e-6)
 
 
 def test_what_is_returned_hangs_together():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import empirical.measurement as module
+import empirical.compaction as module
 from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.compaction import compact, products
 from empirical.datasets import Dataset
@@ -109,7 +109,7 @@ def test_measurements_are_the_same_and_in_order(density, monkeypatch):
     assert sizes[1] == 1.0
     assert sizes[0] <= 0.5
     ours = measure(nets, data, eps=0.1)
-    monkeypatch.setattr(module, "_SMALL", -1.0)
+    monkeypatch.setattr(module, "SMALL", -1.0)
     whole = measure(nets, data, eps=0.1)
     np.testing.assert_array_equal(ours.correct, whole.correct)
     assert ours.correct[2].all()
