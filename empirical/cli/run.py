@@ -233,6 +233,7 @@ def _execute(
                 work |= {"advance": advance, "tell": partial(advance, steps=0)}
                 if part is not None:
                     missing = run_part(experiments, folder, part=share, **work)
+                    log()
                     click.echo(f"Part {part} is done; {_missing(missing)}.")
                     return
                 outcome = run_experiments(experiments, folder, **work)
