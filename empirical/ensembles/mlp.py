@@ -56,7 +56,7 @@ class MLPEnsemble:
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """The weights as they are multiplied with."""
+        """The weights as they are multiplied with, made once: nothing changes weights in place."""
         return tuple(Layer.of(weight) for weight in self.weights)
 
     @property
