@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -39,6 +40,7 @@ Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 # Seconds for a cluster's scheduler to answer.
 _PATIENCE = 20
+_SCHEDULER = re.compile(r"((tcp|tls|ucx|wss?)://)?[^/\s:]+:\d+/?|inproc://\S+")
 _PACKAGE = "empirical"  # what a worker must have
 
 
@@ -74,6 +76,8 @@ class Workers:
                 f"address is {self.address!r}, but loky starts processes of this machine; "
                 "choose backend dask or ray"
             )
+        if self.address is not None and self.backend == "dask" and not _SCHEDULER.fullmatch(self.address):
+            raise InvalidInput(f"address is {self.address!r}; give that of a scheduler, as tcp://HOST:8786")
         if self.gpus is not None and not 1e-3 <= self.gpus <= 1:
             raise InvalidInput(f"gpus is {self.gpus:g}; give a worker's share of a GPU, from 0.001 to 1")
 
@@ -168,8 +172,6 @@ def _dask(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
 def _dask_client(distributed: ModuleType, workers: Workers, *, cuda: bool) -> Iterator[Any]:
     if workers.address is not None:
         try:
-            if not workers.address.startswith("inproc:"):  # a client is not got rid of for long
-                distributed.comm.get_address_host_port(workers.address)
             client = distributed.Client(workers.address, timeout=_PATIENCE, set_as_default=False)
         except (ValueError, TypeError) as error:
             raise InvalidInput(
