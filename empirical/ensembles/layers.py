@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 # The largest share of weights that are not zero, and the smallest layer, whose products are sparse on a CPU.
-# In layers of 30,000 weights or more both products break even at a share of 0.1 to 0.15 and are 1.4 times as
-# fast or more at 0.065 (benchmarks/results/compaction.csv, "layer"). With 3,000 weights a call costs what it
-# saves.
+# Both products of layers of 70,000 weights or more are about twice as fast at these shares, and still 1.7
+# times at 0.1 (benchmarks/results/compaction.csv, "layer"); a small layer's call costs what it saves.
 MOST_DENSE = 1 / 16
 LEAST_WEIGHTS = 2**14
 # Rows multiplied at once where the result is stored by rows: what is copied is still in the cache.
