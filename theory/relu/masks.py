@@ -172,6 +172,26 @@ def bernstein_bound(
     return product(factors, exponent, roundings=roundings)
 
 
+def unsigned_ladder(
+    net: ReLUNetwork, alphas: Float[Array, "*batch d"], pair: tuple[int, int], *, p: float
+) -> dict[str, Float[Array, "*batch"]]:
+    """The rungs of :func:`ladder` but S, each a bound: they look at the sizes of v and rise with them.
+
+    Raises: InvalidInput as :func:`ladder`.
+    """
+    q = dual(p)
+    paths, spectral = expected_path_norm(net, alphas, pair), bernstein_bound(net, alphas, pair)
+    if q == 2:
+        return {
+            "F": frobenius_bound(net, alphas, pair),
+            "P1": paths,
+            "P2": second_moment_bound(net, alphas, pair),
+            "B": spectral,
+        }
+    widened = l1_from_l2(spectral, width=net.weights[0].shape[1])
+    return {"M": column_sum_bound(net, alphas, pair), "P1": paths, "B": widened}
+
+
 def ladder(
     net: ReLUNetwork, alphas: Float[Array, "*batch d"], pair: tuple[int, int], *, p: float
 ) -> dict[str, Float[Array, "*batch"]]:
@@ -183,21 +203,10 @@ def ladder(
 
     Raises: InvalidInput as :func:`frobenius_bound`, or unless p is 2 or inf.
     """
-    q = dual(p)
-    paths, spectral = expected_path_norm(net, alphas, pair), bernstein_bound(net, alphas, pair)
-    if q == 2:
-        squares = second_moment_bound(net, alphas, pair)
-        cuts = np.minimum(halfcut_bound(net, alphas, pair), squares)
-        return {
-            "F": frobenius_bound(net, alphas, pair),
-            "P1": paths,
-            "P2": squares,
-            "B": spectral,
-            "S": cuts,
-        }
-    widened = l1_from_l2(spectral, width=net.weights[0].shape[1])
-    cuts = np.minimum(halfcut_path_bound(net, alphas, pair), paths)
-    return {"M": column_sum_bound(net, alphas, pair), "P1": paths, "B": widened, "S": cuts}
+    rungs = unsigned_ladder(net, alphas, pair, p=p)
+    if dual(p) == 2:
+        return rungs | {"S": np.minimum(halfcut_bound(net, alphas, pair), rungs["P2"])}
+    return rungs | {"S": np.minimum(halfcut_path_bound(net, alphas, pair), rungs["P1"])}
 
 
 def best_bound(

@@ -28,7 +28,7 @@ from theory.norms import norm
 from theory.relu.certificate import margin_lower_bounds
 from theory.relu.lipschitz import EPS, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
-from theory.relu.masks import best_bound, ladder, second_moment_bound
+from theory.relu.masks import best_bound, second_moment_bound, unsigned_ladder
 from theory.relu.moments import check_keep
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
 
@@ -280,8 +280,7 @@ def expected_lipschitz(
         cover = np.stack([widest, np.zeros_like(widest)])
         covered = ReLUNetwork((*net.weights[:-1], cover), (*net.biases[:-1], np.zeros(2)))
         whole = alphas[:, -1] == 0
-        rungs = ladder(covered, alphas, (0, 1), p=p)
-        once = np.min([bound for name, bound in rungs.items() if name != "S"], axis=0)
+        once = np.min(list(unsigned_ladder(covered, alphas, (0, 1), p=p).values()), axis=0)
         twice = _root_square(covered, alphas, (0, 1), p=p)
         mean = np.where(whole, np.minimum(mean, once), mean)
         square = np.where(whole, np.minimum(square, twice), square)
