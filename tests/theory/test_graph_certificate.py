@@ -249,11 +249,12 @@ def test_ascent_steps_never_shrink_the_radius_on_an_example_that_gains():
     graph = from_relu_network(ReLUNetwork(tuple(weights), tuple(rng.normal(size=len(w)) for w in weights)))
     x = torch.tensor(rng.normal(size=(12, 4)))
     y = graph.scores(x).argmax(1)
-    for p in (2.0, math.inf):
+    # 1.55 and 1.46 with the slopes of the margins alone.
+    for p, gain in ((2.0, 1.6), (math.inf, 1.47)):
         plain = certified_radius(graph, x, y, p=p)
         found = certified_radius(graph, x, y, p=p, steps=8)
-        assert (found >= plain * (1 - 2 * PRECISION)).all()
-        assert (found > 1.02 * plain).any()
+        assert (found >= plain * (1 - AGREEMENT)).all()
+        assert (found / plain).max() > gain
         laws.law_no_attack_inside(found, graph, x, y, p=p)
 
 

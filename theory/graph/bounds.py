@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from theory.graph.affine import AffinePart, affine_part, affine_values
-from theory.graph.backward import NodeBounds, lower_bounds
+from theory.graph.backward import NodeBounds
 from theory.graph.network import Activation, Dense, Graph, Source
 from theory.graph.relaxation import (
     Ball,
@@ -27,6 +27,7 @@ from theory.graph.relaxation import (
     relu_lines,
     sound,
 )
+from theory.graph.slopes import optimised_bounds
 
 ROW_ENTRIES = 2**19  # entries of the largest tensor of coefficients on a CPU, 4 MiB in float64: cached
 ON_GPU = 64  # times as many elsewhere
@@ -88,9 +89,19 @@ def node_bounds(
 
 
 def open_signs(
-    graph: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball, part: AffinePart
+    graph: Graph,
+    node: int,
+    interval: Interval,
+    before: NodeBounds,
+    ball: Ball,
+    part: AffinePart,
+    *,
+    steps: int = 0,
 ) -> Interval:
-    """The interval of a node, a bound, met with linear bounds of the entries whose sign is open."""
+    """The interval of a node, a bound, met with linear bounds of the entries whose sign is open.
+
+    ``steps`` as in :func:`theory.graph.slopes.optimised_bounds`.
+    """
     open_ = ((interval.lower < 0) & (interval.upper > 0)).flatten(1)
     counts = open_.sum(1)
     most = int(counts.max())
@@ -111,14 +122,21 @@ def open_signs(
         places = open_[examples].to(torch.uint8).topk(most, dim=1).indices
         for columns in places.split(max(1, entries // row), dim=1):
             at = examples[:, None], columns
-            below, above = _entries(graph, node, columns, here, balls, part)
+            below, above = _entries(graph, node, columns, here, balls, part, steps=steps)
             lower[at] = torch.fmax(lower[at], below)
             upper[at] = torch.fmin(upper[at], above)
     return Interval(lower.reshape(interval.lower.shape), upper.reshape(interval.lower.shape))
 
 
 def _entries(
-    graph: Graph, node: int, places: Tensor, before: NodeBounds, ball: Ball, part: AffinePart
+    graph: Graph,
+    node: int,
+    places: Tensor,
+    before: NodeBounds,
+    ball: Ball,
+    part: AffinePart,
+    *,
+    steps: int,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of entries of a node from below and above, (m, r) each, at ``places`` (m, r)."""
     here, offset, start = graph.nodes[node], None, node
@@ -134,8 +152,8 @@ def _entries(
         rows = torch.zeros(*columns.shape, n, dtype=graph.dtype, device=graph.device)
         rows = rows.scatter_(2, columns[..., None], 1.0)
     rows = torch.cat([rows, -rows], dim=1).unflatten(2, graph.nodes[start].shape)
-    found = lower_bounds(graph, start, rows, before, ball, part, offset=offset).at(ball.radius)
-    below, minus_above = found.split(places.shape[1], dim=1)
+    found = optimised_bounds(graph, start, rows, before, ball, part, steps=steps, offset=offset)
+    below, minus_above = found.at(ball.radius).split(places.shape[1], dim=1)
     if every:
         below, minus_above = below.gather(1, places), minus_above.gather(1, places)
     return below, -minus_above

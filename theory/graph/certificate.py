@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from theory.graph.affine import AffinePart, affine_part
-from theory.graph.backward import Falling, NodeBounds, lower_bounds
-from theory.graph.bounds import node_bounds
+from theory.graph.backward import Falling, NodeBounds
+from theory.graph.bounds import node_bounds, open_signs
 from theory.graph.constants import lipschitz_constants
 from theory.graph.lipschitz import (
     checked_ball,
@@ -21,7 +22,8 @@ from theory.graph.lipschitz import (
     rounded_up,
 )
 from theory.graph.network import Graph
-from theory.graph.relaxation import Ball, Interval, Lines
+from theory.graph.relaxation import Ball, Interval
+from theory.graph.slopes import optimised_bounds
 from theory.types import InvalidInput
 
 LARGEST_RADIUS = 1e30
@@ -30,6 +32,7 @@ LARGEST_GROWTH = 4.0  # of the radius squared, from one trial with local constan
 # First guesses: how much of the distance to the linearised boundary is certified, and how the margin bends.
 TYPICAL_SHARE = 0.5
 TYPICAL_POWER = 2.2
+OPTIMISED_GAIN = 1.02  # first guess of what optimised slopes certify, by what the others do
 NEWTON_STEPS = 8  # of the root of a smooth function of one number
 CHUNK = 100  # examples bounded at once
 LOCAL_TRIALS = 6  # most radii tried with local Lipschitz constants
@@ -47,8 +50,8 @@ def margin_bounds(
 ) -> Float[Tensor, "m c"]:
     """Lower bounds of g_y - g_k over the ball for every class k, a bound by CROWN; +inf at k = y.
 
-    ``steps`` > 0 also optimises the lower slopes of all ReLUs for each margin by that many ascent steps; the
-    best bound seen is kept. -inf where a bound overflows.
+    ``steps`` > 0 also optimises the lower slopes of all ReLUs by that many ascent steps, for each margin and
+    before that for each input of a ReLU whose sign is open. -inf where a bound overflows.
 
     Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length, or
       steps < 0.
@@ -57,7 +60,8 @@ def margin_bounds(
     _check_steps(steps)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     part = affine_part(graph, q=ball.q)
-    found = _margins(graph, ball, labels, node_bounds(graph, ball, part=part), part, steps=steps)
+    bounds = node_bounds(graph, ball, part=part, tighten=partial(open_signs, steps=steps))
+    found = _margins(graph, ball, labels, bounds, part, steps=steps)
     return found.at(ball.radius).scatter(1, labels[:, None], math.inf)
 
 
@@ -94,38 +98,7 @@ def _margins(
     """Lower bounds of e_y - e_k times the scores, (m, c); 0 or a little less at k = y."""
     rows = label_differences(graph, labels)
     last = len(graph.nodes) - 1
-    best = lower_bounds(graph, last, rows, bounds, ball, part)
-    if not steps or not bounds.lines:
-        return best
-    slopes = {}
-    for i, line in bounds.lines.items():
-        start = line.below[:, None].repeat_interleave(rows.shape[1], 1)  # one slope for each margin
-        slopes[i] = start.clamp(0.05, 0.95).requires_grad_()
-    optimiser = torch.optim.Adam(slopes.values(), lr=0.3)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.05 ** (1 / steps))
-    for _ in range(steps):
-        optimiser.zero_grad()
-        lines = {i: _with_slope(line, slopes[i]) for i, line in bounds.lines.items()}
-        found = lower_bounds(graph, last, rows, replace(bounds, lines=lines), ball, part)
-        values = found.at(ball.radius)
-        better = values.detach() > best.at(ball.radius)
-        best = Falling(
-            torch.where(better, found.start.detach(), best.start),
-            torch.where(better, found.slope.detach(), best.slope),
-        )
-        (-values.nan_to_num(0.0, 0.0, 0.0)).sum().backward()
-        optimiser.step()
-        schedule.step()
-        with torch.no_grad():
-            for slope in slopes.values():
-                slope.clamp_(0.0, 1.0)
-    return best
-
-
-def _with_slope(line: Lines, slope: Tensor) -> Lines:
-    """The lines of ReLUs with another lower slope wherever the sign is open, a bound for any in [0, 1]."""
-    open_ = line.high > 0 if line.high is not None else torch.zeros_like(line.below, dtype=torch.bool)
-    return Lines(torch.where(open_[:, None], slope, line.below[:, None]), line.low, line.above, line.high)
+    return optimised_bounds(graph, last, rows, bounds, ball, part, steps=steps)
 
 
 def certified_radius(
@@ -145,8 +118,9 @@ def certified_radius(
     margins are all positive: a safeguarded secant, until a radius larger by the relative ``precision`` has
     failed. (3) Beyond it, classes whose CROWN margin is not positive may instead have a margin at the
     centre above the radius times their local Lipschitz constant; at most ``LOCAL_TRIALS`` radii. Stopping
-    early costs tightness only. ``steps`` as in :func:`margin_bounds`, in stages 2 and 3. 0 where x is not
-    certainly classified as y; ``domain_radius`` where the search reaches it, and at most 1e30.
+    early costs tightness only. ``steps`` as in :func:`margin_bounds`: stage 2 then goes on with them from
+    where it ended without. 0 where x is not certainly classified as y; ``domain_radius`` where the search
+    reaches it, and at most 1e30.
 
     Raises: InvalidInput for bad x, y or p, precision outside (0, 1), steps or domain_radius < 0.
     Reference: the paper, section 3.2; Weng et al. 2018; Zhang et al. 2018 (CROWN).
@@ -198,13 +172,15 @@ def _search(
     others = torch.ones(len(labels), graph.classes, dtype=torch.bool, device=graph.device)
     others.scatter_(1, labels[:, None], value=False)
 
-    def margins(rows: Tensor, radius: Tensor, known: NodeBounds | None) -> tuple[Falling, NodeBounds]:
+    def margins(
+        rows: Tensor, radius: Tensor, known: NodeBounds | None, *, steps: int
+    ) -> tuple[Falling, NodeBounds]:
         here = ball.take(rows).within(radius)
-        bounds = node_bounds(graph, here, part=part, known=known)
+        bounds = node_bounds(graph, here, part=part, known=known, tighten=partial(open_signs, steps=steps))
         return _margins(graph, here, labels[rows], bounds, part, steps=steps), bounds
 
     everyone = torch.arange(len(labels), device=graph.device)
-    start, bounds = margins(everyone, ball.radius, None)
+    start, bounds = margins(everyone, ball.radius, None, steps=0)
     centre = torch.where(others, start.at(ball.radius), math.inf)
     safe = (centre > 0).all(1)
     best = torch.where(safe, _quotient(centre, constants[labels]), 0.0).clamp(max=limit)
@@ -212,19 +188,23 @@ def _search(
     search = _Search.start(best, linear, limit=limit, precision=precision)
     known: NodeBounds | None = None
     failing = torch.full_like(centre, math.inf)  # relative margins in the smallest ball that was too large
-    for _ in range(MOST_TRIALS):
-        rows = (safe & ~search.done()).nonzero()[:, 0]
-        if not len(rows):
-            break
-        trial = search.trial[rows]
-        found, bounds = margins(rows, trial, None if known is None else known.take(rows))
-        relative = torch.where(others[rows], found.at(trial) / centre[rows], math.inf)
-        good = (relative > 0).all(1)
-        # The lines of a ball serve all smaller ones: where it fails, they say how far they reach.
-        reached = torch.where(others[rows], found.roots(), math.inf).amin(1)
-        known = _smallest_failed(known, bounds, rows[~good], ~good, examples=len(labels))
-        failing[rows[~good]] = relative[~good]
-        search.learn(rows, relative.amin(1), torch.where(good, trial, reached.minimum(trial)))
+    for effort in sorted({0, steps}):
+        if effort:
+            search, known = search.reopened(), None
+        for _ in range(MOST_TRIALS):
+            rows = (safe & ~search.done()).nonzero()[:, 0]
+            if not len(rows):
+                break
+            trial = search.trial[rows]
+            inside = None if known is None else known.take(rows)
+            found, bounds = margins(rows, trial, inside, steps=effort)
+            relative = torch.where(others[rows], found.at(trial) / centre[rows], math.inf)
+            good = (relative > 0).all(1)
+            # The lines of a ball serve all smaller ones: where it fails, they say how far they reach.
+            reached = torch.where(others[rows], found.roots(), math.inf).amin(1)
+            known = _smallest_failed(known, bounds, rows[~good], ~good, examples=len(labels))
+            failing[rows[~good]] = relative[~good]
+            search.learn(rows, relative.amin(1), torch.where(good, trial, reached.minimum(trial)))
     best, radius = search.low, search.high.clone()
     growing = safe & radius.isfinite() & (best > 0)
     if LOCAL_TRIALS and known is not None and bool(growing.any()):
@@ -238,7 +218,7 @@ def _search(
             break
         here = radius[rows]
         if trials or known is None:
-            found, bounds = margins(rows, here, None)
+            found, bounds = margins(rows, here, None, steps=steps)
             open_ = others[rows] & ~(found.at(here) > 0)
         else:
             bounds, open_ = known.take(rows), others[rows] & ~(failing[rows] > 0)
@@ -291,6 +271,12 @@ class _Search:
         trial = torch.where(guess > low, guess, 2 * low).clamp(max=limit)
         infinite, none = torch.full_like(low, math.inf), torch.full_like(low, math.nan)
         return _Search(low, infinite, linear, trial, none, none.clone(), limit, precision)
+
+    def reopened(self) -> _Search:
+        """The search from what is certified on, for better bounds: its failures may pass now."""
+        infinite, none = torch.full_like(self.low, math.inf), torch.full_like(self.low, math.nan)
+        trial = (self.low * OPTIMISED_GAIN).clamp(max=self.limit)
+        return replace(self, high=infinite, trial=trial, last=none, bend=none.clone())
 
     def done(self) -> Tensor:
         """Whether a radius within the precision of the certified one has failed, or it is at the limit."""
