@@ -110,6 +110,7 @@ def radius_methods(case: Case, p: float, setup: Setup, *, full: bool) -> list[Me
     if full:
         methods += [
             ours("theory.graph float32", dtype=torch.float32),
+            ours("theory.graph, 2 steps", steps=2),
             Method("theory.relu crown_certified_radius", m, by_relu),
             lirpa("IBP"),
             lirpa("CROWN-IBP"),

@@ -10,8 +10,8 @@
 - **layer**: sparse products of the examples with the first layer of the compact network, outputs and input
   gradients, stored along the examples; ``peer`` is the dense products, or SciPy's CSR product for the outputs
   alone. ``note`` says whether attacks choose sparse ones.
-- **certificate**: certified radii by ``theory.graph`` of the compact network; ``peer`` is the whole network.
-  Radii differ by at most a relative 1e-9, or the run stops.
+- **certificate**, **local Lipschitz**: certified radii and constants by ``theory.graph``, which leaves dead
+  parts out; ``peer`` is the whole network. They differ by at most a relative 1e-9, or the run stops.
 - **CLEVER**: float32; ``peer`` is ART with equal samples. **CLEVER, fits** is the part of it that is not
   gradients.
 - **crossing**: the exact first crossing of a module by bands; ``peer`` is a scan and a bisection, or the walk
@@ -47,7 +47,7 @@ from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.clever import clever
 from empirical.compaction import compact, products
 from empirical.datasets import Dataset, load
-from empirical.ensembles import MLPEnsemble, from_modules, relu_network, to_module
+from empirical.ensembles import MLPEnsemble, from_modules, to_module
 from empirical.ensembles.layers import Layer, compressed
 from empirical.measurement import Measurement, measure
 from empirical.results import NORMS
@@ -61,6 +61,7 @@ BATCHES, BATCH = 50, 100
 ART = "art"
 ATTACKS = (("fgs", "deepfool"), ("ddn",), ("fmn",))
 CERTIFIED = 100
+BALLS = {2.0: 0.2, math.inf: 0.02}  # radii of those with local Lipschitz constants
 Found = TypeVar("Found")
 SAME = 1e-9  # relative difference of radii in float64
 
@@ -160,22 +161,32 @@ def first_layer(case: Case, setup: Setup) -> list[Row]:
 
 
 def certificates(case: Case, setup: Setup) -> list[Row]:
-    """Certified radii of the compact and of the whole network."""
-    table, small = [], compact(case.ensemble)
-    m = min(CERTIFIED, len(case.x))
-    x, y = case.x[:m], case.y[:m]
-    ours = graph.from_relu_network(relu_network(small.network, 0))
-    whole = graph.from_relu_network(case.net)
+    """Certified radii and local Lipschitz constants with and without compaction."""
+    table: list[Row] = []
+    net = graph.from_relu_network(case.net)
+    x, y = case.x[:CERTIFIED], case.y[:CERTIFIED]
     for p, norm in NORMS.items():
-        works = (
-            partial(graph.certified_radius, ours, small.take(x), y, p=p),
-            partial(graph.certified_radius, whole, x, y, p=p),
-        )
-        (times, (found, other)) = zip(*timed(*works, repeats=setup.repeats), strict=True)
-        np.testing.assert_allclose(found, other, rtol=SAME)
-        note = f"mean radius {found.mean():.6g}"
-        table.append(row(f"certificate {norm}", case, m, times[0], "whole network", times[1], note))
+        balls = torch.full((len(x),), BALLS[p], dtype=torch.float64)
+        works = {
+            "certificate": partial(graph.certified_radius, net, x, y, p=p),
+            "local Lipschitz": partial(graph.local_lipschitz, net, x, y, p=p, radius=balls),
+        }
+        for task, ours in works.items():
+            (times, (found, other)) = zip(
+                *timed(ours, partial(_uncompacted, ours), repeats=setup.repeats), strict=True
+            )
+            np.testing.assert_allclose(found, other, rtol=SAME)
+            note = f"mean {found.mean():.6g}"
+            table.append(row(f"{task} {norm}", case, len(x), times[0], "whole network", times[1], note))
     return table
+
+
+def _uncompacted(work: Callable[[], Tensor]) -> Tensor:
+    with (
+        patch("theory.graph.certificate.compacted", lambda net, x: (net, x)),
+        patch("theory.graph.lipschitz.compacted", lambda net, x: (net, x)),
+    ):
+        return work()
 
 
 def clever_scores(case: Case, setup: Setup) -> list[Row]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from theory.graph.affine import AffinePart, affine_part
 from theory.graph.backward import Falling, NodeBounds
 from theory.graph.bounds import node_bounds, open_signs
+from theory.graph.compaction import compacted
 from theory.graph.constants import lipschitz_constants
 from theory.graph.lipschitz import (
     checked_ball,
@@ -58,6 +59,7 @@ def margin_bounds(
     Reference: Zhang et al. 2018 (CROWN); Xu et al. 2021 (optimised slopes).
     """
     _check_steps(steps)
+    graph, x = compacted(graph, x)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     part = affine_part(graph, q=ball.q)
     bounds = node_bounds(graph, ball, part=part, tighten=partial(open_signs, steps=steps))
@@ -132,6 +134,7 @@ def certified_radius(
             f"domain_radius is {domain_radius!r}; a radius is non-negative, math.inf for no limit"
         )
     _check_steps(steps)
+    graph, x = compacted(graph, x)
     still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
     ball, labels = checked_ball(graph, x, y, p=p, radius=still)
     ball = ball.within(still)

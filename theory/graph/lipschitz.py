@@ -17,6 +17,7 @@ from torch import Tensor
 from theory.graph.affine import AffinePart, norms, points_only
 from theory.graph.backward import NodeBounds, lower_bounds
 from theory.graph.bounds import Tighten, node_bounds
+from theory.graph.compaction import compacted
 from theory.graph.constants import lipschitz_constants
 from theory.graph.entries import entry_bounds, is_exact
 from theory.graph.network import Graph, adjoint
@@ -48,6 +49,7 @@ def local_lipschitz(
     """
     if effort not in (0, 1, 2):
         raise InvalidInput(f"effort is {effort!r}; give 0, 1 or 2")
+    graph, x = compacted(graph, x)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     everywhere = lipschitz_constants(graph, p=p) if constants is None else constants
     if everywhere.shape != (graph.classes, graph.classes):
