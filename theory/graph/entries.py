@@ -18,7 +18,7 @@ from torch import Tensor
 
 from theory.graph.affine import times
 from theory.graph.backward import NodeBounds
-from theory.graph.network import Activation, Combine, Dense, Graph, Linear, Node, Source, Transposed
+from theory.graph.network import Activation, Combine, Dense, Graph, Linear, Node, Shape, Source, Transposed
 from theory.graph.relaxation import EXTRA, Interval, chord, eps_of, step_size, terms_of, tiny_of
 
 ROW_ENTRIES = 2**20  # entries of the largest tensor of coefficients
@@ -26,14 +26,16 @@ ROW_ENTRIES = 2**20  # entries of the largest tensor of coefficients
 
 @dataclass(frozen=True)
 class _Gate:
-    """d z lies in middle z +- (slope z + rest): (1, 1, *shape), and (k, 1, *shape) or None for 0.
+    """d z lies in middle z +- (slope z + rest): (1, 1, n), and (k, 1, n) or None for 0.
 
     ``ends`` (k, n, 2) is what a coefficient of size 1 adds to its own side, with ``rest``, and to the other.
+    Of ``entries`` alone, None for all: where d is known to be 0, nothing counts.
     """
 
     middle: Tensor
     slope: Tensor | None
     ends: Tensor
+    entries: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,48 @@ class _Costs:
 class _Rows:
     """Coefficients middle +- spread of functionals above and below, (1 or k, r, *shape) each.
 
-    Entries of ``spread`` have any sign; None stands for 0.
+    Entries of ``spread`` have any sign; None stands for 0. Of ``entries`` of the node alone, (1 or k, r, n),
+    where the others are 0; None for all.
     """
 
     middle: Tensor
     spread: Tensor | None = None
+    entries: Tensor | None = None
 
     def through(self, step: Callable[[Tensor], Tensor]) -> _Rows:
-        """Both, after a linear step."""
+        """Both, after a linear step that gives all entries of another node."""
         return _Rows(step(self.middle), None if self.spread is None else step(self.spread))
 
-    def plus(self, other: _Rows) -> _Rows:
+    def shaped(self, shape: Shape) -> _Rows:
+        """All entries in the shape of their node; some stay in a row."""
+        return (
+            self
+            if self.entries is not None
+            else self.through(lambda rows: rows.reshape(*rows.shape[:2], *shape))
+        )
+
+    def everywhere(self, shape: Shape) -> _Rows:
+        """With the entries that are 0."""
+        entries = self.entries
+        if entries is None:
+            return self
+
+        def filled(rows: Tensor) -> Tensor:
+            full = rows.new_zeros(*rows.shape[:2], prod(shape))
+            full[..., entries] = rows
+            return full.unflatten(2, shape)
+
+        return self.through(filled)
+
+    def plus(self, other: _Rows, shape: Shape) -> _Rows:
         """The sum of the functionals."""
-        spreads = [spread for spread in (self.spread, other.spread) if spread is not None]
-        return _Rows(self.middle + other.middle, sum(spreads[1:], spreads[0]) if spreads else None)
+        here, there = self.everywhere(shape), other.everywhere(shape)
+        spreads = [spread for spread in (here.spread, there.spread) if spread is not None]
+        return _Rows(here.middle + there.middle, sum(spreads[1:], spreads[0]) if spreads else None)
+
+    def of(self, values: Tensor) -> Tensor:
+        """What belongs to the entries held, of (k, n, v)."""
+        return values if self.entries is None else values[:, self.entries]
 
 
 def entry_bounds(
@@ -147,15 +177,21 @@ def _gate(z: Interval, unit: Interval, *, sloped: bool, own: Tensor, passed: Ten
     ``own`` is what its own rounding adds, ``passed`` that of the node below, which is counted here, where
     coefficients are fewer.
     """
-    off, on = unit.upper <= 0, unit.lower >= 0
+    off, on = (unit.upper <= 0).flatten(1), (unit.lower >= 0).flatten(1)
     middle = torch.where(off, 0.0, torch.where(on, 1.0, 0.5)).to(z.lower.dtype)
     half = torch.where(middle == 0.5, middle, 0.0)
     slope, height = chord(z) if sloped else (None, z.size)
     slack = own.flatten(1)[..., None]
     if passed is not None:
-        slack = slack + (middle > 0).flatten(1)[..., None] * passed
-    ends = torch.cat([(half * height).flatten(1)[..., None] + slack, slack], dim=2)
-    return _Gate(middle[:, None], None if slope is None else (half * slope)[:, None], ends)
+        slack = slack + passed
+    ends = torch.cat([(half * height.flatten(1))[..., None] + slack, slack], dim=2)
+    slope = None if slope is None else half * slope.flatten(1)
+    entries = (~off).all(0).nonzero()[:, 0] if len(off) == 1 else None
+    if entries is None or 4 * len(entries) > 3 * off.shape[1]:
+        ends = torch.where(off[..., None], 0.0, ends)
+        return _Gate(middle[:, None], None if slope is None else slope[:, None], ends, None)
+    slope = None if slope is None else slope[:, None, entries]
+    return _Gate(middle[:, None, entries], slope, ends[:, entries], entries)
 
 
 def _start(reverse: Graph, node: int, part: Tensor) -> dict[int, _Rows]:
@@ -184,20 +220,21 @@ def _followed(
         slack, passed = costs.lost[i], []
         if i in costs.rounding:
             sizes = rows.middle.abs() if rows.spread is None else rows.middle.abs() + rows.spread.abs()
-            slack = slack + _against(sizes, costs.rounding[i])[..., 0]
+            slack = slack + _against(sizes, rows.of(costs.rounding[i]))[..., 0]
         if reverse.linear[i]:
-            middle = middle + _against(rows.middle, costs.values[i])[..., 0]
+            values = rows.of(costs.values[i])
+            middle = middle + _against(rows.middle, values)[..., 0]
             if rows.spread is not None:
-                spread = spread + _against(rows.spread, costs.values[i])[..., 0]
+                spread = spread + _against(rows.spread, values)[..., 0]
             slack = slack + 2 * eps * (middle.abs() + spread.abs())
         elif isinstance(here.operation, Activation):
-            rows, down, up = _gated(rows, costs.gates[i])
-            below, above, passed = below + down, above + up, [(here.inputs[0], rows)]
+            rows, down, up = _gated(rows.everywhere(here.shape), costs.gates[i])
+            below, above, passed = below + down, above + up, [(here.inputs[0], rows.shaped(here.shape))]
         else:
             passed = _back(here, rows)
         below, above = below + slack, above + slack
         for j, more in passed:
-            arriving[j] = arriving[j].plus(more) if j in arriving else more
+            arriving[j] = arriving[j].plus(more, reverse.nodes[j].shape) if j in arriving else more
     terms = max(prod(here.shape) for here in reverse.nodes) + 4 * len(reverse.nodes) + EXTRA
     grow, slack = 1 + 2 * terms * eps, 4 * eps * (middle.abs() + spread.abs())
     return middle - spread - below * grow - slack, middle + spread + above * grow + slack
@@ -206,35 +243,43 @@ def _followed(
 def _back(here: Node, rows: _Rows) -> list[tuple[int, _Rows]]:
     """Rows of a sum or an operator as rows of its inputs."""
     match here.operation:
+        case Transposed(Dense(weight)) if rows.entries is not None:
+            return [(here.inputs[0], rows.through(partial(torch.matmul, other=weight[:, rows.entries].mT)))]
+        case Transposed(Dense(weight)):
+            return [(here.inputs[0], rows.through(partial(times, weight=weight.mT)))]
         case Combine(signs):
+            rows = rows.everywhere(here.shape)
             return [
                 (j, rows.through(partial(torch.mul, other=s)))
                 for j, s in zip(here.inputs, signs, strict=True)
             ]
-        case Transposed(Dense(weight)):
-            return [(here.inputs[0], rows.through(partial(times, weight=weight.mT)))]
         case operation:
             assert not isinstance(operation, Source | Activation)
+            rows = rows.everywhere(here.shape)
             return [(here.inputs[0], rows.through(partial(_transposed, operation)))]
 
 
 def _gated(rows: _Rows, gate: _Gate) -> tuple[_Rows, Tensor, Tensor]:
     """Rows of d z as rows of z, and what they leave below and above, (k, r) each."""
+    rows = rows.through(partial(torch.flatten, start_dim=2))
+    if gate.entries is not None:
+        rows = rows.through(partial(torch.index_select, dim=2, index=gate.entries))
     if rows.spread is None:
         size = rows.middle.abs()
         reach = _against(size, gate.ends[..., :1])[..., 0]
-        return (
-            _Rows(rows.middle * gate.middle, None if gate.slope is None else size * gate.slope),
-            reach,
-            reach,
-        )
+        spread = None if gate.slope is None else size * gate.slope
+        return _Rows(rows.middle * gate.middle, spread, gate.entries), reach, reach
     down, up = (rows.middle - rows.spread).abs(), (rows.middle + rows.spread).abs()
     below, above = _against(down, gate.ends), _against(up, gate.ends)
     middle, spread = rows.middle * gate.middle, rows.spread * gate.middle
     if gate.slope is not None:
         half = gate.slope / 2
         middle, spread = middle + (up - down) * half, spread + (up + down) * half
-    return _Rows(middle, spread), below[..., 0] + above[..., 1], above[..., 0] + below[..., 1]
+    return (
+        _Rows(middle, spread, gate.entries),
+        below[..., 0] + above[..., 1],
+        above[..., 0] + below[..., 1],
+    )
 
 
 def _transposed(operation: Linear, rows: Tensor) -> Tensor:
