@@ -37,7 +37,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             _excess(below, subject, norm)
             for axes in (above, below):
                 sparsity_axis(axes, subject.levels)
-        rows = [f"radius, {condition} / dense", "excess of weak (%)"]
+        rows = [f"{condition} / dense", "overstatement (%)"]
         grid.label(rows, [title for *_, title in columns], below="sparsity (%)")
         legend_above(grid.figure, [*_handles(), *condition_handles(found)])
     return grid.figure
@@ -98,5 +98,5 @@ def _handles() -> list[Line2D]:
         for look in (WEAK_LOOK, STRONG_LOOK)
     ]
     star = Line2D([], [], color=GREY, marker="*", markersize=7, linestyle="none", label="best sparsity")
-    shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="verdicts differ")
+    shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="signs differ")
     return [*attacks, star, shade]

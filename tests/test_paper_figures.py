@@ -154,7 +154,7 @@ def test_captions_name_seeds_and_examples(seeds: int) -> None:
     table = network_table(families=("linear",), seeds=seeds)
     told = caption(ENTRIES[0], table)
     assert ("one seed" in told) == (seeds == 1)
-    assert ("over 3 seeds, band: 95 % t-interval" in told) == (seeds == 3)
+    assert ("over 3 seeds, band: pointwise 95 % t-interval over seeds" in told) == (seeds == 3)
     assert told.endswith("n = 360 test examples.")
 
 
@@ -164,6 +164,12 @@ def test_number_of_examples_follows_from_shares_where_no_check_counts_them() -> 
     shares = table["quantity"].isin(["accuracy", "fgs_accuracy"])
     table.loc[shares, "value"] = (table.loc[shares, "value"] * 500).round() / 500
     assert caption(ENTRIES[0], table).endswith("n = 500 test examples.")
+
+
+def test_captions_say_that_surgery_leaves_less_than_its_thresholds_cut() -> None:
+    for condition in ("surgery", "magnitude"):
+        table = network_table(families=("mlp",), conditions=("dense", condition))
+        assert ("thresholds cut at first" in caption(ENTRIES[0], table)) == (condition == "surgery")
 
 
 def test_data_sets_of_one_family_stay_apart() -> None:
