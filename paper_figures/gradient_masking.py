@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
+from paper_figures.axes import STYLE, draw, halfway, linear_limits, sparsity_axis
 from paper_figures.curves import Curve, arithmetic, intact, most_telling, ratio_to_dense, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, STRONG_LOOK, WEAK, WEAK_LOOK, look_of
@@ -70,13 +70,9 @@ def _shade_disagreement(axes: Axes, weak: tuple[Curve, np.ndarray], strong: tupl
         return
     first, second = one.mean[shared], other.mean
     differ = ((first - 1) * (second - 1) < 0) & (np.abs(first - second) > _APART) & kept[shared] & also
-    axes.fill_between(other.sparsity, 0, 1, where=_widened(differ), color="#EEEEEE", linewidth=0, zorder=0.5,
-                      transform=axes.get_xaxis_transform(), gid="disagreement")  # fmt: skip
-
-
-def _widened(flags: np.ndarray) -> np.ndarray:
-    """With both neighbours, so that a single level has some width."""
-    return flags | np.append(flags[1:], False) | np.append(False, flags[:-1])
+    ends = halfway(other.sparsity)
+    axes.fill_between(ends.ravel(), 0, 1, where=np.repeat(differ, 2), color="#EEEEEE", linewidth=0,
+                      zorder=0.5, transform=axes.get_xaxis_transform(), gid="disagreement")  # fmt: skip
 
 
 def _excess(axes: Axes, subject: Subject, norm: str) -> None:
