@@ -37,6 +37,13 @@ def sparsity_axis(axes: Axes, sparsities: np.ndarray) -> None:
     axes.set_xlim(float(_gather(_spread(first) - margin)), float(_gather(_spread(last) + margin)))
 
 
+def halfway(sparsities: np.ndarray) -> np.ndarray:
+    """Of n sparsities, (n, 2): from where to where each reaches on the axis, half way to its neighbours."""
+    places = _spread(sparsities)
+    middles = (places[1:] + places[:-1]) / 2
+    return _gather(np.column_stack([[places[0], *middles], [*middles, places[-1]]]))
+
+
 def _apart(axes: Axes, one: float, other: float, length: float) -> bool:
     """Whether the labels of two ticks do not touch, on an axis of this length in its own unit."""
     spec = axes.get_subplotspec()

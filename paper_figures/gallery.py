@@ -55,7 +55,7 @@ ENTRIES = (
         "(circles on the lines), the tightest informative bound for the magnitude-pruned networks "
         "(triangles: Hölder on the support, Jensen, Markov, certificate) and the universal ceiling at the "
         "dense networks' correct examples (named, and drawn where it is near); a line is thin where "
-        "accuracy lies more than 10 % below the dense networks', and ends where more than 1 % of the "
+        "accuracy lies more than 10 % below the dense networks', and left out where more than 1 % of the "
         "examples count with the cap.",
     ),
     Entry(
@@ -79,9 +79,9 @@ ENTRIES = (
         gradient_masking.figure,
         "Above: mean radius over that of the equally trained dense network, as FGS (l_inf) or DeepFool "
         "(l_2) and as the strongest attack see it ({over}); stars mark the best sparsity before accuracy "
-        "collapses, shading the sparsities where one attack sees a gain and the other a loss. Below: by "
-        "how much the mean radius of FGS or DeepFool exceeds that of the strongest attack; what grows "
-        "with sparsity is gradient masking.",
+        "collapses, shading the sparsities where the mean of one attack is a gain and that of the other a "
+        "loss, significant or not. Below: by how much the mean radius of FGS or DeepFool exceeds that of the "
+        "strongest attack; growth beyond the dense networks' is a sign of gradient masking.",
     ),
     Entry(
         "attacks",
@@ -89,7 +89,7 @@ ENTRIES = (
         attacks.figure,
         "Mean radius of the pruned networks by every attack, and by the strongest for every example, beside "
         "that of the equally trained dense networks by the strongest (dashed; {over}). A line is thin "
-        "where accuracy lies more than 10 % below the dense networks', and ends where more "
+        "where accuracy lies more than 10 % below the dense networks', and left out where more "
         "than 1 % of the examples count with the cap.",
     ),
     Entry(
@@ -130,10 +130,13 @@ ENTRIES = (
         mask_prediction.figure,
         "Mean radius and accuracy of randomly masked networks, predicted by moment propagation and "
         "measured ({over}); stars mark alpha*, the sparsity of the largest mean radius at which accuracy "
-        "is still within 10 % of that without masks. Curves end where more than 1 % of the examples count "
-        "with the cap.",
+        "is still within 10 % of that without masks. Curves are left out where more than 1 % of the examples "
+        "count with the cap.",
     ),
 )
+
+
+_SURGERY = " Sparsity under network surgery: share that its thresholds cut at first; splicing leaves less."
 
 
 def drawn(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Iterator[tuple[Entry, Figure]]:
@@ -149,8 +152,10 @@ def caption(entry: Entry, table: pd.DataFrame) -> str:
     seeds = table.groupby(["dataset", "family", "pruning"], observed=True)["seed"].nunique()
     few, many = int(seeds.min()), int(seeds.max())
     number = f"{many} seeds" if few == many else f"{few} to {many} seeds"
-    over = f"mean over {number}, band: 95 % t-interval" if many > 1 else "mean of one seed, no interval"
-    return f"{entry.caption.format(over=over)}{_counted(examples(table))}"
+    band = "band: pointwise 95 % t-interval over seeds"
+    over = f"mean over {number}, {band}" if many > 1 else "mean of one seed, no interval"
+    levels = _SURGERY if "surgery" in set(table["pruning"]) else ""
+    return f"{entry.caption.format(over=over)}{levels}{_counted(examples(table))}"
 
 
 def _counted(counts: dict[str, int]) -> str:

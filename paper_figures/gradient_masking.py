@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
+from paper_figures.axes import STYLE, draw, halfway, linear_limits, sparsity_axis
 from paper_figures.curves import Curve, arithmetic, intact, most_telling, ratio_to_dense, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, STRONG_LOOK, WEAK, WEAK_LOOK, look_of
@@ -37,7 +37,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             _excess(below, subject, norm)
             for axes in (above, below):
                 sparsity_axis(axes, subject.levels)
-        rows = [f"radius, {condition} / dense", "excess of weak (%)"]
+        rows = [f"{condition} / dense", "overstatement (%)"]
         grid.label(rows, [title for *_, title in columns], below="sparsity (%)")
         legend_above(grid.figure, [*_handles(), *condition_handles(found)])
     return grid.figure
@@ -70,13 +70,9 @@ def _shade_disagreement(axes: Axes, weak: tuple[Curve, np.ndarray], strong: tupl
         return
     first, second = one.mean[shared], other.mean
     differ = ((first - 1) * (second - 1) < 0) & (np.abs(first - second) > _APART) & kept[shared] & also
-    axes.fill_between(other.sparsity, 0, 1, where=_widened(differ), color="#EEEEEE", linewidth=0, zorder=0.5,
-                      transform=axes.get_xaxis_transform(), gid="disagreement")  # fmt: skip
-
-
-def _widened(flags: np.ndarray) -> np.ndarray:
-    """With both neighbours, so that a single level has some width."""
-    return flags | np.append(flags[1:], False) | np.append(False, flags[:-1])
+    ends = halfway(other.sparsity)
+    axes.fill_between(ends.ravel(), 0, 1, where=np.repeat(differ, 2), color="#EEEEEE", linewidth=0,
+                      zorder=0.5, transform=axes.get_xaxis_transform(), gid="disagreement")  # fmt: skip
 
 
 def _excess(axes: Axes, subject: Subject, norm: str) -> None:
@@ -98,5 +94,5 @@ def _handles() -> list[Line2D]:
         for look in (WEAK_LOOK, STRONG_LOOK)
     ]
     star = Line2D([], [], color=GREY, marker="*", markersize=7, linestyle="none", label="best sparsity")
-    shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="verdicts differ")
+    shade = Line2D([], [], color="#DDDDDD", linewidth=5, label="signs differ")
     return [*attacks, star, shade]

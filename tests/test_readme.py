@@ -51,6 +51,23 @@ def test_the_findings_on_mnist_are_those_of_the_committed_tables(name):
     assert verdicts.strip() in FINDINGS
 
 
+def test_the_findings_show_how_a_number_is_traced():
+    """The program that the findings give prints the gain they tell of, and the command behind it."""
+    (example,) = re.findall(r"```python\n(.*?)```", FINDINGS, flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=True, cwd=ROOT
+    )
+    assert done.stderr == ""
+    *seeds, runs = done.stdout.strip().splitlines()
+    gain = float(seeds[-1].split()[-1])
+    judged = judge(read_table(TABLE.with_name("E3.parquet")).to_pandas())
+    (told,) = judged[(judged["claim"] == "C3") & (judged["measure"] == "R_inf, best attack")]["effect"]
+    assert gain == pytest.approx(told)
+    assert f"The {told:+.1%} of E3:".replace("%", " %") in FINDINGS
+    assert "sparse-robustness run E3 " in runs
+    assert all(f"'{name}'" in runs for name in ("commit", "seconds", "device", "torch"))
+
+
 def test_the_bounds_shown_are_those_of_the_committed_table():
     lines = {" ".join(line.split()) for line in README.splitlines()}
     rows = pd.read_parquet(TABLE.with_name("bounds") / "digits-net.parquet")

@@ -7,7 +7,15 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from empirical.claims.verdicts import LEVEL, RESAMPLES, Verdict, curve, curve_of_kind, verdict_on
+from empirical.claims.verdicts import (
+    LEVEL,
+    RESAMPLES,
+    Verdict,
+    before_collapse,
+    curve,
+    curve_of_kind,
+    verdict_on,
+)
 
 # A prediction holds if its mean error over the sparsities is below this share of the dense radius.
 PREDICTION_ERROR = 0.10
@@ -17,7 +25,8 @@ def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
     """C9: the predicted mean radius against the measured one, of random masks and of retrained networks.
 
     The error at a sparsity is |predicted - measured| as a share of the measured radius without masks, all
-    three means over seeds, which are resampled.
+    three means over seeds, which are resampled. Sparsities at which a network has collapsed do not count: the
+    radius of one that gives every input the same class is the cap, whatever the theory.
     """
     predicted = curve_of_kind(
         table, family, "random", ("", "mean_radius", norm, "moment propagation"), ["estimate"]
@@ -25,9 +34,16 @@ def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
     verdicts = []
     for pruning in ("random", "random-retrained", "magnitude"):
         measured = curve(table, family, pruning, ("", "mean_radius", norm, "best"))
-        grid = predicted.columns.intersection(measured.columns)
+        shared = predicted.columns.intersection(measured.columns)
         seeds = predicted.index.intersection(measured.index)
-        if len(grid) < 2 or grid[0] != 0 or not len(seeds):
+        if len(shared) < 2 or shared[0] != 0 or not len(seeds):
+            continue
+        label = f"R_{norm.removeprefix('l')}, {pruning}"
+        sound = before_collapse(table, family, pruning)
+        grid = shared[shared.isin([0, *sound])]
+        if len(grid) < 2:
+            note = "no sparsity above 0 before collapse"
+            verdicts.append(verdict_on("C9", family, label, "inconclusive", seeds=len(seeds), note=note))
             continue
         guess, truth = (frame.loc[seeds, grid].to_numpy() for frame in (predicted, measured))
         draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
@@ -38,14 +54,15 @@ def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
             verdict_on(
                 "C9",
                 family,
-                f"R_{norm.removeprefix('l')}, {pruning}",
+                label,
                 "refuted" if low > PREDICTION_ERROR else holds,
                 effect=float(_prediction_error(guess, truth)),
                 interval=(low, high),
                 what="mean error over the sparsities above 0, as a share of the radius at 0",
                 test=f"bootstrap over seeds, {RESAMPLES} resamples, against {PREDICTION_ERROR:.0%}",
                 seeds=len(seeds),
-                note=f"best sparsity above 0: {best[0]:g} predicted, {best[1]:g} measured",
+                note=f"before collapse: up to sparsity {grid[-1]:g}; best above 0: {best[0]:g} predicted, "
+                f"{best[1]:g} measured",
             )
         )
     return verdicts

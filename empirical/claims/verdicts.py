@@ -108,8 +108,14 @@ def share_of_dense(
 
     Only sparsities at which no network has collapsed and every dense network has some robustness.
     """
-    kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
     pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
     shares = (pruned / dense.where(dense > 0)).dropna(axis=1)
+    sound = before_collapse(table, family, pruning)
+    return shares[[alpha for alpha in shares.columns if alpha in sound]]
+
+
+def before_collapse(table: pd.DataFrame, family: str, pruning: str) -> set[float]:
+    """The sparsities at which no network of a pruning has collapsed."""
+    kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
     sound = (kept / reference >= 1 - COLLAPSE).all()
-    return shares[[alpha for alpha in shares.columns if sound.get(alpha, False)]]
+    return set(sound.index[sound])

@@ -191,21 +191,44 @@ def test_networks_without_any_robustness_are_inconclusive():
     assert set(judged["verdict"]) == {"inconclusive"}
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.03, "supported"), (1.5, "refuted")])
-def test_predictions_are_held_against_what_they_predict(factor, verdict):
+def masked(factor, *, accuracy=lambda alpha: 0.95) -> pd.DataFrame:
+    """Radii of networks under random masks, predicted too large by a factor, beside dense networks."""
     parts = []
     for alpha in SPARSITIES:
-        members = Members("d", "mlp", ["random"] * 6, [alpha] * 6, [alpha] * 6, range(6))
+        dense, members = (
+            Members("d", "mlp", [pruning] * 6, [alpha] * 6, [alpha] * 6, range(6))
+            for pruning in ("dense", "random")
+        )
         truth = (0.2 - 0.1 * alpha) * (1 + 0.01 * np.random.default_rng(1).normal(size=6))
+        parts.append(Rows(dense, np.full(6, 0.95), "accuracy", "clean", "measured"))
+        parts.append(Rows(members, np.full(6, accuracy(alpha)), "accuracy", "clean", "measured"))
         parts.append(Rows(members, truth, "mean_radius", "best", "measured", "l2"))
         parts.append(Rows(members, factor * truth, "mean_radius", "moment propagation", "estimate", "l2"))
-    judged = judge(table(parts, provenance=PROVENANCE).to_pandas())
+    return table(parts, provenance=PROVENANCE).to_pandas()
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.03, "supported"), (1.5, "refuted")])
+def test_predictions_are_held_against_what_they_predict(factor, verdict):
+    judged = judge(masked(factor))
     row = judged[judged["claim"] == "C9"].iloc[0]
     assert row["verdict"] == verdict
     assert row["low"] <= row["effect"] <= row["high"]
     assert row["measure"] == "R_2, random"
     wanted = (factor - 1) * np.mean([0.2 - 0.1 * alpha for alpha in SPARSITIES[1:]]) / 0.2
     assert row["effect"] == pytest.approx(wanted, rel=0.02)
+    assert row["note"].startswith("before collapse: up to sparsity 0.99;")
+
+
+def test_predictions_of_collapsed_networks_count_for_nothing():
+    """Networks that give every input one class have a radius that anybody predicts."""
+    judged = judge(masked(1.5, accuracy=lambda alpha: 0.95 if alpha < 0.5 else 0.1))
+    row = judged[judged["claim"] == "C9"].iloc[0]
+    assert row["effect"] == pytest.approx(0.5 * (0.2 - 0.1 * 0.3) / 0.2, rel=0.02)
+    collapsed = judge(masked(1.0, accuracy=lambda alpha: 0.95 if alpha == 0 else 0.1))
+    row = collapsed[collapsed["claim"] == "C9"].iloc[0]
+    assert row["verdict"] == "inconclusive"
+    assert row["note"] == "no sparsity above 0 before collapse"
+    assert np.isnan(row["effect"])
 
 
 def test_activation_sparsity_is_judged_by_its_own_claim():
