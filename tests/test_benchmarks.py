@@ -51,7 +51,7 @@ def test_the_quick_run_of_attacks_fills_its_table(tmp_path):
     ours = [
         line for line in table if line["method"].startswith(("deepfool", "fmn", "ddn", "carlini", "strong"))
     ]
-    assert len(ours) == 14
+    assert len(ours) == 16
     assert all(float(line["success"]) == 1 and float(line["mean"]) > 0 for line in ours)
     for norm in ("l2", "linf"):
         means = {line["method"]: float(line["mean"]) for line in ours if line["norm"] == norm}
