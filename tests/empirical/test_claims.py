@@ -125,7 +125,7 @@ def test_the_slope_that_could_be_seen_is_seen_four_times_in_five():
         return table
 
     notes = [trends.trend(noisy(0.0), "linear", measure).note for _ in range(trials)]
-    said = np.mean([float(note.rpartition("slope of ")[2]) for note in notes if "power" in note])
+    said = float(np.mean([float(note.rpartition("slope of ")[2]) for note in notes if "power" in note]))
     assert said > 0.05
     seen = [trends.trend(noisy(said), "linear", measure).verdict == "supported" for _ in range(trials)]
     assert abs(np.mean(seen) - 0.8) < 4 * (0.8 * 0.2 / trials) ** 0.5
