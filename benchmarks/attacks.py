@@ -147,7 +147,7 @@ def tasks() -> list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | Non
     ours = {"minimal_fgs": partial(minimal_fgs, box=BOX), "bisection of 20 steps": bisected()}
     found.append(("smallest FGS step", math.inf, ours, smallest_step_peers()))
     for p in (2.0, math.inf):
-        ours = {"strongest, effort 3": partial(strongest, p=p, effort=3, box=BOX)}
+        ours = {f"strongest, effort {e}": partial(strongest, p=p, effort=e, box=BOX) for e in (3, 2)}
         found.append(("strongest", p, ours, {}))
     return found
 

@@ -149,30 +149,31 @@ def write_table(path: Location, content: pa.Table) -> None:
     write_atomically(path, write)
 
 
-def read_table(path: Location, *, schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Read a results table. Raises: InvalidInput if it is damaged, of another schema or declares too much."""
+def read_table(
+    path: Location, *, schema: pa.Schema = SCHEMA, remedy: str = "delete it and run again"
+) -> pa.Table:
+    """Read a results table.
+
+    Raises: InvalidInput, which ends in the remedy, if it is damaged, of another schema or declares too much.
+    """
     wanted = schema.metadata[SCHEMA_KEY].decode()
     try:
         with on_disk(path) as there:
             version = schema_version(there, SCHEMA_KEY)
             content = read_parquet(there, schema) if version == wanted else None
     except (OSError, BadParquet) as error:
-        raise InvalidInput(
-            f"results file {path} is damaged ({first_line(error)}); delete it and run again"
-        ) from error
+        raise InvalidInput(f"results file {path} is damaged ({first_line(error)}); {remedy}") from error
     if content is None:
         raise InvalidInput(
             f"results file {path} has schema {version}, not {wanted}: another program or version wrote it; "
             "choose another file or folder"
         )
     if not content.num_rows:
-        raise InvalidInput(f"results file {path} has no rows; delete it and run again")
+        raise InvalidInput(f"results file {path} has no rows; {remedy}")
     needed = [name for name in SCHEMA.names if name not in _NULLABLE] if schema is SCHEMA else []
     empty = [name for name in needed if content[name].null_count]
     if empty:
-        raise InvalidInput(
-            f"results file {path} is damaged ({empty[0]} lacks entries); delete it and run again"
-        )
+        raise InvalidInput(f"results file {path} is damaged ({empty[0]} lacks entries); {remedy}")
     return content
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attacks, compaction, gpu
+from benchmarks import attacks, compaction, gpu, hidden_norms
 from benchmarks.cases import QUICK, Case
 from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
 from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
@@ -51,7 +51,7 @@ def test_the_quick_run_of_attacks_fills_its_table(tmp_path):
     ours = [
         line for line in table if line["method"].startswith(("deepfool", "fmn", "ddn", "carlini", "strong"))
     ]
-    assert len(ours) == 14
+    assert len(ours) == 16
     assert all(float(line["success"]) == 1 and float(line["mean"]) > 0 for line in ours)
     for norm in ("l2", "linf"):
         means = {line["method"]: float(line["mean"]) for line in ours if line["norm"] == norm}
@@ -74,8 +74,21 @@ def test_the_quick_run_of_compaction_fills_its_table(tmp_path):
     assert all(float(line["seconds"]) > 0 for line in table)
 
 
+def test_the_quick_run_of_hidden_norms_fills_its_table(tmp_path):
+    out = tmp_path / "hidden_norms.csv"
+    result = CliRunner().invoke(hidden_norms.main, ["--quick", "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == hidden_norms.FIELDS
+    assert [(line["precision"], line["given"]) for line in table] == [
+        (precision, given) for precision in ("float32", "float64") for given in ("False", "True")
+    ]
+    assert all(float(line["seconds"]) > 0 < float(line["mean"]) for line in table)
+
+
 def test_quick_and_mnist_exclude_each_other():
-    for command in (main, attacks.main):
+    for command in (main, attacks.main, hidden_norms.main):
         for arguments in ([], ["--quick", "--mnist", "mnist.npz"]):
             assert CliRunner().invoke(command, arguments).exit_code == 2
 

@@ -65,6 +65,16 @@ def test_the_commit_is_that_of_the_package_and_of_no_tree_around_it(tmp_path, mo
     assert provenance.commit() == f"{git('rev-parse', 'HEAD')[:12]}-dirty"
 
 
+def test_no_command_has_its_argument_deleted(tmp_path):
+    """What is no table may be anything, such as the network it was measured on."""
+    other = tmp_path / "net.pt"
+    other.write_bytes(b"weights")
+    result = CliRunner().invoke(main, ["claims", str(other)])
+    assert result.exit_code == 2
+    assert "give the results.parquet of a run" in result.stderr
+    assert "delete" not in result.stderr
+
+
 def test_what_is_completed_is_what_there_is():
     assert completion.experiment_names() == list(catalog())
     assert completion.law_names() == [law.name for law in LAWS], f"renew the list: {RENEW}"

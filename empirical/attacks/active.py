@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.attacks.geometry import feasible, norm
-from empirical.attacks.losses import lead_direction
+from empirical.attacks.losses import aimed_direction
 from empirical.ensembles import Cotangent, Ensemble
 from theory.types import InvalidInput
 
@@ -53,6 +53,8 @@ def check_count(name: str, value: int, *, least: int = 1) -> None:
         raise InvalidInput(f"{name} is {value}; give at least {least}")
 
 
+# A linearised boundary further away than so many times the size of x says that the margin is flat.
+_FAR = 16.0
 # Entries of an example from which on its rows are copied as a whole.
 _WIDE = 128
 
@@ -111,7 +113,8 @@ class Batch:
     """Examples under attack, packed: those of member k's network are row k; all classified correctly.
 
     ``members`` and ``rows`` are their places in the caller's arrays, ``lead`` their margins at ``start``.
-    Padding repeats other examples.
+    ``aim`` is the class that attacks seek, -1 where any will do; None if any will do for all. Padding repeats
+    other examples.
     """
 
     nets: Ensemble
@@ -120,6 +123,7 @@ class Batch:
     lead: Float[Tensor, "k m"]
     members: Int[Tensor, " k"]
     rows: Int[Tensor, "k m"]
+    aim: Int[Tensor, "k m"] | None = None
 
     def of(self, values: Tensor) -> Tensor:
         """The caller's (K, n, ...) values for these examples."""
@@ -130,27 +134,32 @@ class Batch:
         take = active.take
         nets = self.nets if len(active.members) == len(self.rows) else self.nets.select(active.members)
         members = self.members[active.members]
-        return Batch(
-            nets, nets.stored(take(self.start)), take(self.y), take(self.lead), members, take(self.rows)
-        )
+        start, aim = nets.stored(take(self.start)), None if self.aim is None else take(self.aim)
+        return Batch(nets, start, take(self.y), take(self.lead), members, take(self.rows), aim)
 
     @property
     def loss(self) -> Cotangent:
-        """What the attacks climb: the smoothed lead of the other classes."""
-        return lead_direction(self.y, self.lead)
+        """What the attacks climb: the smoothed lead of the other classes, or that of the class aimed at."""
+        return aimed_direction(self.y, self.lead, self.aim)
+
+    def gap(self, logits: Float[Tensor, "k m c"]) -> Float[Tensor, "k m"]:
+        """What the attacks have to close: the margin, or the lead over the class aimed at."""
+        margin = margins(logits, self.y)
+        if self.aim is None:
+            return margin
+        true, aimed = (logits.gather(2, k[..., None])[..., 0] for k in (self.y, self.aim.clamp(min=0)))
+        return torch.where(self.aim >= 0, true - aimed, margin)
 
     def success(self, points: Float[Tensor, "k m d"]) -> Bool[Tensor, "k m"]:
         """Where the class has changed, ties excluded."""
         return margins(self.nets.logits(points), self.y) < 0
 
-    def boundary(
-        self, *, p: float, box: tuple[float, float] | None
-    ) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m d"]]:
-        """The linearised l_p distance to the boundary, 0 where no gradient leads there, and the gradient."""
-        _, gradient = self.nets.logits_and_gradient(self.start, self.loss)
-        gradient = feasible(gradient, self.start, box)
-        size = norm(gradient, p=2.0 if p == 2 else 1.0)
-        return torch.where(size > 0, self.lead / size, 0.0), gradient
+    def boundary(self, *, p: float, box: tuple[float, float] | None) -> Float[Tensor, "k m"]:
+        """The linearised l_p distance to the boundary, 0 where no gradient leads there."""
+        logits, gradient = self.nets.logits_and_gradient(self.start, self.loss)
+        size = norm(feasible(gradient, self.start, box), p=2.0 if p == 2 else 1.0)
+        gap = self.lead if self.aim is None else self.gap(logits)
+        return torch.where(size > 0, gap / size, 0.0)
 
 
 def attack_correct(
@@ -172,10 +181,32 @@ def attack_correct(
         lead = lead.masked_fill(found, 1.0)  # of padding, if anything
         members = torch.arange(ensemble.members, device=x.device)
         everything = Batch(ensemble, x.expand_as(x_adv), y.expand_as(found), lead, members, rows)
-        points, success = attack(everything.part(active))
+        points, success = attack(_aimed(everything.part(active)))
         active.put(x_adv, points, success)
         active.put(found, success, success)
     return x_adv, found
+
+
+def _aimed(batch: Batch) -> Batch:
+    """The batch with an aim where the margin is flat: the class whose linearised boundary is nearest.
+
+    A pruned network may have classes whose scores are constant around x. The margin over them has no gradient
+    although the boundary to another class is near.
+    """
+    _, gradient = batch.nets.logits_and_gradient(batch.start, batch.loss)
+    flat = batch.lead > _FAR * norm(gradient, p=2) * norm(batch.start, p=2)
+    if not flat.any():
+        return batch
+    active = ActiveSet.of(flat)
+    part = batch.part(active)
+    logits, jacobian = part.nets.logits_and_jacobian(part.start)
+    true = part.y[..., None]
+    slope = norm(jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, jacobian.shape[3])), p=2)
+    distance = torch.where(slope > 0, (logits.gather(2, true) - logits) / slope, torch.inf)
+    nearest = distance.scatter(2, true, torch.inf).min(2)
+    aim = torch.full_like(batch.y, -1)
+    active.put(aim, nearest.indices, nearest.values.isfinite())
+    return replace(batch, aim=aim)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from empirical.attacks.active import Batch, Closest, attack_correct, margins
 from empirical.attacks.carlini_wagner import carlini_wagner
+from empirical.attacks.crossing import OVERSHOOT
 from empirical.attacks.ddn import ddn
 from empirical.attacks.deepfool import deepfool
 from empirical.attacks.fgsm import minimal_fgs, minimal_rfgs
@@ -25,7 +26,7 @@ from empirical.attacks.fmn import fmn
 from empirical.attacks.geometry import clip
 from empirical.attacks.pgd import minimal_pgd
 from empirical.attacks.ray import shorten
-from empirical.attacks.search import PRECISIONS, pulled_back
+from empirical.attacks.search import pulled_back
 from empirical.attacks.strongest import STEPS, closest
 from empirical.ensembles import Ensemble, MLPEnsemble
 from theory.types import InvalidInput
@@ -37,8 +38,8 @@ Search = Callable[[Ensemble, Tensor, Tensor, Box], tuple[Tensor, Tensor]]
 _BEYOND = 1e-4
 # A change of every entry below this share of the largest entry is no longer many float32 roundings.
 _COARSE = 1e-3
-# Places that close a bracket around a boundary to a few roundings.
-_PLACES, _EPS = 12, torch.finfo(torch.float64).eps
+# Places that close a bracket around a boundary to ``OVERSHOOT``.
+_PLACES = 12
 
 
 def attacked(
@@ -144,6 +145,6 @@ def _bracketed(nets: Ensemble, x: Tensor, y: Tensor, end: Tensor) -> Tensor:
     def bracketed(batch: Batch) -> tuple[Tensor, Tensor]:
         points = batch.of(end)
         known = Closest(points, torch.zeros_like(batch.lead).masked_fill(~batch.success(points), torch.inf))
-        return pulled_back(batch, known, box=None, places=_PLACES, beyond=PRECISIONS * _EPS)
+        return pulled_back(batch, known, box=None, places=_PLACES, beyond=OVERSHOOT)
 
     return attack_correct(nets, x, y, bracketed)[0]

@@ -15,7 +15,7 @@ from empirical.attacks.active import (
     check_count,
     margins,
 )
-from empirical.attacks.geometry import clip, norm
+from empirical.attacks.geometry import clip, feasible, norm
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput
 
@@ -43,8 +43,8 @@ def carlini_wagner(
     Works on d itself, projected on the box after each step, so that pixels at its ends can move (the paper's
     tanh variable is infinite there). The margin is divided by the norm of its gradient at x, which makes it a
     distance: c starts at twice that distance, the right weight for a linear model. ``rate`` is Adam's, as a
-    share of that distance over sqrt(d) (0.5 is about 0.01 on MNIST), and falls linearly to 0. An example is
-    done when c is known to a fifth.
+    share of that distance over the root of the number of inputs that the gradient at x moves (0.5 is about
+    0.01 on MNIST), and falls linearly to 0. An example is done when c is known to a fifth.
     Raises: InvalidInput for steps or searches < 1, a rate that is not positive, or bad shapes, values, labels
     or box.
     """
@@ -63,7 +63,10 @@ def _search(
     batch: Batch, *, steps: int, searches: int, rate: float, box: tuple[float, float] | None
 ) -> tuple[Tensor, Tensor]:
     """Rounds of Adam, each with a weight between the largest that failed and the smallest that succeeded."""
-    distance, _ = batch.boundary(p=2, box=box)
+    logits, gradient = batch.nets.logits_and_gradient(batch.start, batch.loss)
+    slope = norm(feasible(gradient, batch.start, box), p=2)
+    distance = torch.where(slope > 0, batch.gap(logits) / slope, 0.0)
+    unit = distance / (gradient != 0).sum(2).clamp(min=1).sqrt()
     best, weight = Closest.none(batch.start), 2 * distance
     low, high = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
     unfinished = distance > 0
@@ -72,7 +75,8 @@ def _search(
             break
         active = ActiveSet.of(unfinished)
         take = active.take
-        found = _descend(batch.part(active), take(weight), take(distance), steps=steps, rate=rate, box=box)
+        pull = torch.where(slope > 0, weight / slope, 0.0)
+        found = _descend(batch.part(active), take(pull), take(unit), steps=steps, rate=rate, box=box)
         success, everywhere = found.found, torch.ones_like(found.found)
         closer = success & (found.distance < take(best.distance))
         active.put(best.points, found.points, closer)
@@ -85,19 +89,12 @@ def _search(
 
 
 def _descend(
-    batch: Batch,
-    weight: Tensor,
-    distance: Tensor,
-    *,
-    steps: int,
-    rate: float,
-    box: tuple[float, float] | None,
+    batch: Batch, pull: Tensor, unit: Tensor, *, steps: int, rate: float, box: tuple[float, float] | None
 ) -> Closest:
-    """One round of Adam from d = 0: the closest success, if any. ``distance`` is the linearised one."""
+    """One round of Adam from d = 0, ``pull`` the margin's weight: the closest success, if any."""
     best, points, loss = Closest.none(batch.start), batch.start, batch.loss
     delta, momentum, variance = (torch.zeros_like(points) for _ in range(3))
-    unit = (distance / points.shape[2] ** 0.5)[..., None]
-    length, pull = torch.zeros_like(weight), weight * distance / batch.lead
+    length, unit = torch.zeros_like(pull), unit[..., None]
     for i in range(steps):
         logits, gradient = batch.nets.logits_and_gradient(points, loss)
         success = margins(logits, batch.y) < 0

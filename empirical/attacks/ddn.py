@@ -55,7 +55,7 @@ def _walk(
         gradient = feasible(gradient, points, box)
         size = norm(gradient, p=2)
         if i == 0:
-            first = radius = torch.where(size > 0, batch.lead / size, 0.0)
+            first = radius = torch.where(size > 0, batch.gap(logits) / size, 0.0)
         else:
             success = margins(logits, batch.y) < 0
             best.offer(points, length, success)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from empirical.attacks.active import ActiveSet, check_attack, check_count, margins
 from empirical.attacks.geometry import clip, feasible, norm
+from empirical.attacks.hidden_norms import HiddenNorms
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
 
@@ -39,8 +40,10 @@ def deepfool(
         raise InvalidInput(f"overshoot is {overshoot}; it must be finite and not negative")
     check_count("steps", steps)
     x_adv = x.expand(ensemble.members, *x.shape).clone()
-    logits, jacobian = linearised or ensemble.logits_and_jacobian(x)
-    found = margins(logits, y) <= 0
+    hidden = HiddenNorms.of(ensemble) if p == 2 and box is None else None
+    if linearised is None and hidden is None:
+        linearised = ensemble.logits_and_jacobian(x)
+    found = margins(linearised[0] if linearised else ensemble.logits(x), y) <= 0
     moved = torch.zeros_like(x_adv)
     unfinished = ~found
     for iteration in range(steps):
@@ -52,11 +55,14 @@ def deepfool(
         start, total = active.take(x.expand_as(x_adv)), active.take(moved)
         true = active.take(y.expand_as(found))
         here = clip(start + (1 + overshoot) * total, box)
-        if iteration == 0:
-            logits, jacobian = active.take(logits), active.take(jacobian)
+        if iteration == 0 and linearised:
+            logits, jacobian = map(active.take, linearised)
+            step = _step(logits, jacobian, here, true, q=q, box=box)
+        elif hidden:
+            step = (hidden if whole else hidden.select(active.members)).step(here, true)
         else:
             logits, jacobian = nets.logits_and_jacobian(here)
-        step = _step(logits, jacobian, here, true, q=q, box=box)
+            step = _step(logits, jacobian, here, true, q=q, box=box)
         if box is not None:
             long = norm(step, p=p) > norm(total, p=p) / 2
             step = step * torch.where(long, 0.5, 1.0)[..., None]

@@ -87,7 +87,7 @@ def minimal_fgs(
 
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
         sign = loss_gradient_sign(batch.nets, batch.start, batch.y)
-        unit, _ = batch.boundary(p=torch.inf, box=box)
+        unit = batch.boundary(p=torch.inf, box=box)
 
         def straight(part: Batch, way: Tensor, step: Tensor) -> Tensor:
             return along(part.start, way, step, box)
@@ -120,7 +120,7 @@ def minimal_rfgs(
     signs = _random_signs(x, seed)
 
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
-        unit, _ = batch.boundary(p=torch.inf, box=box)
+        unit = batch.boundary(p=torch.inf, box=box)
 
         def bent(part: Batch, way: Tensor, step: Tensor) -> Tensor:
             begin = clip(part.start + share * step[..., None] * way, box)

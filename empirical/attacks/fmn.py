@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from empirical.attacks.active import Batch, Closest, attack_correct, check_attack, check_count, margins
 from empirical.attacks.geometry import along, clip, feasible, norm, project
-from empirical.attacks.losses import target_direction
 from empirical.attacks.search import pulled_back
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
@@ -52,40 +52,29 @@ def fmn(
                 f"target[{int((target == y).nonzero()[0])}] is the label; aim at another class"
             )
 
-    return attack_correct(
-        ensemble, x, y, lambda batch: _walk(batch, target, p=p, steps=steps, gamma=gamma, box=box)
-    )
+    def attack(batch: Batch) -> tuple[Tensor, Tensor]:
+        aimed = batch if target is None else replace(batch, aim=target[batch.rows])
+        return _walk(aimed, p=p, steps=steps, gamma=gamma, box=box)
+
+    return attack_correct(ensemble, x, y, attack)
 
 
 def _walk(
-    batch: Batch,
-    target: Tensor | None,
-    *,
-    p: float,
-    steps: int,
-    gamma: float,
-    box: tuple[float, float] | None,
+    batch: Batch, *, p: float, steps: int, gamma: float, box: tuple[float, float] | None
 ) -> tuple[Tensor, Tensor]:
     best, points, loss = Closest.none(batch.start), batch.start, batch.loss
-    true = aimed = batch.y[..., None]
-    if target is not None:
-        aimed = target[batch.rows][..., None]
-        loss = target_direction(batch.y, aimed[..., 0])
     delta = torch.zeros_like(points)
     first = length = radius = torch.zeros_like(batch.lead)
     for i in range(steps):
         logits, whole = batch.nets.logits_and_gradient(points, loss)
         gradient = feasible(whole, points, box)
-        lead = margins(logits, batch.y)
-        success = lead < 0
-        if target is not None:
-            lead = (logits.gather(2, true) - logits.gather(2, aimed))[..., 0]
+        success = margins(logits, batch.y) < 0
         best.offer(points, length, success)
         decay = (1 + math.cos(math.pi * i / steps)) / 2
         change = gamma * (_LAST_GAMMA + (1 - _LAST_GAMMA) * decay)
         size = norm(gradient, p=2)
         dual = size if p == 2 else norm(gradient, p=1)
-        linearised = torch.where(dual > 0, lead.abs() / dual, 0.0)
+        linearised = torch.where(dual > 0, batch.gap(logits).abs() / dual, 0.0)
         adapted = torch.where(success, radius.minimum(best.distance) * (1 - change), radius * (1 + change))
         radius = torch.where(best.found, adapted, (length + linearised) * (1 + change))
         if i == 0:

@@ -40,6 +40,17 @@ def target_direction(y: Int[Tensor, "*K n"], target: Int[Tensor, "*K n"]) -> Cot
     return cotangent
 
 
+def aimed_direction(
+    y: Int[Tensor, "*K n"], lead: Float[Tensor, "*K n"], aim: Int[Tensor, "*K n"] | None
+) -> Cotangent:
+    """The gradient of the lead of the class ``aim``; :func:`lead_direction` where that is -1, or None."""
+    smooth = lead_direction(y, lead)
+    if aim is None:
+        return smooth
+    towards, one = target_direction(y, aim.clamp(min=0)), aim[..., None] >= 0
+    return lambda logits: torch.where(one, towards(logits), smooth(logits))
+
+
 def lead_direction(y: Int[Tensor, "*K n"], lead: Float[Tensor, "*K n"]) -> Cotangent:
     """The gradient of the lead of the other classes over the true one, as a smooth maximum.
 

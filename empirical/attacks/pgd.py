@@ -117,8 +117,7 @@ def _bisect(
     halvings: int,
     box: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor]:
-    radius, _ = batch.boundary(p=p, box=box)
-    radius = radius * _FIRST
+    radius = batch.boundary(p=p, box=box) * _FIRST
     best, low, left = Closest.none(batch.start), torch.zeros_like(radius), torch.full_like(radius, halvings)
     largest = radius * 2**_DOUBLINGS
     if box is not None:

@@ -10,14 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from empirical.attacks.active import ActiveSet, Batch, Closest, margins
+from empirical.attacks.crossing import ROUNDINGS
 from empirical.attacks.geometry import along
 
 # Where the scan starts and ends, in units of the linearised distance, and the factor between its steps.
 _START, _END, _FACTOR = 0.5, 64.0, 1.1
-# Places that a search between a failure and a success looks at, and as many precisions as it aims beyond the
-# boundary by, for logits in float64 to agree.
+# Places that a search between a failure and a success looks at.
 _PLACES = 16
-PRECISIONS = 64
 # A point of an iterative attack is pulled back by so many places, aiming at so much beyond the boundary.
 _FINISHING_PLACES, _FINISHING = 4, 1e-4
 # Examples are packed anew when this share of them is done: packing costs as much as a third of a pass.
@@ -48,9 +47,10 @@ def smallest_step(
         unfinished = unfinished & bracket.found.isinf() & (bracket.failed < end)
         step = torch.where(unfinished, (_FACTOR * step).minimum(end), step)
     success = bracket.found.isfinite()
-    beyond = PRECISIONS * torch.finfo(unit.dtype).eps
+    beyond = ROUNDINGS * torch.finfo(unit.dtype).eps
     nearest = between(places, bracket, success, count=_PLACES, beyond=beyond).found.masked_fill(~success, 0.0)
-    further = nearest * (1 + beyond)
+    # By as much as x and its logits are rounded, for the success to be one in every product.
+    further = nearest + beyond * torch.maximum(nearest, batch.start.abs().amax(2))
     clear = success & (places.margins(further, success) < 0)
     return path(batch, way, torch.where(clear, further, nearest)), success
 

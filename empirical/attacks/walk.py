@@ -18,8 +18,6 @@ from empirical.attacks.active import ActiveSet, margins
 from empirical.attacks.crossing import Crossing, least_step, step_beyond
 from empirical.ensembles import MLPEnsemble
 
-# The least |pre-activation| of a hidden unit: a unit at zero stays on its side until it changes it.
-_ZERO = 1e-300
 # Examples that are done are dropped from the batch once they make up this share of it.
 _DROP_SHARE = 0.25
 
@@ -99,7 +97,7 @@ class _Walk:
             units = units.clamp_(max=gates[0].shape[2] - 1)
         sides = [torch.where(gate, 1.0, -1.0).to(x.dtype) for gate in gates[1:]]
         for i, side in enumerate(sides, start=1):
-            values[i] = (values[i] * side).clamp_(min=_ZERO)
+            values[i] = (values[i] * side).clamp_(min=_least(x.dtype))
             slopes[i] = slopes[i] * side
         return _Walk(
             member=torch.arange(k, device=x.device),
@@ -162,7 +160,7 @@ class _Walk:
         for value, slope in zip(self.values, self.slopes, strict=True):
             value.addcmul_(slope, time[..., None])
         for i, side in enumerate(self.sides):
-            self.values[i].clamp_(min=_ZERO)
+            self.values[i].clamp_(min=_least(self.t.dtype))
             at, sign = units[i + 1][..., None], torch.where(flips[i + 1], -1.0, 1.0)[..., None]
             for oriented in (side, self.slopes[i]):
                 oriented.scatter_(2, at, oriented.gather(2, at) * sign)
@@ -178,6 +176,11 @@ class _Walk:
                 self.slopes[i + 1] = torch.bmm(self.slopes[i] * (self.sides[i] > 0), weight)
                 if i + 1 < len(self.sides):
                     self.slopes[i + 1] *= self.sides[i + 1]
+
+
+def _least(dtype: torch.dtype) -> float:
+    """The least |pre-activation| of a hidden unit: a unit at zero stays on its side until it changes it."""
+    return torch.finfo(dtype).tiny
 
 
 def _without_first(ensemble: MLPEnsemble) -> list[Tensor]:

@@ -71,9 +71,10 @@ def claims(table: Location, *, markdown: bool) -> None:
         from empirical.results import read_table
         from theory.types import InvalidInput
 
+        remedy = "give the results.parquet of a run"
         if not table.is_file():
-            raise InvalidInput(f"table is {table}, which does not exist; give the results.parquet of a run")
-        content = read_table(table)
+            raise InvalidInput(f"table is {table}, which does not exist; {remedy}")
+        content = read_table(table, remedy=remedy)
         judged = judge(content.filter(pc.field("example").is_null()).to_pandas())
     if markdown:
         click.echo(claims_markdown(judged))

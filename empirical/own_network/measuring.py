@@ -148,12 +148,19 @@ def ensemble_of(network: Network, shape: tuple[int, ...], device: torch.device) 
 
 
 def attack_problem(examples: Examples, ensemble: Ensemble, request: Request) -> Dataset:
-    """The examples as the network's test data. Raises: InvalidInput for other features or labels."""
+    """The examples as the network's test data.
+
+    Raises: InvalidInput for other features or labels, or a box that does not hold the examples.
+    """
     x = examples.x.reshape(len(examples.x), -1)
     if x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"data has {x.shape[1]} features; the network takes {ensemble.inputs}")
-    inside = x.min() >= 0 and x.max() <= 1
-    box = request.box or ((0.0, 1.0) if inside else (float(x.min()), float(x.max())))
+    low, high = float(x.min()), float(x.max())
+    if request.box and not request.box[0] <= low <= high <= request.box[1]:
+        raise InvalidInput(
+            f"box is {request.box}; the examples span [{low:g}, {high:g}], and attacks start at them"
+        )
+    box = request.box or ((0.0, 1.0) if 0 <= low and high <= 1 else (low, high))
     classes = np.arange(ensemble.classes)
     some = np.resize(x, (ensemble.classes, x.shape[1]))
     return Dataset(examples.name, some, classes, x, examples.y, ensemble.classes, box=box)

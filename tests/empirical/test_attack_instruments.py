@@ -31,7 +31,7 @@ from empirical.ensembles import MLPEnsemble, from_modules, from_networks, to_mod
 from empirical.measurement import verified_radius
 from tests.empirical.boxes import distance_in_box, radius_in_box
 from theory.linear import radius
-from theory.types import InvalidInput, LinearClassifier, ReLUNetwork
+from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
 
 INF, BOX = math.inf, (0.0, 1.0)
 
@@ -124,6 +124,28 @@ def test_close_to_exact_on_linear_models(attack, p, free, boxed, classes):
         return attack(nets, x, y, box=BOX)
 
     law_close_to_the_truth(in_the_box, p, in_box, nets, x, y, boxed + more)
+
+
+@pytest.mark.parametrize(("attack", "p", "free", "boxed"), CLOSE)
+def test_a_constant_runner_up_hides_no_nearer_boundary(attack, p, free, boxed):
+    """Pruning leaves classes of constant scores: the smallest margin is flat, another boundary near."""
+    clf, x, _ = linear_problem(classes=4)
+    weight = np.where(np.arange(4)[:, None] == 3, clf.weight, 0.0)
+    shift = float((x @ weight[3]).mean())
+    clf, y = LinearClassifier(weight, np.array([1.12, 1.01, 0.97, -2.0 - shift])), np.zeros(len(x), dtype=int)
+    assert (np.sort(clf.scores(x)[:, 1:3]).max(1) < 1.12).all()
+    live = BinaryLinear(clf.weight[3], float(clf.bias[3]) - 1.12)
+    nets, exact = ensemble_of(clf), radius(clf, x, y, p=p)
+    assert np.median(exact) == pytest.approx(np.median(radius(live, x, y, p=p)))
+    law_close_to_the_truth(attack, p, exact, nets, x, y, free)
+
+    def in_the_box(nets, x, y):
+        return attack(nets, x, y, box=BOX)
+
+    in_box = np.array(
+        [radius_in_box(clf.weight, clf.bias, a, b, p=p, box=BOX) for a, b in zip(x, y, strict=True)]
+    )
+    law_close_to_the_truth(in_the_box, p, in_box, nets, x, y, boxed)
 
 
 @pytest.mark.parametrize("p", [2.0, INF])
@@ -257,6 +279,21 @@ def test_box_clean_rows_and_misclassified_examples(attack, p):
     assert torch.equal(x_adv[wrong], x.expand_as(x_adv)[wrong])
     radii = verified_radius(nets, x, y, x_adv, found, p=p)
     assert torch.equal(radii.isfinite(), found)
+
+
+@pytest.mark.parametrize("box", [None, BOX])
+@pytest.mark.parametrize("attack", [minimal_fgs, minimal_rfgs])
+def test_a_success_does_not_hang_on_rounding(attack, box):
+    """Products of other shapes round otherwise: what is found in a batch is found example by example."""
+    for seed in range(12):
+        nets, x, y = random_ensemble(widths=(8, 30, 20, 4), seed=seed)
+        x_adv, found = attack(nets, x, y, box=box)
+        for k in range(nets.members):
+            for i in range(len(x)):
+                here, one = slice(i, i + 1), nets.select([k])
+                alone = x_adv[k : k + 1, here], found[k : k + 1, here]
+                radii = verified_radius(one, x[here], y[here], *alone, p=INF)
+                assert bool(radii.isfinite()) == bool(found[k, i])
 
 
 @pytest.mark.parametrize(("attack", "p"), CASES)

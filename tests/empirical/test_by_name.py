@@ -9,7 +9,7 @@ from torch import nn
 from empirical.attacks import carlini_wagner, ddn, fmn, minimal_pgd
 from empirical.attacks.active import margins
 from empirical.attacks.by_name import attacked, searched
-from empirical.ensembles import MLPEnsemble, initialise_modules
+from empirical.ensembles import MLPEnsemble, from_modules, initialise_modules
 from empirical.measurement import verified_radius
 from theory.types import InvalidInput
 
@@ -56,6 +56,21 @@ def test_convolutions_are_bracketed():
     assert (nearer[attacked] > 0).all()
     raw = verified_radius(nets, x, y, *SEARCHES["fmn", 2.0](nets, x, y, None), p=2)
     assert (radius.mean(1) <= (1 + MEAN) * raw.mean(1)).all()
+
+
+def test_a_success_of_convolutions_does_not_hang_on_rounding():
+    """Batches of other sizes round otherwise: what is found in one is found example by example."""
+    torch.manual_seed(6)
+    layers = [nn.Conv2d(1, 6, 3), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), nn.Flatten()]
+    module = nn.Sequential(*layers, nn.Linear(72, 20), nn.ReLU(), nn.Linear(20, 4)).double()
+    nets = from_modules([module], shape=(1, 12, 12))
+    x = torch.rand(80, 144, dtype=torch.float64)
+    linearised = nets.logits_and_jacobian(x)
+    y = linearised[0][0].argmax(1)
+    for _, _, x_adv, found in attacked("fmn", nets, x, y, linearised=linearised, box=None):
+        assert found.all()
+        logits = torch.cat([nets.logits(x_adv[:, i : i + 1]) for i in range(len(x))], dim=1)
+        assert (margins(logits, y) < 0).all()
 
 
 def linear(weight, bias=0.0):

@@ -106,9 +106,29 @@ def test_noise_is_inconclusive_and_says_what_could_be_seen():
     noisy = made_up(lambda alpha: 0.0, seeds=3, noise=0.3)
     assert verdicts(noisy, "C2") == {"inconclusive"}
     judged = judge(noisy)
-    notes = judged[(judged["claim"] == "C3") & (judged["verdict"] == "inconclusive")]["note"]
-    assert len(notes)
-    assert notes.str.contains("80 % power for a gain of").all()
+    for claim, seen in (("C1", "slope"), ("C2", "gain"), ("C3", "gain")):
+        notes = judged[(judged["claim"] == claim) & (judged["verdict"] == "inconclusive")]["note"]
+        assert len(notes)
+        assert notes.str.contains(f"80 % power for a {seen} of").all()
+
+
+def test_the_slope_that_could_be_seen_is_seen_four_times_in_five():
+    """Slopes of the size that noise alone gives are found in 80 % of tables (limit: 4 standard errors)."""
+    rng, measure, trials = np.random.default_rng(2), ("R", "mean_radius", "linf", "exact"), 60
+    base = made_up(lambda alpha: 0.0, seeds=6, noise=0.0)
+    rows = base["method"].isin(["exact"]) & (base["norm"] == "linf") & (base["pruning"] == "magnitude")
+
+    def noisy(slope: float) -> pd.DataFrame:
+        table = base.copy()
+        noise = 0.1 * rng.normal(size=rows.sum())
+        table.loc[rows, "value"] *= 1 + slope * table.loc[rows, "sparsity"] + noise
+        return table
+
+    notes = [trends.trend(noisy(0.0), "linear", measure).note for _ in range(trials)]
+    said = float(np.mean([float(note.rpartition("slope of ")[2]) for note in notes if "power" in note]))
+    assert said > 0.05
+    seen = [trends.trend(noisy(said), "linear", measure).verdict == "supported" for _ in range(trials)]
+    assert abs(np.mean(seen) - 0.8) < 4 * (0.8 * 0.2 / trials) ** 0.5
 
 
 def test_one_seed_decides_nothing():

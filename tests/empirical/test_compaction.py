@@ -17,6 +17,8 @@ from empirical.measurement import measure
 from theory.types import InvalidInput
 
 ROUNDING = 1e-9
+# What is left of the roundings of float32 in the direction of a search's point.
+SEARCHED = 1e-3
 
 
 @st.composite
@@ -117,6 +119,31 @@ def test_measurements_are_the_same_and_in_order(density, monkeypatch):
         one, other = getattr(ours, name), getattr(whole, name)
         for key in other:
             np.testing.assert_allclose(one[key], other[key], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("attack", ["fmn", "cw"])
+def test_searches_end_at_the_same_distance(attack, monkeypatch):
+    """Nothing that they do depends on how many inputs there are that no unit sees."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        torch.randn(1, b, a, generator=generator, dtype=torch.float64) / math.sqrt(a)
+        for a, b in ((160, 30), (30, 12), (12, 4))
+    ]
+    weights[0][..., 10:] = 0.0
+    nets = MLPEnsemble(
+        tuple(weights),
+        tuple(torch.zeros(1, w.shape[1], dtype=torch.float64) for w in weights),
+        tuple(w != 0 for w in weights),
+    )
+    x = np.random.default_rng(0).random((25, 160))
+    y = nets.logits(torch.tensor(x))[0].argmax(1).numpy()
+    data = Dataset("random", x, np.arange(25) % 4, x, y, 4)
+    ours = measure(nets, data, eps=0.1, attacks=(attack,))
+    monkeypatch.setattr(module, "SMALL", -1.0)
+    whole = measure(nets, data, eps=0.1, attacks=(attack,))
+    for key, radii in whole.radius.items():
+        assert np.isfinite(radii).mean() > 0.5
+        np.testing.assert_allclose(ours.radius[key], radii, rtol=SEARCHED)
 
 
 def test_constants_go_through_a_whole_dead_layer():

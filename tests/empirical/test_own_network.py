@@ -86,6 +86,7 @@ def test_a_box_is_kept_to(model, tmp_path):
         (["--examples", "0"], "examples is 0"),
         (["--eps", "0"], "eps is 0"),
         (["--box", "1", "0"], "box is (1.0, 0.0)"),
+        (["--box", "0", "0.5"], "box is (0.0, 0.5); the examples span [0, 1]"),
         (["--shape", "1,a"], "shape is '1,a'"),
         (["--arch-args", "3"], "arch-args is '3'"),
     ],

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empirical.attacks import first_crossing, shorten
@@ -18,6 +18,8 @@ from theory.types import InvalidInput, ReLUNetwork
 # Times are quotients of sums of a few products of order 1 to 10^3.
 TIME_ERROR = 1e-9
 END = 8.0
+# Of logits and margins of a few layers of at most a few units, in float32.
+FLOAT32_ERROR = 1e-4
 
 
 @st.composite
@@ -50,6 +52,30 @@ def law_first_crossing(crossing, nets, x, y, direction):
 @given(rays())
 def test_first_crossing_is_the_first(case):
     law_first_crossing(first_crossing, *case)
+
+
+@settings(max_examples=30)
+@given(rays(), st.data())
+def test_float32_walks_as_float64_does(case, data):
+    """Units that pruning left without weights stand at 0, on which no precision may divide."""
+    nets, x, y, direction = case
+    exact = from_networks(nets)
+    dead = [data.draw(st.integers(0, b.shape[1])) for b in exact.biases[:-1]]  # the last number: none
+    weights = [w.clone() for w in exact.weights]
+    biases = [b.clone() for b in exact.biases]
+    for w, b, unit in zip(weights, biases, dead, strict=False):
+        w[:, unit : unit + 1], b[:, unit : unit + 1] = 0.0, 0.0
+    exact = MLPEnsemble(tuple(weights), tuple(biases), exact.masks)
+    rough = exact.to(dtype=torch.float32, device=torch.device("cpu"))
+    exact = rough.to(dtype=torch.float64, device=torch.device("cpu"))
+    x, u, y = torch.tensor(x).float(), torch.tensor(direction).float(), torch.tensor(y)
+    at, beyond = first_crossing(rough, x, y, u, max_step=END)
+    assert not (at.isnan() | beyond.isnan()).any()
+    found = at.isfinite()
+    end = x + beyond.where(found, torch.zeros_like(at))[..., None] * u
+    lost = margins(exact.logits(end.double()), y)[found]
+    size = exact.logits(end.double()).abs().amax(2)[found]
+    assert (lost <= FLOAT32_ERROR * (1 + size)).all()
 
 
 def test_law_rejects_a_bisection_that_misses_a_dip():

@@ -1,0 +1,93 @@
+"""What norms in the first hidden layer's space save DeepFool in l_2 without a box, fully connected networks.
+
+``python -m benchmarks.hidden_norms --mnist FILE.npz --out benchmarks/results/hidden_norms.csv``, or
+``--quick`` for a smoke test on scikit-learn's digits. A row is one precision, with logits and Jacobian at x
+``given``, as a measurement of several attacks has them, or not. ``seconds`` are the fewest processor
+seconds of runs in turns, one thread; ``gradients`` the same with a gradient over the inputs for every class,
+and ``ratio`` theirs over ours. Distances differ by at most a relative 1e-5 (float32) or 1e-9, or
+the run stops.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import process_time
+from unittest.mock import patch
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks.cases import CPU, QUICK, Case, Setup, cases
+from benchmarks.tables import Row, save, show
+from empirical.attacks import deepfool
+from empirical.datasets import load
+from empirical.ensembles import MLPEnsemble
+
+FIELDS = ("precision", "given", "examples", "seconds", "gradients", "ratio", "mean")
+SETUP = Setup(sparsities=(0.0,), examples=500, repeats=9)
+SAME = {torch.float32: 1e-5, torch.float64: 1e-9}
+# What says whether norms are taken in the hidden layer's space; the package's ``deepfool`` is the function.
+_SPLIT = importlib.import_module("empirical.attacks.deepfool").HiddenNorms
+
+
+def timed(work: Callable[[], Tensor], taken: list[float]) -> Tensor:
+    """The work's value, its processor seconds added to the list."""
+    started = process_time()
+    value = work()
+    taken.append(process_time() - started)
+    return value
+
+
+def row(case: Case, dtype: torch.dtype, *, given: bool, repeats: int) -> Row:
+    """Both ways in turns. Raises: AssertionError if their distances differ."""
+    assert isinstance(case.ensemble, MLPEnsemble)
+    nets, x = case.ensemble.to(dtype=dtype, device=CPU), case.x.to(dtype)
+    linearised = nets.logits_and_jacobian(x) if given else None
+    attack = partial(deepfool, nets, x, case.y, p=2.0, linearised=linearised)
+    ours: list[float] = []
+    theirs: list[float] = []
+    distance = x.new_zeros(len(x))
+    for _ in range(repeats + 1):
+        distance = timed(lambda: (attack()[0][0] - x).norm(dim=1), ours)
+        with patch.object(_SPLIT, "of", lambda nets: None):
+            plain = timed(lambda: (attack()[0][0] - x).norm(dim=1), theirs)
+        torch.testing.assert_close(distance, plain, rtol=SAME[dtype], atol=0)
+    return {
+        "precision": str(dtype).removeprefix("torch."),
+        "given": given,
+        "examples": len(x),
+        "seconds": f"{min(ours):.3g}",
+        "gradients": f"{min(theirs):.3g}",
+        "ratio": f"{min(theirs) / min(ours):.2f}",
+        "mean": f"{float(distance.mean()):.4f}",
+    }
+
+
+@click.command()
+@click.option("--mnist", help="MNIST: an .npz file with x_train, y_train, x_test and y_test.")
+@click.option("--quick", is_flag=True, help="A smoke test on scikit-learn's digits instead.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
+def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
+    """DeepFool's norms in the hidden layer's space beside gradients over the inputs, on one thread."""
+    if (mnist is None) != quick:
+        raise click.UsageError("give either --mnist FILE.npz or --quick")
+    setup = QUICK if quick else SETUP
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        (case, *_) = cases(load(mnist or "digits"), setup)
+        settings = [(dtype, given) for dtype in SAME for given in (False, True)]
+        table = [row(case, dtype, given=given, repeats=setup.repeats) for dtype, given in settings]
+    finally:
+        torch.set_num_threads(threads)
+    show(table, FIELDS)
+    if out:
+        save(table, FIELDS, out)
+
+
+if __name__ == "__main__":
+    main()
