@@ -15,7 +15,7 @@ from empirical.cli.doctor import doctor
 from empirical.cli.falsify import falsify
 from empirical.cli.measure import measure
 from empirical.cli.run import run, verify
-from empirical.cli.terminal import OK, VIOLATED, LocationPath, console, one_line_errors
+from empirical.cli.terminal import OK, VIOLATED, LocationPath, Program, console, one_line_errors
 from paper_figures.command import figures
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version",
     is_flag=True,
