@@ -21,6 +21,7 @@ from empirical.ensembles.programs import ProgramModule
 from empirical.experiments.specification import ATTACKS
 from empirical.measurement import measure, measured_rows, radius_rows
 from empirical.own_network.loading import Network
+from empirical.own_network.scores import scores_alone
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
@@ -85,6 +86,7 @@ def measure_network(
     Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
     unwritable, holds other results or a damaged file.
     """
+    network = scores_alone(network, data, request.shape)
     examples = data.first(request.examples)
     ensemble = ensemble_of(network, request.shape or examples.fitted(network.shape), device)
     problem = attack_problem(examples, ensemble, request)
