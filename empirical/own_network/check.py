@@ -167,7 +167,7 @@ def _subject(network: Network, data: Examples, request: Request, device: torch.d
         problem = Problem.of(network, data, request.proving(), device=device)
     except InvalidInput as error:
         problem = str(error)
-    found = measuring.attack_problem(examples, ensemble, request.attacking())
+    found = measuring.attack_problem(data, ensemble, request.attacking())
     return _Subject(ensemble, found, problem)
 
 

@@ -25,7 +25,7 @@ from empirical.own_network.scores import scores_alone
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
-from theory.types import InvalidInput
+from theory.types import InvalidInput, check_labels
 
 # Quantities of which every attack has its own; the others do not depend on the attack.
 _OF_ATTACKS = ("radius", "mean_radius", "mean_squared_distance", "capped", "robust_accuracy")
@@ -89,7 +89,7 @@ def measure_network(
     network = scores_alone(network, data, request.shape)
     examples = data.first(request.examples)
     ensemble = ensemble_of(network, request.shape or examples.fitted(network.shape), device)
-    problem = attack_problem(examples, ensemble, request)
+    problem = attack_problem(data, ensemble, request)
     settings = _describe(network, examples, request, device)
     open_run(out, settings, parts=("units",))
     final = out / "measure.parquet"
@@ -149,8 +149,13 @@ def ensemble_of(network: Network, shape: tuple[int, ...], device: torch.device) 
     return found.to(dtype=torch.float64, device=device)
 
 
-def attack_problem(examples: Examples, ensemble: Ensemble, request: Request) -> Dataset:
-    """The examples as the network's test data. Raises: InvalidInput for other features or labels."""
+def attack_problem(data: Examples, ensemble: Ensemble, request: Request) -> Dataset:
+    """The first examples as the network's test data.
+
+    Raises: InvalidInput for other features, or labels that are not its classes, be they of further examples.
+    """
+    check_labels("y_test", data.y, n=len(data.y), classes=ensemble.classes)
+    examples = data.first(request.examples)
     x = examples.x.reshape(len(examples.x), -1)
     if x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"data has {x.shape[1]} features; the network takes {ensemble.inputs}")
