@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from inspect import signature
+from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor
 
 from empirical.gpus import VISIBLE, gpu_of_each
+from empirical.interrupts import uninterrupted
 from empirical.progress import Advance
 from empirical.provenance import package_version
 from theory.types import InvalidInput, first_line
@@ -122,13 +124,17 @@ def _loky(workers: Workers, *, cuda: bool, tell: Advance) -> Iterator[Spread]:
         for gpu, count in Counter(gpus).items()
     }
 
+    if os.name == "posix":
+        resource_tracker.ensure_running()  # which would let Ctrl-C through as it starts
+
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """Hands out no more than is done at once: loky trips over the rest when it has to stop."""
         left = iter(jobs)
         free = [pools[gpu] for gpu in gpus]
         waiting: dict[Future[Any], ProcessPoolExecutor] = {}
         while True:
-            waiting |= {pool.submit(work, job): pool for pool, job in zip(free, left, strict=False)}
+            with uninterrupted():  # that is, processes that are started now, from their first moment
+                waiting |= {pool.submit(work, job): pool for pool, job in zip(free, left, strict=False)}
             if not waiting:
                 return
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,34 @@ def test_ctrl_c_is_no_violated_theorem(monkeypatch):
     monkeypatch.setattr("empirical.doctor.examine", stop)
     result = CliRunner().invoke(main, ["doctor"])
     assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["run", "digits-linear", "--out", "never"], "matplotlib.ft2font"),
+        (["check", "absent.pt", "--data", "digits"], "scipy.stats"),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_is_ctrl_c(arguments, module, tmp_path):
+    """Where C is imported, Python makes an ImportError of it, or loses it and goes on."""
+    program = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("initialization failed") from None
+sys.meta_path.insert(0, Finder())
+from empirical.cli.main import main
+main({arguments!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "Stopped; the same command goes on from here.\n")
+    assert not list(tmp_path.iterdir())

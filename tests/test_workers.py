@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -152,6 +153,26 @@ def test_a_killed_process_is_one_line_and_the_same_command_goes_on(sweep, tmp_pa
     pd.testing.assert_frame_equal(
         rows(out).drop(columns="settings"), first.drop(columns="settings"), check_exact=True
     )
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
+def test_ctrl_c_while_workers_start_is_the_commands_alone(tmp_path):
+    """A terminal sends it to all of them; none may answer by a traceback, which they did as they imported."""
+    program = """
+import os, signal, time
+from empirical.workers import Workers, spread
+def begun(_):
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+with spread(Workers(2)) as each:
+    print(*each(begun, range(2)))
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "True", "False"]
 
 
 def test_workers_of_several_threads_are_refused_also_those_that_join_later():

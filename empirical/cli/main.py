@@ -16,6 +16,7 @@ from empirical.cli.falsify import falsify
 from empirical.cli.measure import measure
 from empirical.cli.run import run, verify
 from empirical.cli.terminal import OK, VIOLATED, LocationPath, Program, console, one_line_errors
+from empirical.interrupts import uninterrupted
 from paper_figures.command import figures
 
 if TYPE_CHECKING:
@@ -64,12 +65,13 @@ main.add_command(completion)
 def claims(table: Location, *, markdown: bool) -> None:
     """Judge the claims from the results TABLE of an earlier run."""
     with one_line_errors():
-        import pyarrow.compute as pc
+        with uninterrupted():
+            import pyarrow.compute as pc
 
-        from empirical.claims import judge, violations
-        from empirical.report import claims_markdown, claims_table
-        from empirical.results import read_table
-        from theory.types import InvalidInput
+            from empirical.claims import judge, violations
+            from empirical.report import claims_markdown, claims_table
+            from empirical.results import read_table
+            from theory.types import InvalidInput
 
         if not table.is_file():
             raise InvalidInput(f"table is {table}, which does not exist; give the results.parquet of a run")
@@ -91,7 +93,8 @@ def condense(folder: Location, out: Path) -> None:
     Settings, commands, seconds and versions become metadata of the file; examples' rows are left out.
     """
     with one_line_errors():
-        from empirical.results import condense as write
+        with uninterrupted():
+            from empirical.results import condense as write
 
         rows = write(folder, out)
     click.echo(f"{rows:,} rows in {out}")

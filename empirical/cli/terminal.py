@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from empirical.interrupts import uninterrupted
+
 OK, VIOLATED, USAGE, PAUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 UNREAD = 141  # as of a program that a closed pipe ended
 
@@ -64,10 +66,11 @@ def one_line_errors() -> Iterator[None]:
     2 for bad input, failing disks and stores; 75, as temporary failures have it, where the same command goes
     on.
     """
-    from empirical.locations import Unreachable
-    from empirical.training import TrainingDiverged
-    from empirical.workers import WorkersLost
-    from theory.types import InvalidInput
+    with uninterrupted():
+        from empirical.locations import Unreachable
+        from empirical.training import TrainingDiverged
+        from empirical.workers import WorkersLost
+        from theory.types import InvalidInput
 
     try:
         yield
