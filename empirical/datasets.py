@@ -217,7 +217,9 @@ def _part(name: str, part: str, read: Sequence[np.ndarray]) -> tuple[np.ndarray,
     arrays = [channels_first(name, x) for x in read] if name in NAMED else read
     shape = arrays[0].shape
     if len(shape) < 2 or arrays[0].size == 0:
-        raise InvalidInput(f"x_{part} has shape {shape}; expected (examples, features...)")
+        raise InvalidInput(
+            f"x_{part} has shape {shape}; expected (examples, features...), one of each at least"
+        )
     if arrays[0].dtype != np.uint8:
         return _joined(arrays).reshape(-1, math.prod(shape[1:])), shape[1:]
     scaled = np.empty((sum(map(len, arrays)), *shape[1:]), _TYPES[part])

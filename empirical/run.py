@@ -209,9 +209,11 @@ def _work(
     else:
         stages = [[job for job in jobs if not job.finished()] for jobs in (dense, rest)]
         if any(stages):
-            with told.watching() as notes, spread(workers, cuda=dense[0].device == "cuda") as each:
+            most = max(map(len, stages))  # further processes would start, and end without work
+            crew, cuda = replace(workers, count=min(workers.count, most)), dense[0].device == "cuda"
+            with told.watching() as notes, spread(crew, cuda=cuda, tell=tell) as each:
                 for jobs in stages:
-                    begun = [replace(job, first=i < workers.count, notes=notes) for i, job in enumerate(jobs)]
+                    begun = [replace(job, first=i < crew.count, notes=notes) for i, job in enumerate(jobs)]
                     for _ in each(do_on_one_core, begun):
                         pass
     told.look()

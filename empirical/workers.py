@@ -22,12 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from inspect import signature
+from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor
 
 from empirical.gpus import VISIBLE, gpu_of_each
+from empirical.interrupts import uninterrupted
+from empirical.progress import Advance
 from empirical.provenance import package_version
 from theory.types import InvalidInput, first_line
 
@@ -40,6 +43,8 @@ Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 # Seconds for a cluster's scheduler to answer.
 _PATIENCE = 20
+# Seconds without any worker before that is said, and again after twice as long; and between looks.
+_SILENCE, _LOOK = 10.0, 1.0
 _SCHEDULER = re.compile(r"((tcp|tls|ucx|wss?)://)?[^/\s:]+:\d+/?|inproc://\S+")
 _PACKAGE = "empirical"  # what a worker must have
 
@@ -90,20 +95,24 @@ class Workers:
 HERE = Workers()
 
 
-def spread(workers: Workers, *, cuda: bool = False) -> AbstractContextManager[Spread]:
+def spread(
+    workers: Workers, *, cuda: bool = False, tell: Advance = lambda stage, detail: None
+) -> AbstractContextManager[Spread]:
     """Start the workers, or connect to them; in the context, a function that spreads work over them.
 
     An exception in the work is raised where its result is taken; then, or when the context ends, what was
-    not begun is dropped. With ``cuda`` a worker sees its own GPU alone, or the one that it shares.
+    not begun is dropped. With ``cuda`` a worker sees its own GPU alone, or the one that it shares. A cluster
+    that has no worker yet, or none any more, is waited for: it may be one that grows; ``tell`` hears of it.
     Raises: InvalidInput if the backend's package is missing, or the cluster or its GPUs do not fit; OSError
       if it does not answer; WorkersLost if workers were killed and their jobs could not be given to others.
     """
-    return {"loky": _loky, "dask": _dask, "ray": _ray}[workers.backend](workers, cuda=cuda)
+    return {"loky": _loky, "dask": _dask, "ray": _ray}[workers.backend](workers, cuda=cuda, tell=tell)
 
 
 @contextmanager
-def _loky(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
+def _loky(workers: Workers, *, cuda: bool, tell: Advance) -> Iterator[Spread]:
     """One pool, or one for each GPU."""
+    del tell  # its processes are there as soon as they have started
     gpus = gpu_of_each(workers.count, share=workers.gpus) if cuda else [None] * workers.count
     pools = {
         gpu: ProcessPoolExecutor(
@@ -115,13 +124,17 @@ def _loky(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
         for gpu, count in Counter(gpus).items()
     }
 
+    if os.name == "posix":
+        resource_tracker.ensure_running()  # which would let Ctrl-C through as it starts
+
     def each(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
         """Hands out no more than is done at once: loky trips over the rest when it has to stop."""
         left = iter(jobs)
         free = [pools[gpu] for gpu in gpus]
         waiting: dict[Future[Any], ProcessPoolExecutor] = {}
         while True:
-            waiting |= {pool.submit(work, job): pool for pool, job in zip(free, left, strict=False)}
+            with uninterrupted():  # that is, processes that are started now, from their first moment
+                waiting |= {pool.submit(work, job): pool for pool, job in zip(free, left, strict=False)}
             if not waiting:
                 return
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
@@ -151,7 +164,34 @@ def _belong_to(parent: int) -> None:
 
 
 @contextmanager
-def _dask(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
+def _missing_told(workers: Workers, anyone: Callable[[], bool], tell: Advance) -> Iterator[None]:
+    """Look for workers as long as the context lasts, and tell of it when there have been none for a while."""
+    over = threading.Event()
+
+    def watch() -> None:
+        waited, due = 0.0, _SILENCE
+        while not over.wait(_LOOK):
+            try:
+                there = anyone()
+            except Exception:  # noqa: BLE001 - whatever a scheduler that is gone makes its client raise
+                continue  # the work hears of it
+            waited, due = (0.0, _SILENCE) if there else (waited + _LOOK, due)
+            if waited >= due:
+                where = workers.address or "this machine"
+                tell(f"no worker at {where} for {waited:.0f} s; waiting for one", "")
+                due *= 2
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join(_LOOK)  # no longer: it may wait for a scheduler that is gone
+
+
+@contextmanager
+def _dask(workers: Workers, *, cuda: bool, tell: Advance) -> Iterator[Spread]:
     distributed = _package("distributed", extra="dask")
     with _dask_client(distributed, workers, cuda=cuda) as client:
         needed = {"GPU": workers.gpus} if cuda and workers.address is not None and workers.gpus else None
@@ -163,7 +203,8 @@ def _dask(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
                 yield future.result()
 
         try:
-            yield each
+            with _missing_told(workers, lambda: bool(client.nthreads()), tell):
+                yield each
         except (distributed.KilledWorker, CancelledError) as error:
             raise WorkersLost(str(error).split(". ", 1)[0]) from error
 
@@ -177,6 +218,11 @@ def _dask_client(distributed: ModuleType, workers: Workers, *, cuda: bool) -> It
             raise InvalidInput(
                 f"address is {workers.address!r} ({first_line(error)}); give that of a scheduler, such as "
                 "tcp://HOST:8786"
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"address is {workers.address!r}, where no scheduler answers ({first_line(error)}); "
+                "start one there by dask scheduler, or give another address"
             ) from error
         with client:
             yield client
@@ -231,7 +277,7 @@ def _on_one_thread(work: Callable[[Any], Any], job: Any) -> Any:
 
 
 @contextmanager
-def _ray(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
+def _ray(workers: Workers, *, cuda: bool, tell: Advance) -> Iterator[Spread]:
     ray = _package("ray", extra="ray")
     share = (workers.gpus or 1) if cuda else 0
     where: dict[str, Any] = {"address": workers.address}
@@ -256,17 +302,18 @@ def _ray(workers: Workers, *, cuda: bool) -> Iterator[Spread]:
                 raise error.cause from None
 
     try:
-        if not ray.get(ray.remote(num_cpus=1)(find_spec).remote(_PACKAGE)):
-            raise InvalidInput(
-                f"the workers at {workers.address} lack this package; install sparse-robustness "
-                f"{package_version()} there"
-            )
-        if ray.cluster_resources().get("GPU", 0) < share:
-            raise InvalidInput(
-                f"device is 'cuda', but the Ray cluster has no {share:g} GPUs; "
-                "start its nodes with --num-gpus, or use --device cpu"
-            )
-        yield each
+        with _missing_told(workers, lambda: ray.cluster_resources().get("CPU", 0) >= 1, tell):
+            if not ray.get(ray.remote(num_cpus=1)(find_spec).remote(_PACKAGE)):
+                raise InvalidInput(
+                    f"the workers at {workers.address} lack this package; install sparse-robustness "
+                    f"{package_version()} there"
+                )
+            if ray.cluster_resources().get("GPU", 0) < share:
+                raise InvalidInput(
+                    f"device is 'cuda', but the Ray cluster has no {share:g} GPUs; "
+                    "start its nodes with --num-gpus, or use --device cpu"
+                )
+            yield each
     except ray.exceptions.RayError as error:
         raise WorkersLost(str(error).split(". ", 1)[0]) from error
     finally:

@@ -492,7 +492,7 @@ def broken(tmp_path_factory) -> Path:
         (["other.pt2"], "lacks archive_format"),
         (["conv.pt"], "is not plainly a stack of linear layers (its first entry is 'weight' (1, 1, 3, 3)"),
         (["narrow.pt"], "takes examples of shape (5,); those of digits have shape (64,)"),
-        (["few_classes.pt"], "y holds 0..9; labels must lie in [0, 3)"),
+        (["few_classes.pt"], "labels must lie in [0, 3): number the classes from 0"),
         (["less.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}'], "lacks last.bias"),
         (["more.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}'], "has an unexpected extra"),
         (["small.pt", "--arch", "own_broken:Small"], "first.weight has shape (5, 64), not (6, 64)"),

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from theory.laws import claim
 from theory.laws.catalog import LAWS
 
 ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "paper_figures" / "data" / "digits.parquet"
 RENEW = (
     "python -c 'from theory.laws.catalog import LAWS; print(*(law.name for law in LAWS), sep=chr(10))' "
     "> theory/laws/catalog/names.txt"
@@ -194,3 +196,83 @@ def test_nothing_slow_is_imported_for_help_version_or_completion(arguments, vari
     )  # fmt: skip
     assert done.stdout
     assert done.stderr.strip() == ""
+
+
+def program_run(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+    """The program, whose output is read through a pipe."""
+    command = [sys.executable, "-m", "empirical", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def test_signs_that_a_terminal_lacks_are_replaced():
+    """Dashes of the claims' table, on a terminal that takes ASCII alone."""
+    shown = program_run("claims", str(DIGITS), PYTHONIOENCODING="ascii")
+    out, err = shown.communicate()
+    assert (shown.returncode, err) == (0, b"")
+    assert b"inconclusive" in out
+    assert b"?" in out
+
+
+@pytest.mark.parametrize("arguments", [["falsify", "--list"], ["run", "--list"], ["completion", "bash"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    """As of ``| head``: silence, and the status of a program that a closed pipe ended, not that of 1 or 2."""
+    shown = program_run(*arguments)
+    assert shown.stdout
+    assert shown.stderr
+    shown.stdout.close()
+    with shown.stderr as errors:
+        assert errors.read() == b""
+    assert shown.wait() == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+@pytest.mark.parametrize("arguments", [["run", "--list"], ["falsify", "--list"]])
+def test_output_that_cannot_be_written_is_one_line_and_2(arguments):
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "empirical", *arguments]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "Error: [Errno 28] No space left on device\n")
+
+
+def test_ctrl_c_is_no_violated_theorem(monkeypatch):
+    """Whose status is 1, wherever it comes."""
+
+    def stop(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("empirical.doctor.examine", stop)
+    result = CliRunner().invoke(main, ["doctor"])
+    assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["run", "digits-linear", "--out", "never"], "matplotlib.ft2font"),
+        (["check", "absent.pt", "--data", "digits"], "scipy.stats"),
+    ],
+)
+def test_ctrl_c_while_modules_are_imported_is_ctrl_c(arguments, module, tmp_path):
+    """Where C is imported, Python makes an ImportError of it, or loses it and goes on."""
+    program = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("initialization failed") from None
+sys.meta_path.insert(0, Finder())
+from empirical.cli.main import main
+main({arguments!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "Stopped; the same command goes on from here.\n")
+    assert not list(tmp_path.iterdir())

@@ -5,12 +5,15 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -152,6 +155,26 @@ def test_a_killed_process_is_one_line_and_the_same_command_goes_on(sweep, tmp_pa
     )
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
+def test_ctrl_c_while_workers_start_is_the_commands_alone(tmp_path):
+    """A terminal sends it to all of them; none may answer by a traceback, which they did as they imported."""
+    program = """
+import os, signal, time
+from empirical.workers import Workers, spread
+def begun(_):
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+with spread(Workers(2)) as each:
+    print(*each(begun, range(2)))
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "True", "False"]
+
+
 def test_workers_of_several_threads_are_refused_also_those_that_join_later():
     distributed = pytest.importorskip("distributed")
     with (
@@ -163,6 +186,80 @@ def test_workers_of_several_threads_are_refused_also_those_that_join_later():
         cluster.scale(1)
         with pytest.raises(InvalidInput, match="has 2 threads; start workers with --nthreads 1"):
             list(each(abs, [-1]))
+
+
+def test_a_cluster_without_workers_is_waited_for_and_that_is_said(monkeypatch):
+    """Clusters grow with their work, so it is no error; the first worker that comes does what waits."""
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("empirical.workers._SILENCE", 0.2)
+    monkeypatch.setattr("empirical.workers._LOOK", 0.1)
+    told: list[str] = []
+    with distributed.LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+
+        def hear(stage: str, _: str) -> None:
+            told.append(stage)
+            if len(told) == 3:
+                cluster.scale(1)
+
+        there = Workers(backend="dask", address=cluster.scheduler_address)
+        with spread(there, tell=hear) as each:
+            assert list(each(abs, [-1])) == [1]
+            time.sleep(0.5)  # nothing more is said once there is one
+    assert told[0] == f"no worker at {cluster.scheduler_address} for 0 s; waiting for one"
+    assert 3 <= len(told) <= 5, told
+
+
+def test_a_ray_without_cores_is_said_to_have_no_worker(monkeypatch):
+    """A head node that leaves all work to others."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr("empirical.workers._SILENCE", 0.2)
+    monkeypatch.setattr("empirical.workers._LOOK", 0.1)
+    cores, came, told = {"CPU": 0.0}, threading.Event(), list[str]()
+
+    def wait(_: object) -> bool:
+        assert came.wait(20)
+        return True
+
+    def hear(stage: str, _: str) -> None:
+        told.append(stage)
+        came.set()
+
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda work: work)
+    monkeypatch.setattr("empirical.workers.find_spec", SimpleNamespace(remote=lambda name: name))
+    monkeypatch.setattr(ray, "get", wait)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: cores)
+    with spread(Workers(backend="ray", address="head:6379"), tell=hear):
+        pass
+    assert told[0] == "no worker at head:6379 for 0 s; waiting for one"
+
+
+def test_no_more_processes_start_than_there_are_chains(sweep, tmp_path, monkeypatch):
+    """One seed with three conditions: a machine with more cores must not start an interpreter for each."""
+    seen: list[int] = []
+
+    @contextmanager
+    def counted(workers: Workers, **_: object):
+        seen.append(workers.count)
+        yield map
+
+    monkeypatch.setattr("empirical.run.spread", counted)
+    one = replace(sweep[0][0], seeds=1, sparsities=(0.0, 0.5))
+    run_part([one], tmp_path / "run", part=Part(), device=CPU, workers=Workers(64))
+    assert seen == [3]
+
+
+def test_an_address_without_a_scheduler_says_what_to_start(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("empirical.workers._PATIENCE", 0.5)
+    message = "address is 'tcp://127.0.0.1:9', where no scheduler answers .*; start one there"
+    with (
+        pytest.raises(OSError, match=message),
+        spread(Workers(backend="dask", address="tcp://127.0.0.1:9")),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("backend", ["loky", "dask", "ray"])

@@ -72,7 +72,9 @@ def check_labels(name: str, y: object, *, n: int, classes: int | None) -> np.nda
         raise InvalidInput(f"{name} has dtype {array.dtype}; labels must be integers {allowed}")
     bad = np.flatnonzero((array < 0) | (array >= most))
     if bad.size:
-        raise InvalidInput(f"{name}[{bad[0]}] is {array[bad[0]]}; labels must lie {allowed}")
+        raise InvalidInput(
+            f"{name}[{bad[0]}] is {array[bad[0]]}; labels must lie {allowed}: number the classes from 0"
+        )
     return array.astype(np.int64)
 
 

@@ -11,6 +11,7 @@ import click
 
 from empirical.cli.network import network_options, numbers, opened, print_tables
 from empirical.cli.terminal import OK, one_line_errors, progress
+from empirical.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from empirical.own_network.bounds import Outcome
@@ -78,11 +79,12 @@ def bounds(
     """
     started = time.perf_counter()
     with one_line_errors():
-        from empirical.datasets import load_test
-        from empirical.own_network.bounds import bounds as run
-        from empirical.own_network.bounds import default_folder, total_steps
-        from empirical.own_network.problem import ALPHAS, Request
-        from empirical.own_network.tables import bound_tables
+        with uninterrupted():
+            from empirical.datasets import load_test
+            from empirical.own_network.bounds import bounds as run
+            from empirical.own_network.bounds import default_folder, total_steps
+            from empirical.own_network.problem import ALPHAS, Request
+            from empirical.own_network.tables import bound_tables
 
         request = Request(
             examples=examples,

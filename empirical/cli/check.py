@@ -11,6 +11,7 @@ import click
 
 from empirical.cli.network import network_options, numbers, opened, print_tables
 from empirical.cli.terminal import OK, one_line_errors, progress
+from empirical.interrupts import uninterrupted
 
 
 @click.command()
@@ -58,11 +59,12 @@ def check(
     """
     started = time.perf_counter()
     with one_line_errors():
-        from empirical.datasets import load_test
-        from empirical.own_network.check import LEVELS, Request, default_folder, total_steps
-        from empirical.own_network.check import check as run
-        from empirical.own_network.check_report import summary_table, write_check
-        from empirical.provenance import log_command
+        with uninterrupted():
+            from empirical.datasets import load_test
+            from empirical.own_network.check import LEVELS, Request, default_folder, total_steps
+            from empirical.own_network.check import check as run
+            from empirical.own_network.check_report import summary_table, write_check
+            from empirical.provenance import log_command
 
         request = Request(
             examples=examples,

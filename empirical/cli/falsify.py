@@ -91,6 +91,8 @@ def falsify(
         book = HuntBook.open(out, laws=chosen, examples=examples, seed=seed)
         interrupted = _hunt(load, book, examples=examples, jobs=jobs or _cores(), seed=seed)
         results = [(law, book.tallies[law.name]) for law in chosen if law.name in book.tallies]
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
     except (InvalidInput, OSError) as error:
         click.echo(f"Error: {plain(error)}", err=True)
         sys.exit(_USAGE)

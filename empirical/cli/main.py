@@ -15,7 +15,8 @@ from empirical.cli.doctor import doctor
 from empirical.cli.falsify import falsify
 from empirical.cli.measure import measure
 from empirical.cli.run import run, verify
-from empirical.cli.terminal import OK, VIOLATED, LocationPath, console, one_line_errors
+from empirical.cli.terminal import OK, VIOLATED, LocationPath, Program, console, one_line_errors
+from empirical.interrupts import uninterrupted
 from paper_figures.command import figures
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version",
     is_flag=True,
@@ -64,12 +65,13 @@ main.add_command(completion)
 def claims(table: Location, *, markdown: bool) -> None:
     """Judge the claims from the results TABLE of an earlier run."""
     with one_line_errors():
-        import pyarrow.compute as pc
+        with uninterrupted():
+            import pyarrow.compute as pc
 
-        from empirical.claims import judge, violations
-        from empirical.report import claims_markdown, claims_table
-        from empirical.results import read_table
-        from theory.types import InvalidInput
+            from empirical.claims import judge, violations
+            from empirical.report import claims_markdown, claims_table
+            from empirical.results import read_table
+            from theory.types import InvalidInput
 
         remedy = "give the results.parquet of a run"
         if not table.is_file():
@@ -92,7 +94,8 @@ def condense(folder: Location, out: Path) -> None:
     Settings, commands, seconds and versions become metadata of the file; examples' rows are left out.
     """
     with one_line_errors():
-        from empirical.results import condense as write
+        with uninterrupted():
+            from empirical.results import condense as write
 
         rows = write(folder, out)
     click.echo(f"{rows:,} rows in {out}")

@@ -11,6 +11,7 @@ import click
 from empirical.cli.completion import complete_attacks
 from empirical.cli.network import network_options, numbers, opened, print_tables
 from empirical.cli.terminal import OK, one_line_errors, progress
+from empirical.interrupts import uninterrupted
 
 
 @click.command()
@@ -46,10 +47,11 @@ def measure(
     """
     started = time.perf_counter()
     with one_line_errors():
-        from empirical.datasets import load_test
-        from empirical.own_network.measuring import Request, default_folder, measure_network
-        from empirical.own_network.tables import attack_tables
-        from empirical.provenance import log_command
+        with uninterrupted():
+            from empirical.datasets import load_test
+            from empirical.own_network.measuring import Request, default_folder, measure_network
+            from empirical.own_network.tables import attack_tables
+            from empirical.provenance import log_command
 
         request = Request(
             examples=examples,

@@ -14,6 +14,7 @@ import click
 
 from empirical.cli.completion import complete_data, complete_experiment
 from empirical.cli.terminal import OK, PAUSED, VIOLATED, LocationPath, console, one_line_errors, progress
+from empirical.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,8 @@ def verify(
     """
     changes = {"data": data, "seeds": seeds, "sparsities": sparsities, "eps": eps, "pair": pair}
     with one_line_errors():
-        from empirical.experiments import read_experiment
+        with uninterrupted():
+            from empirical.experiments import read_experiment
 
         chosen = [_changed(read_experiment(name), changes) for name in MAIN_JOB]
     _execute(chosen, out, device=device, workers=workers)
@@ -168,7 +170,8 @@ def run(
     changes = {"data": data, "seeds": seeds, "sparsities": sparsities, "eps": eps, "pair": pair}
     changes["test_examples"] = test_examples
     with one_line_errors():
-        from empirical.experiments import read_experiment
+        with uninterrupted():
+            from empirical.experiments import read_experiment
 
         chosen = [_changed(read_experiment(name, quick=quick), changes) for name in experiments]
     _execute(
@@ -213,10 +216,11 @@ def _execute(
     """Run the experiments, or a part of them, report, and exit."""
     started = time.perf_counter()
     with one_line_errors():
-        from empirical.deadline import OutOfTime, deadline_in
-        from empirical.provenance import log_command
-        from empirical.report import claims_table, write_report
-        from empirical.run import Part, default_folder, run_experiments, run_part, total_steps
+        with uninterrupted():
+            from empirical.deadline import OutOfTime, deadline_in
+            from empirical.provenance import log_command
+            from empirical.report import claims_table, write_report
+            from empirical.run import Part, default_folder, run_experiments, run_part, total_steps
 
         chosen = _device(device, address)
         crew = _crew(chosen, workers, backend, address, gpus)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
+from empirical.interrupts import uninterrupted
+
 OK, VIOLATED, USAGE, PAUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+UNREAD = 141  # as of a program that a closed pipe ended
 
 
 class LocationPath(click.Path):
@@ -25,6 +30,35 @@ class LocationPath(click.Path):
             return locate(value, argument=str(param.name) if param else "location")
 
 
+class Program(click.Group):
+    """The commands, whatever becomes of what they print."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Status 1, which says that a theorem is violated, is its own alone."""
+        with _printing():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Replace signs that a terminal lacks; a pipe that nobody reads, a full disk and Ctrl-C end in order."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # so that nothing is written when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
+    except OSError as error:
+        click.echo(f"Error: {plain(error)}", err=True)
+        sys.exit(USAGE)
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        sys.exit(INTERRUPTED)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Errors become one line on standard error and an exit status.
@@ -32,13 +66,16 @@ def one_line_errors() -> Iterator[None]:
     2 for bad input, failing disks and stores; 75, as temporary failures have it, where the same command goes
     on.
     """
-    from empirical.locations import Unreachable
-    from empirical.training import TrainingDiverged
-    from empirical.workers import WorkersLost
-    from theory.types import InvalidInput
+    with uninterrupted():
+        from empirical.locations import Unreachable
+        from empirical.training import TrainingDiverged
+        from empirical.workers import WorkersLost
+        from theory.types import InvalidInput
 
     try:
         yield
+    except BrokenPipeError:
+        raise  # nobody reads what is printed: no error of the work
     except (InvalidInput, TrainingDiverged, Unreachable, OSError, UnicodeEncodeError) as error:
         click.echo(f"Error: {plain(error)}", err=True)  # the last is a path's name
         sys.exit(USAGE)
@@ -95,4 +132,9 @@ def console(*, stderr: bool = False):  # noqa: ANN201 - rich is imported late
     """A console on standard output, or on standard error."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    def unread() -> None:
+        raise BrokenPipeError  # as without rich, whose own answer is status 1
+
+    shown = Console(stderr=stderr)
+    shown.on_broken_pipe = unread
+    return shown

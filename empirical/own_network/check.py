@@ -21,6 +21,7 @@ from empirical.own_network import bounds, measuring, problem
 from empirical.own_network.further_pruning import check_levels, units
 from empirical.own_network.loading import Network
 from empirical.own_network.problem import Problem
+from empirical.own_network.scores import scores_alone
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
@@ -121,6 +122,7 @@ def check(
     Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
     unwritable, holds other results or a damaged file.
     """
+    network = scores_alone(network, data, request.shape)
     subject = _subject(network, data, request, device)
     crown = 0
     if isinstance(subject.problem, Problem):
@@ -165,7 +167,7 @@ def _subject(network: Network, data: Examples, request: Request, device: torch.d
         problem = Problem.of(network, data, request.proving(), device=device)
     except InvalidInput as error:
         problem = str(error)
-    found = measuring.attack_problem(examples, ensemble, request.attacking())
+    found = measuring.attack_problem(data, ensemble, request.attacking())
     return _Subject(ensemble, found, problem)
 
 

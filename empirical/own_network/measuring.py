@@ -21,10 +21,11 @@ from empirical.ensembles.programs import ProgramModule
 from empirical.experiments.specification import ATTACKS
 from empirical.measurement import measure, measured_rows, radius_rows
 from empirical.own_network.loading import Network
+from empirical.own_network.scores import scores_alone
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
-from theory.types import InvalidInput
+from theory.types import InvalidInput, check_labels
 
 # Quantities of which every attack has its own; the others do not depend on the attack.
 _OF_ATTACKS = ("radius", "mean_radius", "mean_squared_distance", "capped", "robust_accuracy")
@@ -85,9 +86,10 @@ def measure_network(
     Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
     unwritable, holds other results or a damaged file.
     """
+    network = scores_alone(network, data, request.shape)
     examples = data.first(request.examples)
     ensemble = ensemble_of(network, request.shape or examples.fitted(network.shape), device)
-    problem = attack_problem(examples, ensemble, request)
+    problem = attack_problem(data, ensemble, request)
     settings = _describe(network, examples, request, device)
     open_run(out, settings, parts=("units",))
     final = out / "measure.parquet"
@@ -147,11 +149,14 @@ def ensemble_of(network: Network, shape: tuple[int, ...], device: torch.device) 
     return found.to(dtype=torch.float64, device=device)
 
 
-def attack_problem(examples: Examples, ensemble: Ensemble, request: Request) -> Dataset:
-    """The examples as the network's test data.
+def attack_problem(data: Examples, ensemble: Ensemble, request: Request) -> Dataset:
+    """The first examples as the network's test data.
 
-    Raises: InvalidInput for other features or labels, or a box that does not hold the examples.
+    Raises: InvalidInput for other features, a box that does not hold the examples, or labels, of all
+    examples, that are no class.
     """
+    check_labels("y_test", data.y, n=len(data.y), classes=ensemble.classes)
+    examples = data.first(request.examples)
     x = examples.x.reshape(len(examples.x), -1)
     if x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"data has {x.shape[1]} features; the network takes {ensemble.inputs}")

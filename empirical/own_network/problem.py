@@ -13,7 +13,7 @@ from empirical.datasets import Examples
 from empirical.own_network.loading import Network
 from theory import graph as graphs
 from theory.graph.network import Activation, Conv2d, Dense, Graph, Reshape, Source
-from theory.types import InvalidInput, ReLUNetwork, check_p, check_sparsity
+from theory.types import InvalidInput, ReLUNetwork, check_labels, check_p, check_sparsity
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 # Where no radius is asked for: 0, which is the gradient itself, and three in the range of usual attacks.
@@ -94,6 +94,7 @@ class Problem:
             )
         graph = graphs.read(network.module, shape, dtype=DTYPES[request.dtype], device=device)
         x = torch.tensor(examples.x.reshape(-1, *shape))
+        check_labels("y_test", data.y, n=len(data.y), classes=graph.classes)
         y = graph.check_labels(torch.tensor(examples.y), examples=len(x))
         return Problem(network, graph, fully_connected(graph), examples, graph.check_inputs(x), y)
 

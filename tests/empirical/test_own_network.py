@@ -1,6 +1,7 @@
 """The command ``measure`` finds what the attacks find, resumes, and names bad input."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -108,3 +109,26 @@ def test_data_of_another_size_is_named(model, tmp_path):
     )
     assert result.exit_code == 2
     assert "data has 7 features; the network takes 64" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["measure", "check", "bounds"])
+def test_labels_from_one_are_seen_though_the_first_examples_hold_no_last_class(model, tmp_path, command):
+    """Their accuracy would look like that of a bad network."""
+    data = load("digits")
+    few = data.y_test[:20]
+    x, y = data.x_test[:20][few < 9], few[few < 9] + 1
+    np.savez(tmp_path / "one.npz", x_test=[*x, x[0]], y_test=[*y, 10])
+    arguments = [str(model[0]), "--data", str(tmp_path / "one.npz"), "--examples", str(len(y))]
+    result = CliRunner().invoke(main, [command, *arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    message = rf"Error: y_test\[{len(y)}\] is 10; labels must lie in \[0, 10\): number the classes from 0$"
+    assert re.search(message, result.stderr.strip()), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_examples_says_so(model, tmp_path):
+    np.savez(tmp_path / "none.npz", x_test=np.zeros((0, 64)), y_test=np.zeros(0, int))
+    arguments = ["measure", str(model[0]), "--data", str(tmp_path / "none.npz")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "x_test has shape (0, 64); expected (examples, features...), one of each at least" in result.stderr

@@ -67,6 +67,15 @@ def convolutional() -> nn.Module:
     )
 
 
+def worded() -> nn.Module:
+    """Padding by words: as much as keeps the sides, or none."""
+    return nn.Sequential(
+        nn.Conv2d(2, 3, (3, 5), padding="same", dilation=(2, 1)), nn.ReLU(),
+        nn.Conv2d(3, 3, (1, 2), padding="same", dilation=(1, 2)), nn.ReLU(),
+        nn.Conv2d(3, 2, 3, stride=2, padding="valid"), nn.Flatten(), nn.Linear(18, 3),
+    )  # fmt: skip
+
+
 def residual() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Block(3, 3, 1), Block(3, 4, 2), nn.AdaptiveAvgPool2d(1),
@@ -103,6 +112,7 @@ def dense() -> nn.Module:
 UNDERSTOOD = {
     "dense": (dense, VECTOR),
     "convolutional": (convolutional, IMAGE),
+    "worded": (worded, IMAGE),
     "residual": (residual, IMAGE),
     "functional": (functional, IMAGE),
 }
@@ -174,6 +184,16 @@ def test_programs_with_any_batch_size_are_read_from_a_file():
     laws.law_reads_the_module(laws.in_float64(narrow), module, x)
     with pytest.raises(InvalidInput, match=r"shape is \(8,\); the network takes examples of shape \(2, 4\)"):
         read(loaded, (8,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_read_as_the_numbers_that_they_are(dtype):
+    """The theory is about the network of these weights, and no half precision multiplies them."""
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).to(dtype).eval()
+    graph = read(module, VECTOR)
+    assert module[0].weight.dtype == dtype
+    laws.law_reads_the_module(graph, module.double(), torch.randn(6, *VECTOR, dtype=torch.float64))
 
 
 def test_a_training_program_is_refused_by_name():
@@ -254,7 +274,10 @@ def test_what_is_not_understood_is_refused_by_name(name):
 IMAGES_REFUSED = {
     "ceil": (lambda self, x: F.avg_pool2d(x, 3, 2, ceil_mode=True).flatten(1), "ceil_mode"),
     "uneven": (lambda self, x: F.adaptive_avg_pool2d(x, 3).flatten(1), "only equal windows"),
-    "same": (lambda self, x: F.conv2d(x, self.part.weight, padding="same").flatten(1), "'same'"),
+    "same": (
+        lambda self, x: F.conv2d(x, self.part.weight[..., :2], padding="same").flatten(1),
+        r"by 'same', which is uneven for a kernel of \(3, 2\)",
+    ),
     "transposed": (lambda self, x: F.conv_transpose2d(x, self.part.weight).flatten(1), "conv_transpose2d"),
 }
 

@@ -107,12 +107,10 @@ class Builder:
         dilation: Any = 1,
         groups: int = 1,
     ) -> int:
-        """F.conv2d with zero padding given by numbers."""
-        if isinstance(padding, str):
-            raise InvalidInput(f"network pads a convolution by {padding!r}; give numbers")
-        operation = Conv2d(
-            self._tensor(weight), _pair(stride), _pair(padding), _pair(dilation), groups, self._image(x)
-        )
+        """F.conv2d with zero padding, equal at opposite sides."""
+        holes = _pair(dilation)
+        around = _padding(padding, weight, holes) if isinstance(padding, str) else _pair(padding)
+        operation = Conv2d(self._tensor(weight), _pair(stride), around, holes, groups, self._image(x))
         return self.add(operation, x.at, bias=None if bias is None else bias.reshape(-1, 1, 1))
 
     def _image(self, x: Place) -> Shape:
@@ -295,3 +293,14 @@ def _pair(value: Any) -> tuple[int, int]:
         return (value, value)
     sizes = tuple(int(v) for v in value)
     return sizes if len(sizes) == 2 else (sizes[0], sizes[0])
+
+
+def _padding(word: str, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int]:
+    """What PyTorch pads by a word: "valid" is nothing, "same" as much as keeps the sides of the image."""
+    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    both = [hole * (side - 1) if word == "same" else 0 for side, hole in zip(kernel, dilation, strict=True)]
+    if any(total % 2 for total in both):
+        raise InvalidInput(
+            f"network pads a convolution by {word!r}, which is uneven for a kernel of {kernel}; use odd sides"
+        )
+    return both[0] // 2, both[1] // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,8 @@ def read(
 def _export(module: nn.Module, shape: Shape) -> ExportedProgram:
     modes = {part: part.training for part in module.modules()}
     parameter = next(iter(module.parameters()), torch.zeros(()))
+    if parameter.dtype in (torch.float16, torch.bfloat16):
+        module, parameter = copy.deepcopy(module).float(), parameter.float()  # exact
     example = torch.zeros(_BATCH, *shape, dtype=parameter.dtype, device=parameter.device)
     try:
         module.eval()

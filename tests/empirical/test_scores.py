@@ -1,0 +1,129 @@
+"""Networks that return probabilities: what is known of them is what is known of their scores."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from empirical.datasets import load_test
+from empirical.own_network.check import Request, check
+from empirical.own_network.loading import Network, load_network
+from empirical.own_network.scores import scores_alone
+
+N, CPU = 8, torch.device("cpu")
+
+
+class Probable(nn.Module):
+    """Linear, ReLU, linear, and a function of the scores."""
+
+    def __init__(self, last, outputs: int = 10):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, 12), nn.Linear(12, outputs), last
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()))
+
+
+ENDS = {
+    "softmax": nn.Softmax(dim=1),
+    "log_softmax": lambda scores: scores.log_softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "log_sigmoid": nn.functional.logsigmoid,
+}
+
+
+def network(module: nn.Module, *, program: bool, dtype: torch.dtype = torch.float32) -> Network:
+    module = module.eval().to(dtype)
+    found = module
+    if program:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file = io.BytesIO()
+            torch.export.save(torch.export.export(module, (torch.zeros(2, 64, dtype=dtype),)), file)
+            file.seek(0)
+            found = torch.export.load(file)
+    return Network("net.pt", "0", "a network", found, None, {})
+
+
+def returned(found: Network, x: torch.Tensor) -> torch.Tensor:
+    return (found.module if isinstance(found.module, nn.Module) else found.module.module())(x)
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("program", [False, True])
+def test_what_comes_before_probabilities_is_found(name, program):
+    torch.manual_seed(0)
+    module, x = Probable(ENDS[name]), torch.randn(2, 64)
+    found = scores_alone(network(module, program=program), load_test("digits"), None)
+    assert found.recognised == f"a network, without the {name} at its end"
+    scores = returned(found, x)
+    torch.testing.assert_close(ENDS[name](scores), module(x))
+    torch.testing.assert_close(scores, module.second(module.first(x).relu()))
+
+
+def test_half_precision_and_a_single_probability():
+    torch.manual_seed(0)
+    module = Probable(torch.sigmoid, outputs=1)
+    found = scores_alone(network(module, program=False, dtype=torch.float16), load_test("digits"), None)
+    assert "without the sigmoid" in found.recognised
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(returned(found, x).sigmoid(), module.float()(x))
+
+
+@pytest.mark.parametrize("program", [False, True])
+@pytest.mark.parametrize(
+    "last",
+    [
+        nn.Identity(),
+        lambda scores: scores.softmax(0),  # over the examples: not this network's decisions
+        lambda scores: scores.softmax(1) @ torch.eye(10).flip(0),
+        torch.relu,
+        torch.sin,
+    ],
+)
+def test_other_networks_stay_as_they_are(last, program):
+    torch.manual_seed(0)
+    given = network(Probable(last), program=program)
+    assert scores_alone(given, load_test("digits"), None) is given
+
+
+def test_a_network_that_is_sure_of_itself_is_no_harder_to_attack(trained_digits, tmp_path, monkeypatch):
+    """Scores times 50, of which a softmax leaves no gradient: all is the same with it and without."""
+    nets, *_ = trained_digits
+    sizes = [*zip(nets.weights, nets.biases, strict=True)]
+    state = {}
+    for i, (weight, bias) in enumerate(sizes):
+        scale = 50.0 if i == len(sizes) - 1 else 1.0
+        state |= {f"{i}.weight": scale * weight[1], f"{i}.bias": scale * bias[1]}
+    torch.save(state, tmp_path / "sure.pt")
+    widths = [sizes[0][0].shape[2], *(weight.shape[1] for weight, _ in sizes)]
+    layers = ", ".join(f"nn.Linear({a}, {b})" for a, b in zip(widths, widths[1:], strict=False))
+    (tmp_path / "sure_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        f"    def __init__(self):\n        super().__init__({layers})\n"
+        "    def forward(self, x):\n"
+        "        *first, last = self\n"
+        "        for layer in first:\n            x = layer(x).relu()\n"
+        "        return last(x).softmax(1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    asked = Request(examples=N, attacks=("deepfool", "fmn"), removed=(0.5,), crown=2)
+    plain, softmax = (
+        check(load_network(Path("sure.pt"), arch=arch), load_test("digits"), asked, Path(out), device=CPU)
+        for out, arch in (("plain", None), ("softmax", "sure_net:Net"))
+    )
+    assert softmax.network.recognised == "checkpoint of sure_net:Net, without the softmax at its end"
+    keys = ["quantity", "norm", "method", "example"]
+    for one, other in (
+        (plain.measured, softmax.measured), (plain.further, softmax.further), (plain.bounds, softmax.bounds)
+    ):  # fmt: skip
+        assert isinstance(one, pd.DataFrame)
+        assert isinstance(other, pd.DataFrame)
+        pd.testing.assert_frame_equal(one[keys], other[keys])
+        np.testing.assert_allclose(one["value"], other["value"], rtol=1e-5, atol=1e-9)
