@@ -39,6 +39,7 @@ from empirical.progress import Notes
 from empirical.provenance import choose_device, commit, device_name, package_version
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit
+from empirical.training import TrainingDiverged
 from theory.types import InvalidInput
 
 # Examples whose gradients are in memory at once.
@@ -73,6 +74,12 @@ class Job:
         """What is done, in words."""
         return f"{self.experiment.network.kind} {'random masks' if self.base else self.chain.condition}"
 
+    @property
+    def name(self) -> str:
+        """Experiment, condition and seeds, in words."""
+        seeds = ", ".join(map(str, self.chain.seeds))
+        return f"{self.experiment.name}, {self.chain.condition}, seed {seeds}"
+
     def units(self) -> list[Location]:
         """The files with its rows."""
         if self.base:
@@ -90,17 +97,24 @@ class Job:
         )
 
 
-def do_on_one_core(job: Job) -> None:
-    """Do a job, if there is time for it, in a process that has one core to itself."""
+def do_on_one_core(job: Job) -> TrainingDiverged | None:
+    """Do a job, if there is time for it, in a process that has one core to itself.
+
+    Returns what diverged, if anything did: raised, it would end the other jobs.
+    """
     torch.set_num_threads(1)
-    if job.first or not job.deadline.over:
-        do(job, lambda: None, Notes(job.notes, job.stage).write)
+    try:
+        if job.first or not job.deadline.over:
+            do(job, lambda: None, Notes(job.notes, job.stage).write)
+    except TrainingDiverged as error:
+        return error
+    return None
 
 
 def do(job: Job, after_step: Callable[[], None], tell: Tell = lambda text: None) -> bool:
     """Do one job, or as much of it as there is time for; whether there is time for more.
 
-    Raises: as :func:`steps`, but for OutOfTime.
+    Raises: as :func:`steps`, but for OutOfTime; TrainingDiverged names the job.
     """
     try:
         for _ in steps(job, tell):
@@ -108,6 +122,9 @@ def do(job: Job, after_step: Callable[[], None], tell: Tell = lambda text: None)
             job.deadline.check()
     except OutOfTime:
         return False
+    except TrainingDiverged as error:
+        named = f"{job.name}: {error}"
+        raise TrainingDiverged(named, members=error.members, survivors=error.survivors) from error
     return True
 
 

@@ -24,6 +24,7 @@ from empirical.progress import Advance, Progress
 from empirical.provenance import package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import settings_id
+from empirical.training import TrainingDiverged
 from empirical.workers import HERE, Workers, spread
 from theory.types import InvalidInput
 
@@ -106,8 +107,9 @@ def run_experiments(
     processes. A file that is there is reused, never overwritten. Past the ``deadline`` it stops after the
     epoch or the measurement at hand.
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
-    damaged file; TrainingDiverged if a network's weights become infinite; WorkersLost if workers were killed,
-    OutOfTime if the deadline came before the end: the same call goes on from what was finished.
+    damaged file; TrainingDiverged if networks' weights become infinite, once all other chains are done;
+    WorkersLost if workers were killed, OutOfTime if the deadline came before the end: the same call goes on
+    from what was finished.
     """
     settings = _open(experiments, out, device, workers)
     final = out / "results.parquet"
@@ -197,15 +199,22 @@ def _absolute(data: str) -> str:
 def _work(
     dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: Advance, tell: Advance
 ) -> None:
-    """Do all jobs, the dense networks first, several at once where there are several workers."""
+    """Do all jobs, the dense networks first, several at once where there are several workers.
+
+    Raises: TrainingDiverged naming every job that could not be done, once all others are; OutOfTime.
+    """
     told = Progress([path for job in (*dense, *rest) for path in job.units()], advance, tell)
     told.look()
     deadline = dense[0].deadline if dense else NEVER
+    diverged: list[TrainingDiverged] = []
     if workers.here:
         # Dense networks are trained when the first chain asks for them, so that seed follows on seed.
         for job in (*rest, *dense):
-            if not do(job, partial(told.reached, job.units()), partial(tell, job.stage)):
-                break
+            try:
+                if not do(job, partial(told.reached, job.units()), partial(tell, job.stage)):
+                    break
+            except TrainingDiverged as error:
+                diverged.append(error)
     else:
         stages = [[job for job in jobs if not job.finished()] for jobs in (dense, rest)]
         if any(stages):
@@ -214,8 +223,12 @@ def _work(
             with told.watching() as notes, spread(crew, cuda=cuda, tell=tell) as each:
                 for jobs in stages:
                     begun = [replace(job, first=i < crew.count, notes=notes) for i, job in enumerate(jobs)]
-                    for _ in each(do_on_one_core, begun):
-                        pass
+                    diverged += [found for found in each(do_on_one_core, begun) if found]
     told.look()
-    if deadline.over and not all(job.finished() for job in (*dense, *rest)):
+    left = [job for job in (*dense, *rest) if not job.finished()]
+    if deadline.over and len(left) > len(diverged):
         raise OutOfTime
+    if diverged:
+        raise TrainingDiverged(
+            f"{'; '.join(map(str, diverged))}; everything else is done", members=[], survivors=None
+        )

@@ -391,6 +391,23 @@ def test_a_diverged_training_comes_whole_from_another_process():
     assert (str(back), back.members, back.survivors) == ("members 1 diverged", [0], None)
 
 
+@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["here", "two processes"])
+def test_what_diverges_is_named_when_all_else_is_done(workers, sweep, tmp_path):
+    (plain,) = sweep[0]
+    conditions = ("magnitude", "random", "one-shot")
+    wild = replace(plain, conditions=conditions, retrain=replace(plain.retrain, learning_rate=1e38))
+    with pytest.raises(TrainingDiverged) as raised:
+        run_experiments([wild], tmp_path / "run", device=CPU, workers=workers)
+    for seed in (0, 1):
+        named = rf"{wild.name}, magnitude, seed {seed}: .*diverged; lower learning_rate 1e\+38"
+        assert len(re.findall(named, str(raised.value))) == 1
+    assert not re.search("random|one-shot|base", str(raised.value))
+    assert "everything else is done" in str(raised.value)
+    for condition in conditions[1:]:
+        levels = list((tmp_path / "run" / "units").glob(f"{wild.name}-{condition}-*.parquet"))
+        assert len(levels) == 2 * len(wild.sparsities)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
