@@ -65,17 +65,23 @@ def rounding_of_margins(net: ReLUNetwork, x: np.ndarray) -> np.ndarray:
 
 
 def expected_certified_radius(
-    net: ReLUNetwork, x: np.ndarray, y: np.ndarray, alphas: np.ndarray, *, p: float, cap: float, strict: bool
+    net: ReLUNetwork, x: np.ndarray, y: np.ndarray, alphas: np.ndarray, *, p: float, cap: float, side: int
 ) -> np.ndarray:
-    """E_M min(X / L, cap) over all masks, L from all patterns; ``strict``: a margin of rounding size is 0."""
+    """E_M min(X / L, cap) over all masks, L from all patterns.
+
+    From above if ``side`` is 1 and from below if it is -1, by what rounding can do to a margin, however small
+    L is; 0 for neither. A margin that no input changes counts as it is from above: an infinite radius hangs
+    on its sign.
+    """
     probabilities, weights = all_masks(net, alphas)
-    margins = masked_margins(net, weights, x, y)
-    out, least = np.zeros(len(x)), rounding_of_margins(net, x) if strict else np.zeros(len(x))
+    margins, least = masked_margins(net, weights, x, y), rounding_of_margins(net, x)
+    out = np.zeros(len(x))
     for e, label in enumerate(y):
         lipschitz = masked_lipschitz(net, weights, int(label), p=p)
+        margin = margins[:, e] + np.where((lipschitz > 0) | (side < 0), side * least[e], 0.0)
         ratio = np.full(len(margins), math.inf)
-        np.divide(margins[:, e], lipschitz, out=ratio, where=lipschitz > 0)
-        gamma = np.where(margins[:, e] > least[e], np.minimum(ratio, cap), 0.0)
+        np.divide(margin, lipschitz, out=ratio, where=lipschitz > 0)
+        gamma = np.where(margin > 0, np.minimum(ratio, cap), 0.0)
         used = probabilities > 0
         out[e] = probabilities[used] @ gamma[used]
     return out
@@ -88,7 +94,7 @@ def law_below_expected_radius(
     lower: Radii, net: ReLUNetwork, x: np.ndarray, y: np.ndarray, alphas: np.ndarray, *, p: float, cap: float
 ) -> float:
     """The lower bound is non-negative and at most the enumerated expectation."""
-    truth = expected_certified_radius(net, x, y, alphas, p=p, cap=cap, strict=False)
+    truth = expected_certified_radius(net, x, y, alphas, p=p, cap=cap, side=1)
     found = lower(net, x, y, alphas[None], p=p, domain_radius=cap)[0]
     assert (found >= 0).all()
     return at_most(found, truth, slack=truth * ENUMERATION_TOLERANCE)
@@ -98,7 +104,7 @@ def law_above_expected_radius(
     upper: Radii, net: ReLUNetwork, x: np.ndarray, y: np.ndarray, alphas: np.ndarray, *, p: float, cap: float
 ) -> float:
     """The upper bound is at least the enumerated expectation with the smallest valid constant."""
-    truth = expected_certified_radius(net, x, y, alphas, p=p, cap=cap, strict=True)
+    truth = expected_certified_radius(net, x, y, alphas, p=p, cap=cap, side=-1)
     found = upper(net, x, y, alphas[None], p=p, domain_radius=cap)[0]
     return at_most(truth, found, slack=found * ENUMERATION_TOLERANCE)
 
