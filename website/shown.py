@@ -15,6 +15,7 @@ SHOWN = {
     "E1-robustness": ("E1", "robustness"),
     "E2-robustness": ("E2", "robustness"),
     "E3-controls": ("E3", "controls"),
+    "E3-fine": ("E3-fine", "controls"),
     "E3-gradient-masking": ("E3", "gradient_masking"),
     "E3-attacks": ("E3", "attacks"),
     "E4-gradient-masking": ("E4", "gradient_masking"),
