@@ -192,10 +192,12 @@ def radius_rows(
     def one(values: np.ndarray, quantity: str, *, eps: float = np.nan) -> Rows:
         return Rows(members, values, quantity=quantity, method=method, kind="measured", norm=norm, eps=eps)
 
+    with np.errstate(over="ignore"):  # of a huge box: inf
+        squares = (np.minimum(radius, cap) ** 2).mean(1)
     return [
         *([one(radius, "radius")] if method != "best" else []),
         one(capped_mean(radius, cap), "mean_radius"),
-        one((np.minimum(radius, cap) ** 2).mean(1), "mean_squared_distance"),
+        one(squares, "mean_squared_distance"),
         one((radius > cap).sum(1), "capped"),
         one((radius > eps).mean(1), "robust_accuracy", eps=eps),
     ]

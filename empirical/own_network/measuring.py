@@ -50,8 +50,10 @@ class Request:
         if self.examples < 1:
             raise InvalidInput(f"examples is {self.examples}; use at least one")
         unknown = [name for name in self.attacks if name not in ATTACKS]
-        if unknown or not self.attacks:
-            raise InvalidInput(f"attacks is {list(self.attacks)}; choose from {', '.join(ATTACKS)}")
+        if unknown or not self.attacks or len(set(self.attacks)) < len(self.attacks):
+            raise InvalidInput(
+                f"attacks is {list(self.attacks)}; choose different ones of {', '.join(ATTACKS)}"
+            )
         if not 0 < self.eps < float("inf"):
             raise InvalidInput(f"eps is {self.eps}; a perturbation has a positive, finite size")
         if self.box is not None and not self.box[0] < self.box[1]:

@@ -10,7 +10,8 @@ import empirical.measurement as module
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset, load
 from empirical.ensembles import MLPEnsemble, linear_classifier
-from empirical.measurement import mask_gradient_norms, measure
+from empirical.measurement import mask_gradient_norms, measure, radius_rows
+from empirical.results import Members
 from theory.linear import radius
 
 CPU = torch.device("cpu")
@@ -101,3 +102,13 @@ def test_parts_cover_the_members_and_run_in_order():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_the_mean_square_of_distances_in_a_huge_box_is_infinite():
+    x, y = np.full((2, 3), 0.5), np.array([0, 1])
+    data = Dataset("far", x, y, x, y, 2, box=(0.0, 1e300))
+    members = Members("far", "linear", ["dense"], [0.0], [0.0], [0])
+    rows = radius_rows(members, np.array([[1.0, np.inf]]), data, p=2.0, method="fgs", eps=0.1)
+    means = {row.quantity: row.values for row in rows}
+    assert means["mean_squared_distance"] == np.inf
+    assert means["mean_radius"] == pytest.approx(3**0.5 * 1e300 / 2)

@@ -84,6 +84,7 @@ def test_a_box_is_kept_to(model, tmp_path):
     ("arguments", "message"),
     [
         (["--attacks", "fsg"], "attacks is ['fsg']"),
+        (["--attacks", "fgs,fgs"], "attacks is ['fgs', 'fgs']"),
         (["--examples", "0"], "examples is 0"),
         (["--eps", "0"], "eps is 0"),
         (["--box", "1", "0"], "box is (1.0, 0.0)"),
