@@ -68,6 +68,7 @@ def test_the_quick_run_of_compaction_fills_its_table(tmp_path):
         "measure",
         "layer",
         "certificate",
+        "local",
         "CLEVER",
         "crossing",
     }
