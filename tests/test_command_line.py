@@ -266,6 +266,7 @@ class Finder:
                 os.kill(os.getpid(), signal.SIGINT)
             except KeyboardInterrupt:
                 raise ImportError("initialization failed") from None
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.meta_path.insert(0, Finder())
 from empirical.cli.main import main
 main({arguments!r})
