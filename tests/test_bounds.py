@@ -514,7 +514,7 @@ def broken(tmp_path_factory) -> Path:
         (["net.pt", "--data", "absent.npz"], "no such file"),
         (["net.pt", "--data", "letters.npz"], "labels must be integers"),
         (["net.pt", "--data", "nan.npz"], "remove NaN"),
-        (["net.pt", "--shape", "8,7"], "takes examples of shape (8, 7)"),
+        (["net.pt", "--shape", "8,7"], "shape is (8, 7); the examples have 64 features"),
         (["net.pt", "--shape", "a"], "give numbers joined by commas"),
         (["net.pt", "--pair", "3", "3"], "give two different classes in [0, 10)"),
         (["net.pt", "--pair", "3", "10"], "give two different classes in [0, 10)"),

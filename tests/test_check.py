@@ -317,7 +317,7 @@ def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeyp
         (["cnn.pt2", "--removed", "0.5,1.2"], "removed is 1.2"),
         (["cnn.pt2", "--removed", "0"], "removed is [0.0]; give shares"),
         (["cnn.pt2", "--removed", "x"], "removed is 'x'; give numbers joined by commas"),
-        (["cnn.pt2", "--attacks", "pdg"], "attacks is ['pdg']; choose from fgs"),
+        (["cnn.pt2", "--attacks", "pdg"], "attacks is ['pdg']; choose different ones of fgs"),
         (["cnn.pt2", "--crown", "-1"], "crown is -1; give 0 or more"),
         (["cnn.pt2", "--box", "1", "0"], "box is (1.0, 0.0); give its lower end first"),
         (["cnn.pt2", "--data", "digits", "--shape", "64"], "does not take examples of shape (64,)"),

@@ -7,6 +7,7 @@ gradients vanish where the network is sure, which attacks follow, and no bound u
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from empirical.datasets import Examples
 from empirical.own_network.loading import Network
+from theory.types import InvalidInput
 
 # Operations at whose end the largest of several entries is where it was before; a single one has its sign.
 _SOFTMAX = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
@@ -30,10 +32,17 @@ def scores_alone(network: Network, data: Examples, shape: Sequence[int] | None) 
 
     Its decisions and radii are the same; margins and Lipschitz constants are those of the scores. ``shape``
     is that of one example, by default the network's own, else the data's.
+
+    Raises: InvalidInput for a shape that has not as many entries as an example.
     """
+    features = math.prod(data.shape)
+    if shape is not None and (min(shape, default=0) < 1 or math.prod(shape) != features):
+        raise InvalidInput(f"shape is {tuple(shape)}; the examples have {features} features")
     program = network.module
     if isinstance(program, nn.Module):
-        found = _traced(program, tuple(shape or network.shape or data.shape))
+        wanted = tuple(shape or network.shape or data.shape)
+        fits = math.prod(wanted) == features
+        found = _traced(program, wanted) if fits else None  # what measures it tells what does not
         if found is None:
             return network
         program = found

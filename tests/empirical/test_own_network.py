@@ -90,6 +90,9 @@ def test_a_box_is_kept_to(model, tmp_path):
         (["--box", "1", "0"], "box is (1.0, 0.0)"),
         (["--box", "0", "0.5"], "box is (0.0, 0.5); the examples span [0, 1]"),
         (["--shape", "1,a"], "shape is '1,a'"),
+        (["--shape", "-8,-8"], "shape is (-8, -8); the examples have 64 features"),
+        (["--shape", "0,9" + 20 * "9"], "shape is (0, 9"),
+        (["--shape", "100000,100000"], "shape is (100000, 100000); the examples have 64 features"),
         (["--arch-args", "3"], "arch-args is '3'"),
     ],
 )

@@ -153,9 +153,13 @@ def _program_cases() -> st.SearchStrategy[bytes]:
 
 
 def _entry(name: str, content: bytes) -> st.SearchStrategy[bytes]:
-    if name.endswith(".json"):
-        return trees(json.loads(content)).map(lambda tree: json.dumps(tree).encode())
-    return mutants(content)
+    try:
+        tree = json.loads(content) if name.endswith(".json") else None
+    except ValueError:  # another entry under this name
+        tree = None
+    if tree is None:
+        return mutants(content)
+    return trees(tree).map(lambda tree: json.dumps(tree).encode())
 
 
 def _read_experiment(path: Path) -> int:
