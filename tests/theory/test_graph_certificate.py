@@ -339,3 +339,25 @@ def test_margins_at_the_centre_are_those_of_the_scores_less_rounding(graph, data
 def test_the_price_of_a_relaxation_counts_every_unit_carried_through_what_is_below():
     """Two units above two weights, and two scores above six."""
     assert relaxation_products(from_relu_network(ABSOLUTE)) == 2 * 2 + 2 * 6
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_bounds_that_are_known_are_of_balls_as_large(steps, monkeypatch):
+    """Those of a smaller ball would prove too much, by less than an attack can show."""
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=s) / 2 for s in ((10, 4), (10, 10), (3, 10))]
+    graph = from_relu_network(ReLUNetwork(tuple(weights), tuple(rng.normal(size=len(w)) for w in weights)))
+    true, checked = certificate.node_bounds, []
+
+    def counted(graph, ball, **options):
+        known = options.get("known")
+        if known is not None:
+            inputs = known.intervals[0]
+            assert (inputs.upper - inputs.lower >= 2 * ball.radius[:, None] * (1 - AGREEMENT)).all()
+            checked.append(len(ball.radius))
+        return true(graph, ball, **options)
+
+    monkeypatch.setattr(certificate, "node_bounds", counted)
+    x = torch.tensor(rng.normal(size=(12, 4)))
+    certified_radius(graph, x, graph.scores(x).argmax(1), p=math.inf, steps=steps)
+    assert checked
