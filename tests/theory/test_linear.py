@@ -131,7 +131,16 @@ def test_hoelder_ceiling_limits_every_bias(problem, p):
     laws.limits_statistics(hoelder_ceiling, *problem, p=p)
 
 
+# Features 2 and 4 are equally far apart: the two supports add the same squares up in another order.
+TIED_FEATURES = (
+    BinaryLinear(np.array([1.0, 1.0, 1.0, 1.0, 0.0, 1.0])),
+    np.array([[-1.25, 1.0, -1.0, -1.25, 0.25, -1.0], [2.0, -2.8, 0.75, 1.0, -1.5, 2.0]]),
+    np.array([0, 1]),
+)
+
+
 @given(linear_problems("binary"), attack_norms())
+@example(TIED_FEATURES, 2.0)
 def test_support_and_sparse_ceilings_limit_their_classifiers(problem, p):
     clf, x, y = problem
     support, count = clf.weight != 0, int(np.count_nonzero(clf.weight))

@@ -200,9 +200,12 @@ def is_sharpest(jensen: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, 
 
 
 def rises(ceilings: Callable, clf: BinaryLinear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
-    """A list of bounds of a classifier and its statistics, each at most the next."""
+    """A list of bounds of a classifier and its statistics, each at most the next up to rounding.
+
+    Of equal entries two supports may take different ones, and so add them up in another order.
+    """
     values = np.array(ceilings(clf, class_statistics(clf, x, y), p=p))
-    return at_most(values[:-1], values[1:])
+    return at_most(values[:-1], values[1:], slack=ROUNDING * values[1:])
 
 
 def adds_up(decomposition: Callable, clf: Linear, x: np.ndarray, y: np.ndarray, *, p: float) -> float:
