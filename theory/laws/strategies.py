@@ -7,6 +7,7 @@ exactly on a decision boundary occur and float64 arithmetic on them is exact, an
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ def sparsities(*, edges: bool = True) -> st.SearchStrategy[float]:
     return st.sampled_from(ends + near) | st.floats(1e-9, 1 - 1e-9)
 
 
+@cache  # a strategy made anew is validated anew
 @st.composite
 def arrays(draw: st.DrawFn, shape: tuple[int, ...], *, scales: tuple[float, ...] = (1.0,)) -> np.ndarray:
     """A float64 array of this shape, with entries of at most 3 times a scale drawn from ``scales``."""
@@ -245,12 +247,14 @@ def masked_products(draw: st.DrawFn) -> tuple[tuple[np.ndarray, ...], np.ndarray
     return tuple(draw(arrays(shape, scales=(1.0, 1e-3))) for shape in shapes), keep
 
 
+@cache
 @st.composite
 def tensors(draw: st.DrawFn, shape: tuple[int, ...], *, scales: tuple[float, ...] = (1.0,)) -> torch.Tensor:
     """A float64 tensor with entries as in :func:`arrays`."""
     return torch.tensor(draw(arrays(shape, scales=scales)))
 
 
+@cache
 @st.composite
 def kernels(draw: st.DrawFn, shape: tuple[int, ...]) -> torch.Tensor:
     """Weights of a layer: plain, with two equal output channels, a zero channel, or all zero."""

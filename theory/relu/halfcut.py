@@ -22,6 +22,8 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -44,7 +46,8 @@ from theory.types import ReLUNetwork
 HALVED = 5
 # Keep probabilities for which scalings T are sought, and the power of T taken: the stand-in for the spectral
 # norm looks at the largest rows alone, the bound of a sparse layer at all. Every T gives a bound.
-TUNED = ((1.0, 1.0), (0.5, 1.0), (0.2, 0.75), (0.05, 0.6))
+Tuned: TypeAlias = tuple[tuple[float, float], ...]
+TUNED: Tuned = ((1.0, 1.0), (0.5, 1.0), (0.2, 0.75), (0.05, 0.6))
 STEPS, LARGEST_LOG = 200, 3.0
 TOGETHER = 2**12  # entries of the largest matrix whose scalings are worked on at once
 # Below this, squares of mantissas may have underflowed: far above what that can lose.
@@ -104,7 +107,7 @@ def _mean_over_cuts(
     mantissas = tuple(mantissa for mantissa, _ in hidden)
     sizes = tuple(magnitudes(weight)[0] for weight in net.weights[:-1])
     (a, b), _ = scaled(net.weights[-1][list(pair)])
-    layers = _prepared(mantissas, _scalings(mantissas, np.abs(a - b)))
+    layers = _layers(tuple((part.shape, part.tobytes()) for part in (*mantissas, np.abs(a - b))), TUNED)
     norms = [_block_norms(scaling, keep[..., :-1].reshape(-1, len(hidden))) for scaling in layers]
     values = []
     rows = zip(*(part.reshape(-1, part.shape[-1]) for part in (keep, first, second)), strict=True)
@@ -248,6 +251,16 @@ def _block_norms(scaling: _Layers, keep: Float[Array, "b l"]) -> dict[tuple[int,
     return found
 
 
+@lru_cache(maxsize=2)
+def _layers(contents: tuple[tuple[tuple[int, ...], bytes], ...], tuned: Tuned) -> list[_Layers]:
+    """What does not depend on the sparsity, of the hidden weights and |v|: nearly all the work.
+
+    Kept for the next call, since both norms and several sparsities of one pair are often asked for.
+    """
+    *weights, v = (np.frombuffer(content).reshape(shape) for shape, content in contents)
+    return _prepared(tuple(weights), _scalings(tuple(weights), v, tuned))
+
+
 def _prepared(
     weights: tuple[Float[Array, "_ _"], ...], scale: tuple[Float[Array, "t _"], ...]
 ) -> list[_Layers]:
@@ -285,15 +298,15 @@ def _coefficients(
 
 
 def _scalings(
-    weights: tuple[Float[Array, "_ _"], ...], v: Float[Array, " h"]
+    weights: tuple[Float[Array, "_ _"], ...], v: Float[Array, " h"], tuned: Tuned
 ) -> tuple[Float[Array, "t _"], ...]:
-    """Positive diagonals T_0 = I, ..., T_h worth trying: the identity, and one for each of TUNED."""
+    """Positive diagonals T_0 = I, ..., T_h worth trying: the identity, and one for each of ``tuned``."""
     ones = [np.ones((1, n)) for n in (weights[0].shape[1], *(len(w) for w in weights))]
-    if not TUNED:
+    if not tuned:
         return tuple(ones)
-    keep, power = np.transpose(TUNED)
-    tuned = _tuned(weights, v, keep)
-    return tuple(np.concatenate([one, t ** power[:, None]]) for one, t in zip(ones, tuned, strict=True))
+    keep, power = np.transpose(tuned)
+    found = _tuned(weights, v, keep)
+    return tuple(np.concatenate([one, t ** power[:, None]]) for one, t in zip(ones, found, strict=True))
 
 
 def _tuned(
@@ -304,34 +317,35 @@ def _tuned(
     The norms of E X X' and E X' X stand in for the spectral norm; their leading vectors follow by one power
     step for each gradient step. Any T gives a bound, so nothing here needs to converge.
     """
-    count, kept = len(keep), keep[:, None] ** 2
+    count, kept, drop = len(keep), keep[:, None] ** 2, (keep * (1 - keep))[:, None]
+    squares = [weight**2 for weight in weights]
     logs = [np.zeros((count, len(w))) for w in weights]
     left = [np.full((count, len(w)), len(w) ** -0.5) for w in weights]
     right = [np.full((count, w.shape[1]), w.shape[1] ** -0.5) for w in weights]
-    drop = (keep * (1 - keep))[:, None]
     for step in range(STEPS):
         slopes = [np.zeros_like(log) for log in logs]
-        grown = [np.exp(log) for log in logs]
-        for j, weight in enumerate(weights):
-            scaled_weight = weight / grown[j][:, :, None]
-            scaled_weight = scaled_weight * grown[j - 1][:, None] if j else scaled_weight
-            squares = scaled_weight**2
+        grown = [np.ones((count, weights[0].shape[1])), *(np.exp(log) for log in logs)]
+        for j, (weight, square) in enumerate(zip(weights, squares, strict=True)):
+            # T_j^{-1} W T_{j-1}, and its square entry by entry, only ever meet vectors.
+            into, out = grown[j], grown[j + 1]
+            into2, out2 = into**2, out**2
             u, c = left[j], right[j]
-            down, up = _times(scaled_weight.mT, u), _times(scaled_weight, c)
-            row = kept * _times(scaled_weight, down) + drop * squares.sum(axis=2) * u
-            column = kept * _times(scaled_weight.mT, up) + drop * squares.sum(axis=1) * c
-            a, b = (np.sqrt((side**2).sum(axis=1, keepdims=True)) for side in (row, column))
+            u2, c2 = u**2, c**2
+            down, up = ((u / out) @ weight) * into, ((c * into) @ weight.T) / out
+            row = kept * ((down * into) @ weight.T / out) + drop * (into2 @ square.T / out2) * u
+            column = kept * ((up / out) @ weight * into) + drop * ((1 / out2) @ square * into2) * c
+            a, b = (np.sqrt(np.einsum("tn,tn->t", side, side))[:, None] for side in (row, column))
             some = (a > 0) & (b > 0)
             if not some.any():
                 continue
             a, b = np.where(some, a, 1.0), np.where(some, b, 1.0)
             left[j], right[j] = np.where(some, row / a, u), np.where(some, column / b, c)
             a, b = np.sqrt(a), np.sqrt(b)
-            into_rows = kept * up**2 + drop * _times(squares, c**2)
-            into_columns = kept * down**2 + drop * _times(squares.mT, u**2)
-            slopes[j] -= some * (a * u**2 + into_rows / b) / (a + b)
+            into_rows = kept * up**2 + drop * ((c2 * into2) @ square.T / out2)
+            into_columns = kept * down**2 + drop * ((u2 / out2) @ square * into2)
+            slopes[j] -= some * (a * u2 + into_rows / b) / (a + b)
             if j:
-                slopes[j - 1] += some * (b * c**2 + into_columns / a) / (a + b)
+                slopes[j - 1] += some * (b * c2 + into_columns / a) / (a + b)
         energy = (v * grown[-1]) ** 2
         whole = energy.sum(axis=1, keepdims=True)
         slopes[-1] += energy / np.where(whole > 0, whole, 1.0)
@@ -340,7 +354,3 @@ def _tuned(
             log -= rate * log.shape[1] * slope
             np.clip(log, -LARGEST_LOG, LARGEST_LOG, out=log)
     return (np.ones((count, weights[0].shape[1])), *(np.exp(log) for log in logs))
-
-
-def _times(matrices: Float[Array, "t r s"], vectors: Float[Array, "t s"]) -> Float[Array, "t r"]:
-    return (matrices @ vectors[:, :, None])[:, :, 0]

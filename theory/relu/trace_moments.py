@@ -94,18 +94,22 @@ def noise_sums(weight: Float[Array, "*several r s"], p: int) -> Polynomial:
     size = np.abs(weight)
     powers = {m: size**m for m in range(2, 2 * p + 1)}
     turned = {m: power.mT for m, power in powers.items()}
-    largest = size.max(axis=(-2, -1))
     steps, shapes = _messages(p)
     messages: list[np.ndarray] = []
+    sent: dict[tuple[int, int, int], np.ndarray] = {}  # along an edge, the same for every parent
     for side, children in steps:
         total = np.ones((*size.shape[:-2], size.shape[side - 2], 1))
         for uses, child in children:
-            total = total * ((powers[uses] if side == 0 else turned[uses]) @ messages[child])
+            if (side, uses, child) not in sent:
+                sent[side, uses, child] = (turned if side else powers)[uses] @ messages[child]
+            total = total * sent[side, uses, child]
         messages.append(total)
     roots = {root: messages[root].sum(axis=(-2, -1)) for _, root, _, _ in shapes}
+    largest = size.max(axis=(-2, -1))
+    outside = {others: largest**others for _, _, others, _ in shapes}
     sums: Polynomial = {}
     for key, root, others, count in shapes:
-        sums[key] = np.asarray(sums.get(key, 0.0) + count * roots[root] * largest**others)
+        sums[key] = np.asarray(sums.get(key, 0.0) + count * roots[root] * outside[others])
     return sums
 
 
