@@ -24,6 +24,7 @@ from empirical.progress import Advance, Progress
 from empirical.provenance import package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import settings_id
+from empirical.takeover import find_networks, settings_of, take_over
 from empirical.training import TrainingDiverged
 from empirical.workers import HERE, Workers, spread
 from theory.types import InvalidInput
@@ -57,13 +58,21 @@ class Part:
             )
 
 
-def describe(experiments: Sequence[Experiment], device: torch.device) -> dict[str, object]:
-    """All that decides a run's numbers, as plain JSON values: experiments, data, version, kind of device."""
+def describe(
+    experiments: Sequence[Experiment], device: torch.device, *, networks: Location | None = None
+) -> dict[str, object]:
+    """All that decides a run's numbers, as plain JSON values: experiments, data, version, kind of device.
+
+    And the settings of the run in the folder ``networks``, by their id, if its networks are taken over.
+    Raises: InvalidInput naming ``networks`` if it is no run's folder.
+    """
     described: dict[str, object] = {}
     for experiment in experiments:
         described |= _flat(experiment.describe(), f"{experiment.name}.")
         described[f"{experiment.name}.data_sha256"] = fingerprint(experiment.data)
     described |= {"version": package_version(), "device": device.type}
+    if networks is not None:
+        described["networks"] = settings_id(settings_of(networks))
     return json.loads(json.dumps(described))
 
 
@@ -75,10 +84,12 @@ def _flat(table: Mapping[str, object], prefix: str) -> dict[str, object]:
     return found
 
 
-def default_folder(experiments: Sequence[Experiment], device: torch.device) -> Path:
+def default_folder(
+    experiments: Sequence[Experiment], device: torch.device, *, networks: Location | None = None
+) -> Path:
     """results/<names>-<settings>: another folder for other settings, so that no run overwrites another."""
     names = "+".join(e.name for e in experiments)
-    return Path("results") / f"{names}-{settings_id(describe(experiments, device))}"
+    return Path("results") / f"{names}-{settings_id(describe(experiments, device, networks=networks))}"
 
 
 def total_steps(experiments: Sequence[Experiment], device: torch.device, part: Part = Part()) -> int:
@@ -95,6 +106,7 @@ def run_experiments(
     out: Location,
     *,
     device: torch.device,
+    networks: Location | None = None,
     workers: Workers = HERE,
     advance: Advance = lambda stage, detail: None,
     tell: Advance = lambda stage, detail: None,
@@ -105,13 +117,14 @@ def run_experiments(
     ``workers`` share the chains; the rows do not depend on who they are. They see ``out``, and read the data,
     under the same paths. ``advance`` hears of every finished unit, ``tell`` of the epochs of this machine's
     processes. A file that is there is reused, never overwritten. Past the ``deadline`` it stops after the
-    epoch or the measurement at hand.
+    epoch or the measurement at hand. What the run in the folder ``networks`` trained in the same way is taken
+    over (:mod:`empirical.takeover`).
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
     damaged file; TrainingDiverged if networks' weights become infinite, once all other chains are done;
     WorkersLost if workers were killed, OutOfTime if the deadline came before the end: the same call goes on
     from what was finished.
     """
-    settings = _open(experiments, out, device, workers)
+    settings = _open(experiments, out, device, workers, networks)
     final = out / "results.parquet"
     if final.is_file():
         content = read_table(final)
@@ -125,8 +138,8 @@ def run_experiments(
         parts = [read_table(path) for job in rest + dense for path in job.units()]
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
-    networks = content.filter(pc.field("example").is_null()).to_pandas()
-    return Outcome(final, networks, judge(networks), violations(content), settings)
+    rows = content.filter(pc.field("example").is_null()).to_pandas()
+    return Outcome(final, rows, judge(rows), violations(content), settings)
 
 
 def run_part(
@@ -135,6 +148,7 @@ def run_part(
     *,
     part: Part,
     device: torch.device,
+    networks: Location | None = None,
     workers: Workers = HERE,
     advance: Advance = lambda stage, detail: None,
     tell: Advance = lambda stage, detail: None,
@@ -144,7 +158,7 @@ def run_part(
 
     Returns the number of units that the whole run still lacks. Raises: as ``run_experiments``.
     """
-    settings = _open(experiments, out, device, workers)
+    settings = _open(experiments, out, device, workers, networks)
     _work(*_jobs(experiments, out, settings, device, part, deadline), workers, advance, tell)
     dense, rest = _jobs(experiments, out, settings, device, Part(), deadline)
     units = [path for job in dense + rest for path in job.units()]
@@ -152,17 +166,26 @@ def run_part(
 
 
 def _open(
-    experiments: Sequence[Experiment], out: Location, device: torch.device, workers: Workers
+    experiments: Sequence[Experiment],
+    out: Location,
+    device: torch.device,
+    workers: Workers,
+    networks: Location | None,
 ) -> dict[str, object]:
-    """Make the folder that of this run; returns the settings."""
+    """Make the folder that of this run, with the networks it takes over; returns the settings."""
     if in_one_process(out) and not workers.here:
         raise InvalidInput(
             f"out is {out}, which no other process sees; use one worker (--workers 1), or another location"
         )
     for experiment in experiments:
         experiment_data(experiment)  # a class that is missing is an error before any work
-    settings = describe(experiments, device)
+    settings = describe(experiments, device, networks=networks)
+    taken = []
+    if networks is not None:
+        dense, rest = _jobs(experiments, out, settings, device, Part(), NEVER)
+        taken = find_networks(dense + rest, networks, settings)
     open_run(out, settings)
+    take_over(taken, settings=settings_id(settings))
     return settings
 
 

@@ -112,6 +112,13 @@ def verify(
 @click.option("--quick", is_flag=True, help="The reduced size that the experiment's [quick] table gives.")
 @click.option("--test-examples", type=int, help="Attack this many test examples.")
 @click.option(
+    "--networks",
+    type=LocationPath(path_type=Path, file_okay=False),
+    metavar="FOLDER|URL",
+    help="An earlier run whose networks are taken over where they were trained alike: other attacks, "
+    "examples, seeds or further sparsities train only what is new.",
+)
+@click.option(
     "--minutes",
     type=float,
     help="Stop after so many minutes, with exit status 3; the same command goes on from there.",
@@ -143,6 +150,7 @@ def run(
     listed: bool,
     quick: bool,
     test_examples: int | None,
+    networks: Location | None,
     backend: str,
     minutes: float | None,
     address: str | None,
@@ -178,6 +186,7 @@ def run(
         chosen,
         out,
         device=device,
+        networks=networks,
         workers=workers,
         backend=backend,
         address=address,
@@ -207,6 +216,7 @@ def _execute(
     *,
     device: str,
     workers: int | None,
+    networks: Location | None = None,
     backend: str = "loky",
     address: str | None = None,
     gpus: float | None = None,
@@ -226,14 +236,14 @@ def _execute(
         crew = _crew(chosen, workers, backend, address, gpus)
         deadline = deadline_in(minutes, address=address)
         share = Part() if part is None else _part(part)
-        folder = out or default_folder(experiments, chosen)
+        folder = out or default_folder(experiments, chosen, networks=networks)
 
         def log() -> None:
             log_command(folder, seconds=time.perf_counter() - started, workers=crew.count, device=chosen)
 
         try:
             with progress(total_steps(experiments, chosen, share)) as advance:
-                work = {"device": chosen, "workers": crew, "deadline": deadline}
+                work = {"device": chosen, "networks": networks, "workers": crew, "deadline": deadline}
                 work |= {"advance": advance, "tell": partial(advance, steps=0)}
                 if part is not None:
                     missing = run_part(experiments, folder, part=share, **work)
