@@ -147,11 +147,11 @@ def _dots(coefficients: Tensor, values: list[Tensor]) -> list[Tensor]:
     """Inner products of (1 or m, r, *shape) with several (1 or m, *shape), in one pass: (m, r) each."""
     left = coefficients.flatten(2)
     examples = max(len(value) for value in values)
-    right = torch.stack([value.flatten(1).expand(examples, -1) for value in values], dim=2)
+    right = torch.stack([value.flatten(1).expand(examples, -1) for value in values], dim=1)
     if len(left) == 1:
-        product = torch.einsum("rn,mnv->mrv", left[0], right)
+        product = (right.flatten(0, 1) @ left[0].mT).unflatten(0, right.shape[:2])
     elif examples == 1:
-        product = left @ right[0]
+        product = (right[0] @ left.flatten(0, 1).mT).unflatten(1, left.shape[:2]).transpose(0, 1)
     else:
-        product = torch.bmm(left, right)
-    return list(product.unbind(2))
+        product = torch.bmm(right, left.mT)
+    return list(product.unbind(1))

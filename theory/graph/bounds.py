@@ -53,7 +53,7 @@ def node_bounds(
     by default :func:`open_signs`.
     """
     tighten = open_signs if tighten is None else tighten
-    part = affine_part(graph, q=ball.q) if part is None else part
+    part = affine_part(graph, q=ball.q, examples=len(ball.radius)) if part is None else part
     eps = torch.finfo(graph.dtype).eps
     feeding = {graph.nodes[i].inputs[0] for i in graph.activations}
     intervals: list[Interval] = []

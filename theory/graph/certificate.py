@@ -61,7 +61,7 @@ def margin_bounds(
     _check_steps(steps)
     graph, x = compacted(graph, x)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
-    part = affine_part(graph, q=ball.q)
+    part = affine_part(graph, q=ball.q, examples=len(x))
     bounds = node_bounds(graph, ball, part=part, tighten=partial(open_signs, steps=steps))
     found = _margins(graph, ball, labels, bounds, part, steps=steps)
     return found.at(ball.radius).scatter(1, labels[:, None], math.inf)
