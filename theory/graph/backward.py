@@ -106,9 +106,10 @@ def lower_bounds(
                 intercepts = [(s, t) for s, t in ((1.0, line.low), (-1.0, line.high)) if t is not None]
                 signed += [intercept for _, intercept in intercepts]
                 below = line.below[:, None] if line.below.dim() < coefficients.dim() else line.below
-                passed = [
-                    (here.inputs[0], torch.where(coefficients > 0, below, line.above[:, None]) * coefficients)
-                ]
+                # Of the two parts one is 0; choosing between slopes instead would take several times as long.
+                positive = coefficients.clamp(min=0.0) * below
+                met = torch.addcmul(positive, coefficients.clamp(max=0.0), line.above[:, None])
+                passed = [(here.inputs[0], met)]
                 size = size + sizes[i]
             case Combine(signs):
                 passed = [

@@ -144,7 +144,8 @@ def _entries(
     every = places.shape[1] == n
     columns = torch.arange(n, device=places.device)[None] if every else places
     if isinstance(here.operation, Dense):  # entries are its weight's rows, applied to what is before
-        rows, (start,) = here.operation.weight[columns], here.inputs
+        (start,) = here.inputs
+        rows = here.operation.weight.index_select(0, columns.flatten()).unflatten(0, columns.shape)
         if here.bias is not None:
             bias = here.bias.expand(here.shape)[columns]
             offset = torch.cat([bias, -bias], dim=1)

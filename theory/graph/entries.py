@@ -29,7 +29,7 @@ class _Gate:
 
     ``ends`` (k, n, 2) is what a coefficient of size 1 adds to its own side, with ``rest``, and to the other.
     Of ``entries`` alone, None for all: where d is known to be 0, nothing counts. Of m examples at once with
-    another axis in front, and then of all entries.
+    another axis in front, of all entries, and then ends do not know it yet.
     """
 
     middle: Tensor
@@ -43,7 +43,8 @@ class _Gate:
         slope = None if self.slope is None else self.slope[example]
         entries = middle[:, 0].nonzero()[:, 0]
         if 4 * len(entries) > 3 * len(middle):
-            return _Gate(middle, slope, ends)
+            off = (middle[:, 0] == 0).nonzero()[:, 0]
+            return _Gate(middle, slope, ends.index_fill(1, off, 0.0))
         slope = None if slope is None else slope.index_select(1, entries)
         return _Gate(middle.index_select(0, entries), slope, ends.index_select(1, entries), entries)
 
@@ -229,7 +230,6 @@ def _gate(unit: Interval, slope: Tensor | None, height: Tensor, slack: Tensor) -
     half = torch.where(off | on, 0.0, 0.5).to(height.dtype)
     middle = torch.where(on & ~off, 1.0, half)
     ends = torch.cat([half[:, None] * height + slack, slack], dim=3)
-    ends = torch.where(off[:, None], 0.0, ends)
     return _Gate(middle, None if slope is None else half[:, None] * slope, ends)
 
 
