@@ -10,17 +10,19 @@ from torch import Tensor
 
 from theory.graph.affine import AffinePart, reaches
 from theory.graph.network import Activation, Combine, Graph, Source
-from theory.graph.relaxation import EXTRA, Ball, Interval, Lines, eps_of, step_size, terms_of, tiny_of
+from theory.graph.relaxation import EXTRA, Ball, Interval, Lines, eps_of, terms_of, tiny_of
 
 
 @dataclass(frozen=True)
 class NodeBounds:
-    """Intervals of every node of a graph over the balls, the lines around its activations, and the values of
-    its affine nodes at the centres, each with a bound of its rounding error."""
+    """Intervals of every node of a graph over the balls, the lines around its activations, the values of its
+    affine nodes at the centres, each with a bound of its rounding error, and the sizes of what its others add
+    up."""
 
     intervals: tuple[Interval, ...]
     lines: dict[int, Lines]
     centres: dict[int, tuple[Tensor, Tensor]]
+    steps: dict[int, Tensor]
 
     @property
     def sizes(self) -> list[Tensor]:
@@ -31,7 +33,8 @@ class NodeBounds:
         """The bounds of some examples."""
         intervals = tuple(interval.take(rows) for interval in self.intervals)
         lines = {i: line.take(rows) for i, line in self.lines.items()}
-        return NodeBounds(intervals, lines, {i: (v[rows], e[rows]) for i, (v, e) in self.centres.items()})
+        centres = {i: (value[rows], error[rows]) for i, (value, error) in self.centres.items()}
+        return NodeBounds(intervals, lines, centres, {i: size[rows] for i, size in self.steps.items()})
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def lower_bounds(
             total, spread = total + plain, spread + moved
             slack = slack + absolute + count * tiny + 2 * eps * total.abs()
             continue
-        size = step_size(graph, here, [sizes[j] for j in here.inputs])
+        size = found.steps[i] if i in found.steps else sizes[here.inputs[0]]
         signed = [] if here.bias is None else [here.bias.expand(here.shape)[None]]
         intercepts: list[tuple[float, Tensor]] = []
         match here.operation:

@@ -58,6 +58,7 @@ def node_bounds(
     feeding = {graph.nodes[i].inputs[0] for i in graph.activations}
     intervals: list[Interval] = []
     lines: dict[int, Lines] = {}
+    steps: dict[int, Tensor] = {}
     centres = affine_values(graph, ball.centre)
     for i, node in enumerate(graph.nodes):
         match node.operation:
@@ -78,14 +79,14 @@ def node_bounds(
                 slack = error + 4 * eps * (reach + middle.abs() + error)
                 interval = sound(Interval(middle - reach - slack, middle + reach + slack))
             case _:
-                interval = interval_step(graph, node, [intervals[j] for j in node.inputs])
+                interval, steps[i] = interval_step(graph, node, [intervals[j] for j in node.inputs])
                 if known is not None:
                     interval = interval.meet(known.intervals[i])
                 if i in feeding:
-                    before = NodeBounds(tuple(intervals), lines, centres)
+                    before = NodeBounds(tuple(intervals), lines, centres, steps)
                     interval = tighten(graph, i, interval, before, ball, part)
         intervals.append(interval)
-    return NodeBounds(tuple(intervals), lines, centres)
+    return NodeBounds(tuple(intervals), lines, centres, steps)
 
 
 def open_signs(

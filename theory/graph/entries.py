@@ -18,7 +18,7 @@ from torch import Tensor
 
 from theory.graph.backward import NodeBounds
 from theory.graph.network import Activation, Combine, Dense, Graph, Linear, Node, Shape, Source, Transposed
-from theory.graph.relaxation import EXTRA, Interval, chord, eps_of, step_size, terms_of, tiny_of
+from theory.graph.relaxation import EXTRA, Interval, chord, eps_of, terms_of, tiny_of
 
 COLUMN_ENTRIES = 2**20  # entries of the largest tensor of coefficients of all examples
 
@@ -207,14 +207,15 @@ def _costs(
             slope, height = None, sizes[below]
             if chords and not reverse.linear[below]:
                 slope, height = chord(found.intervals[below])
-            slack = columns(terms * eps * sizes[below] + tiny)
+            # A factor that underflows in the weights of the node below moves each of its inputs.
+            under = 2 + sum(sums[j] for j in reverse.nodes[below].inputs)
+            slack = columns(terms * eps * sizes[below]) + tiny * columns(under + torch.zeros_like(sums[0]))
             if below in rounding:  # of the node below: counted here, where coefficients are fewer
                 slack = slack + rounding[below]
             slope = None if slope is None else columns(slope)
             gates[i] = _gate(units[here.operation.unit], slope, columns(height), slack)
         else:
-            size = step_size(reverse, here, [sizes[j] for j in here.inputs])
-            rounding[i] = columns(terms * (eps * size + tiny))
+            rounding[i] = columns(terms * (eps * found.steps[i] + tiny))
     others = (n for n in reverse.nodes[: node + 1] if not isinstance(n.operation, Activation))
     uncounted = {node, *(j for other in others for j in other.inputs)}
     return _Costs(gates, values, {j: rounding[j] for j in uncounted if j in rounding}, lost)
@@ -251,10 +252,11 @@ def _followed(
 ) -> tuple[Tensor, Tensor]:
     """Bounds of some entries of a node from below and above, (k, r) each."""
     eps = eps_of(reverse)
-    first = next(iter(start.values())).middle.columns
-    middle = spread = below = above = first.new_zeros(len(costs.lost[node]), first.shape[2])
+    # What is the same for all entries, or for both sides, is kept once until they differ.
+    middle = spread = torch.zeros_like(costs.lost[node])
+    reach = middle[None]  # below and above
     if node not in start:
-        below = above = costs.lost[node] + costs.rounding[node][:, part, 0]
+        reach = reach + costs.lost[node] + costs.rounding[node][:, part, 0]
     arriving = dict(start)
     for i in range(max(arriving), -1, -1):
         if i not in arriving:
@@ -274,16 +276,16 @@ def _followed(
             slack = slack + 2 * eps * (middle.abs() + spread.abs())
         elif isinstance(here.operation, Activation):
             gate = costs.gates[i]
-            rows, down, up = _gated(rows.among(gate.entries, prod(here.shape)), gate)
-            below, above, passed = below + down, above + up, [(here.inputs[0], rows)]
+            rows, left = _gated(rows.among(gate.entries, prod(here.shape)), gate)
+            reach, passed = reach + left, [(here.inputs[0], rows)]
         else:
             passed = _back(here, rows, costs.gates)
-        below, above = below + slack, above + slack
+        reach = reach + slack
         for j, more in passed:
             arriving[j] = arriving[j].plus(more, prod(reverse.nodes[j].shape)) if j in arriving else more
     terms = max(prod(here.shape) for here in reverse.nodes) + 4 * len(reverse.nodes) + EXTRA
-    grow, slack = 1 + 2 * terms * eps, 4 * eps * (middle.abs() + spread.abs())
-    return middle - spread - below * grow - slack, middle + spread + above * grow + slack
+    reach = reach * (1 + 2 * terms * eps) + 4 * eps * (middle.abs() + spread.abs())
+    return middle - spread - reach[0], middle + spread + reach[-1]
 
 
 def _back(
@@ -309,14 +311,15 @@ def _back(
             return [(here.inputs[0], rows.through(partial(_transposed, operation, here.shape)))]
 
 
-def _gated(rows: _Functionals, gate: _Gate) -> tuple[_Functionals, Tensor, Tensor]:
-    """Functionals of the gate's entries of d z as those of z, and what they leave below and above, (k, r)."""
+def _gated(rows: _Functionals, gate: _Gate) -> tuple[_Functionals, Tensor]:
+    """Functionals of the gate's entries of d z as those of z, and what they leave: below and above,
+    (2, k, r), or (1, k, r) if it is the same."""
     middle, known = rows.middle.whole(), gate.middle[None]
     if rows.spread is None:
         size = middle.abs()
-        reach = _Scaled(size).at(gate.ends[..., :1])[:, 0]
         spread = None if gate.slope is None else _Scaled(size, gate.slope)
-        return _Functionals(_Scaled(middle, known), spread, gate.entries), reach, reach
+        reach = _Scaled(size).at(gate.ends[..., :1]).transpose(0, 1)
+        return _Functionals(_Scaled(middle, known), spread, gate.entries), reach
     spread = rows.spread.whole()
     down, up = (middle - spread).abs(), (middle + spread).abs()
     below, above = _Scaled(down).at(gate.ends), _Scaled(up).at(gate.ends)
@@ -326,7 +329,7 @@ def _gated(rows: _Functionals, gate: _Gate) -> tuple[_Functionals, Tensor, Tenso
         half = gate.slope / 2
         middle, spread = middle * known + (up - down) * half, spread * known + (up + down) * half
         passed = _Functionals(_Scaled(middle), _Scaled(spread), gate.entries)
-    return passed, below[:, 0] + above[:, 1], above[:, 0] + below[:, 1]
+    return passed, torch.stack([below[:, 0] + above[:, 1], above[:, 0] + below[:, 1]])
 
 
 def _transposed(operation: Linear, shape: Shape, some: _Scaled) -> Tensor:

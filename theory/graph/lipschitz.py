@@ -123,7 +123,7 @@ def _relaxed_norm(reverse: Graph, found: NodeBounds, gradients: list[Interval], 
     low = torch.stack([gradient.lower for gradient in gradients], dim=1).flatten(2)
     high = torch.stack([gradient.upper for gradient in gradients], dim=1).flatten(2)
     largest = torch.maximum(-low, high).amax(2, keepdim=True)
-    # A power of two: nothing is rounded but what is far below the smallest normal number.
+    # A power of two: division rounds nothing but what underflows.
     unit = largest / (2 * torch.frexp(largest)[0])
     unit = torch.where((largest > 0) & largest.isfinite() & unit.isfinite(), unit, 1.0)
     low, high = low / unit, high / unit
@@ -139,7 +139,7 @@ def _relaxed_norm(reverse: Graph, found: NodeBounds, gradients: list[Interval], 
     last = len(reverse.nodes) - 1
     functional = -lower_bounds(reverse, last, rows, found, ball, points_only(reverse)).at(ball.radius)
     joint = functional / unit[..., 0]
-    joint = joint + intercept.sum(2) + terms * eps * intercept.abs().sum(2)
+    joint = joint + intercept.sum(2) + terms * (eps * intercept.abs().sum(2) + tiny_of(reverse))
     joint = joint.clamp(min=0.0) if ball.q == 1 else joint.clamp(min=0.0).sqrt()
     bound = torch.fmin(apart, joint) * unit[..., 0] * (1 + terms * eps) + tiny_of(reverse)
     bound = torch.where(apart == 0, 0.0, bound)
