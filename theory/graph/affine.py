@@ -206,8 +206,7 @@ def _unit_rows(graph: Graph, node: int, part: Tensor, *, absolute: bool = False)
     here = graph.nodes[node]
     if isinstance(here.operation, Dense):
         operation = here.operation.magnitude() if absolute else here.operation
-        rows = operation.weight[None, part[0] : part[-1] + 1]
-        return {here.inputs[0]: rows + tiny_of(graph) / eps_of(graph) if absolute else rows}
+        return {here.inputs[0]: operation.weight[None, part[0] : part[-1] + 1]}
     rows = torch.zeros(1, len(part), prod(here.shape), dtype=graph.dtype, device=graph.device)
     return {node: rows.scatter_(2, part[None, :, None], 1.0).unflatten(2, here.shape)}
 

@@ -31,14 +31,14 @@ def compacted(graph: Graph, x: Float[Tensor, "m *shape"]) -> tuple[Graph, Float[
     ]
     for into, unit, out in hidden:  # from the front: what meets nothing but dead units is dead
         here = nodes[into]
-        lives = _any(_weight(here), 1)
+        lives = _used(here, 1)
         _keep(nodes, into, unit, out, lives if here.bias is None else lives | (here.bias > 0).flatten())
     for into, unit, out in reversed(hidden):  # from behind: what dead units alone look at is dead
-        _keep(nodes, into, unit, out, _any(_weight(nodes[out]), 0))
+        _keep(nodes, into, unit, out, _used(nodes[out], 0))
     first = nodes[readers[0]]
     if not isinstance(first.operation, Dense) or graph.uses[0] != 1:
         return replace(graph, nodes=tuple(nodes)), x
-    lives = _any(_weight(first), 0)
+    lives = _used(first, 0)
     if lives.all():
         return replace(graph, nodes=tuple(nodes)), x
     features = _some(lives)
@@ -64,9 +64,10 @@ def _weight(node: Node) -> Tensor:
     return node.operation.weight
 
 
-def _any(weight: Tensor, axis: int) -> Tensor:
-    """Whether any entry along an axis is not 0; sums are many times faster than :meth:`Tensor.any`."""
-    return weight.abs().sum(axis) != 0
+def _used(node: Node, axis: int) -> Tensor:
+    """Whether any weight along an axis is not 0; a sum is many times faster than :meth:`Tensor.any`."""
+    assert isinstance(node.operation, Dense)
+    return node.operation.magnitude().weight.sum(axis) != 0
 
 
 def _some(lives: Tensor) -> Tensor:
