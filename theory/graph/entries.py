@@ -153,7 +153,8 @@ def entry_bounds(
     together = _costs(reverse, node, found, units, examples=examples, chords=chords)
     costs = [together.of(example) for example in range(examples)]
     largest, count = max(prod(here.shape) for here in reverse.nodes[: max(1, node)]), prod(shape)
-    width = max(1, COLUMN_ENTRIES // (largest * (every // examples if chords else 1)))
+    most = max(1, COLUMN_ENTRIES // (largest * (every // examples if chords else 1)))
+    width = -(-count // -(-count // most))  # parts of about one size
     lower, upper = found.intervals[0].lower.new_empty(2, examples, every // examples, count)
     for first in range(0, count, width):
         part = slice(first, min(first + width, count))
@@ -321,7 +322,7 @@ def _gated(rows: _Functionals, gate: _Gate) -> tuple[_Functionals, Tensor]:
         reach = _Scaled(size).at(gate.ends[..., :1]).transpose(0, 1)
         return _Functionals(_Scaled(middle, known), spread, gate.entries), reach
     spread = rows.spread.whole()
-    down, up = (middle - spread).abs(), (middle + spread).abs()
+    down, up = (middle - spread).abs_(), (middle + spread).abs_()  # in place: these are the largest tensors
     below, above = _Scaled(down).at(gate.ends), _Scaled(up).at(gate.ends)
     if gate.slope is None:
         passed = _Functionals(_Scaled(middle, known), _Scaled(spread, known), gate.entries)
