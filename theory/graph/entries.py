@@ -8,7 +8,6 @@ line that joins the ends of min(z, 0) and that of max(z, 0).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor
 
 from theory.graph.backward import NodeBounds
+from theory.graph.functionals import Functionals, Scaled
 from theory.graph.network import Activation, Combine, Dense, Graph, Linear, Node, Shape, Source, Transposed
 from theory.graph.relaxation import EXTRA, Interval, chord, eps_of, terms_of, tiny_of
 
-COLUMN_ENTRIES = 2**20  # entries of the largest tensor of coefficients of all examples
+COLUMN_ENTRIES = 2**20  # entries of the largest tensor of coefficients
 
 
 @dataclass(frozen=True)
@@ -69,72 +69,6 @@ class _Costs:
             for costs in (self.values, self.rounding, self.lost)
         )
         return _Costs({i: gate.of(example) for i, gate in self.gates.items()}, values, rounding, lost)
-
-
-@dataclass(frozen=True)
-class _Scaled:
-    """Coefficients, a functional in each column (1 or k, n, r), times factors (k, n, 1), None for 1: a dense
-    layer behind takes the factors into its weights, which are fewer."""
-
-    columns: Tensor
-    factor: Tensor | None = None
-
-    def whole(self) -> Tensor:
-        """The coefficients."""
-        return self.columns if self.factor is None else self.columns * self.factor
-
-    def at(self, values: Tensor) -> Tensor:
-        """The functionals of (1 or k, n, v), (1 or k, v, r)."""
-        rows, columns = (values if self.factor is None else values * self.factor).mT, self.columns
-        if len(columns) > 1 or len(rows) == 1:
-            return rows @ columns
-        return (rows.flatten(0, 1) @ columns[0]).unflatten(0, rows.shape[:2])  # one product for all
-
-
-@dataclass(frozen=True)
-class _Functionals:
-    """Coefficients middle +- spread of functionals above and below, (1 or k, n, r) each.
-
-    Entries of ``spread`` have any sign; None stands for 0. Of ``entries`` of the node alone, where the others
-    are 0; None for all.
-    """
-
-    middle: _Scaled
-    spread: _Scaled | None = None
-    entries: Tensor | None = None
-
-    def through(self, step: Callable[[_Scaled], Tensor], entries: Tensor | None = None) -> _Functionals:
-        """Both, after a linear step that gives all entries, or some, of another node."""
-        spread = None if self.spread is None else _Scaled(step(self.spread))
-        return _Functionals(_Scaled(step(self.middle)), spread, entries)
-
-    def everywhere(self, count: int) -> _Functionals:
-        """With the entries that are 0, ``count`` in all."""
-        entries = self.entries
-        if entries is None:
-            return self
-
-        def filled(some: _Scaled) -> Tensor:
-            here = some.whole()
-            return here.new_zeros(len(here), count, here.shape[2]).index_copy_(1, entries, here)
-
-        return self.through(filled)
-
-    def among(self, entries: Tensor | None, count: int) -> _Functionals:
-        """Some of the entries, None for all ``count``."""
-        if entries is self.entries:
-            return self
-        here = self.everywhere(count)
-        if entries is None:
-            return here
-        return here.through(lambda every: every.whole().index_select(1, entries), entries)
-
-    def plus(self, other: _Functionals, count: int) -> _Functionals:
-        """The sum of the functionals, of all entries of a node."""
-        here, there = self.everywhere(count), other.everywhere(count)
-        spreads = [side.spread.whole() for side in (here, there) if side.spread is not None]
-        spread = _Scaled(sum(spreads[1:], spreads[0])) if spreads else None
-        return _Functionals(_Scaled(here.middle.whole() + there.middle.whole()), spread)
 
 
 def entry_bounds(
@@ -208,9 +142,9 @@ def _costs(
             slope, height = None, sizes[below]
             if chords and not reverse.linear[below]:
                 slope, height = chord(found.intervals[below])
-            # A factor that underflows in the weights of the node below moves each of its inputs.
-            under = 2 + sum(sums[j] for j in reverse.nodes[below].inputs)
-            slack = columns(terms * eps * sizes[below]) + tiny * columns(under + torch.zeros_like(sums[0]))
+            # Factors that underflow in the weights below, in a middle and a spread, move the inputs there.
+            under = sum((sums[j] for j in reverse.nodes[below].inputs), start=torch.ones_like(sums[0]))
+            slack = columns(terms * eps * sizes[below]) + columns(2 * tiny * under)
             if below in rounding:  # of the node below: counted here, where coefficients are fewer
                 slack = slack + rounding[below]
             slope = None if slope is None else columns(slope)
@@ -235,21 +169,21 @@ def _gate(unit: Interval, slope: Tensor | None, height: Tensor, slack: Tensor) -
     return _Gate(middle, None if slope is None else half[:, None] * slope, ends)
 
 
-def _start(reverse: Graph, node: int, part: slice) -> dict[int, _Functionals]:
+def _start(reverse: Graph, node: int, part: slice) -> dict[int, Functionals]:
     """Some entries of a node as functionals of what it is made of, which are the same at all examples."""
     here = reverse.nodes[node]
     match here.operation:
         case Transposed(Dense(weight)) if not reverse.linear[node]:
-            return {here.inputs[0]: _Functionals(_Scaled(weight[None, :, part]))}
+            return {here.inputs[0]: Functionals(Scaled(weight[None, :, part]))}
     eye = torch.eye(prod(here.shape), dtype=reverse.dtype, device=reverse.device)
-    entries = _Functionals(_Scaled(eye[None, :, part]))
+    entries = Functionals(Scaled(eye[None, :, part]))
     if reverse.linear[node] or isinstance(here.operation, Activation):
         return {node: entries}
     return dict(_back(here, entries))
 
 
 def _followed(
-    reverse: Graph, node: int, part: slice, start: dict[int, _Functionals], costs: _Costs
+    reverse: Graph, node: int, part: slice, start: dict[int, Functionals], costs: _Costs
 ) -> tuple[Tensor, Tensor]:
     """Bounds of some entries of a node from below and above, (k, r) each."""
     eps = eps_of(reverse)
@@ -269,7 +203,7 @@ def _followed(
         if i in costs.rounding:
             sizes = rows.middle.whole().abs()
             sizes = sizes if rows.spread is None else sizes + rows.spread.whole().abs()
-            slack = slack + _Scaled(sizes).at(costs.rounding[i])[:, 0]
+            slack = slack + Scaled(sizes).at(costs.rounding[i])[:, 0]
         if reverse.linear[i]:
             middle = middle + rows.middle.at(costs.values[i])[:, 0]
             if rows.spread is not None:
@@ -290,8 +224,8 @@ def _followed(
 
 
 def _back(
-    here: Node, rows: _Functionals, gates: dict[int, _Gate] | None = None
-) -> list[tuple[int, _Functionals]]:
+    here: Node, rows: Functionals, gates: dict[int, _Gate] | None = None
+) -> list[tuple[int, Functionals]]:
     """Functionals of a sum or an operator as those of its inputs: the entries that a gate there wants."""
     match here.operation:
         case Transposed(Dense(weight)):
@@ -312,28 +246,28 @@ def _back(
             return [(here.inputs[0], rows.through(partial(_transposed, operation, here.shape)))]
 
 
-def _gated(rows: _Functionals, gate: _Gate) -> tuple[_Functionals, Tensor]:
+def _gated(rows: Functionals, gate: _Gate) -> tuple[Functionals, Tensor]:
     """Functionals of the gate's entries of d z as those of z, and what they leave: below and above,
     (2, k, r), or (1, k, r) if it is the same."""
     middle, known = rows.middle.whole(), gate.middle[None]
     if rows.spread is None:
         size = middle.abs()
-        spread = None if gate.slope is None else _Scaled(size, gate.slope)
-        reach = _Scaled(size).at(gate.ends[..., :1]).transpose(0, 1)
-        return _Functionals(_Scaled(middle, known), spread, gate.entries), reach
+        spread = None if gate.slope is None else Scaled(size, gate.slope)
+        reach = Scaled(size).at(gate.ends[..., :1]).transpose(0, 1)
+        return Functionals(Scaled(middle, known), spread, gate.entries), reach
     spread = rows.spread.whole()
     down, up = (middle - spread).abs_(), (middle + spread).abs_()  # in place: these are the largest tensors
-    below, above = _Scaled(down).at(gate.ends), _Scaled(up).at(gate.ends)
+    below, above = Scaled(down).at(gate.ends), Scaled(up).at(gate.ends)
     if gate.slope is None:
-        passed = _Functionals(_Scaled(middle, known), _Scaled(spread, known), gate.entries)
+        passed = Functionals(Scaled(middle, known), Scaled(spread, known), gate.entries)
     else:
         half = gate.slope / 2
         middle, spread = middle * known + (up - down) * half, spread * known + (up + down) * half
-        passed = _Functionals(_Scaled(middle), _Scaled(spread), gate.entries)
+        passed = Functionals(Scaled(middle), Scaled(spread), gate.entries)
     return passed, torch.stack([below[:, 0] + above[:, 1], above[:, 0] + below[:, 1]])
 
 
-def _transposed(operation: Linear, shape: Shape, some: _Scaled) -> Tensor:
+def _transposed(operation: Linear, shape: Shape, some: Scaled) -> Tensor:
     """The transpose of an operator on functionals of its value of a shape."""
     rows = some.whole().mT
     return operation.transpose(rows.reshape(-1, *shape)).reshape(*rows.shape[:2], -1).mT
