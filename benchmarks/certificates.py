@@ -198,6 +198,7 @@ def lipschitz_methods(case: Case, p: float) -> dict[str, Constants | None]:
         "theory.graph float32": ours(torch.float32),
         "theory.graph, global aside": ours(torch.float64, least=False),
         "theory.graph effort 1, global aside": ours(torch.float64, least=False, effort=1),
+        "theory.graph float32 effort 1, global aside": ours(torch.float32, least=False, effort=1),
         "theory.relu local_lipschitz": by_relu,
         "RecurJac": recurjac_lipschitz(net, p=p, algorithm="recurjac") if recurjac else None,
         "Fast-Lip": recurjac_lipschitz(net, p=p, algorithm="fastlip") if recurjac else None,

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from theory.graph import affine
 from theory.graph.affine import affine_part, affine_values, reaches
+from theory.graph.bounds import node_bounds
 from theory.graph.network import Dense, Graph, from_relu_network
+from theory.graph.relaxation import Ball
 from theory.laws.strategies import attack_norms, graphs, tensors
 from theory.norms import dual
 from theory.types import ReLUNetwork
@@ -80,6 +82,26 @@ def test_the_factor_needs_its_gap_and_its_stretch(monkeypatch):
     assert (reach(graph, 1, rows, q=2.0) >= exact).all()
     bare = affine.AffinePart(2.0, part.norms, part.errors, 0.0, part.factor)
     assert (reaches(graph, bare, {1: rows}, torch.zeros(1, 200)).double().numpy() < exact).any()
+
+
+def test_the_factor_is_made_for_many_examples_alone_and_changes_bounds_by_rounding_alone():
+    rng = np.random.default_rng(0)
+    sizes = [(8, 40), (6, 8), (2, 6)]
+    net = ReLUNetwork(
+        tuple(rng.normal(size=size) for size in sizes), tuple(rng.normal(size=size[0]) for size in sizes)
+    )
+    graph, x = from_relu_network(net), torch.tensor(rng.normal(size=(3, 40)))
+    few, many = (affine_part(graph, q=2.0, examples=examples) for examples in (3, 300))
+    assert few.factor is None
+    assert many.factor is not None
+    ball = Ball(x, torch.full((3,), 0.1).double(), 2.0)
+    for plain, factored in zip(
+        node_bounds(graph, ball, part=few).intervals,
+        node_bounds(graph, ball, part=many).intervals,
+        strict=True,
+    ):
+        torch.testing.assert_close(plain.lower, factored.lower, rtol=TIGHT, atol=TIGHT)
+        torch.testing.assert_close(plain.upper, factored.upper, rtol=TIGHT, atol=TIGHT)
 
 
 @settings(max_examples=40)

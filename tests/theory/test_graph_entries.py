@@ -83,6 +83,21 @@ def test_float32_rounding_is_accounted_for(chords, signs):
         law_contains_entries(bounds, in_float64(graph), units, cotangents.double())
 
 
+@pytest.mark.parametrize("chords", [False, True])
+def test_weights_that_underflow_when_halved_are_accounted_for(chords):
+    """The gradient is 0 or 2 through a weight whose half is rounded to 0."""
+    weights = np.array([[2.0**60]]), np.array([[2.0**-149]]), np.array([[2.0**90], [0.0]])
+    graph = from_relu_network(
+        ReLUNetwork(weights, (np.zeros(1), np.zeros(1), np.zeros(2))), dtype=torch.float32
+    )
+    units = {i: Interval(-torch.ones(1, 1), torch.ones(1, 1)) for i in graph.activations}
+
+    def bounds(_: Graph, units, cotangents):
+        return entry_sides(graph, units, cotangents.float(), chords=chords)
+
+    law_contains_entries(bounds, in_float64(graph), units, torch.tensor([[[1.0, 0.0]]]).double())
+
+
 @settings(max_examples=60)
 @given(case=gradients())
 def test_chords_give_what_two_functionals_of_every_entry_give(case):

@@ -18,6 +18,7 @@ from theory.graph.relaxation import EXTRA, eps_of, step_size, terms_of, tiny_of
 
 ROW_ENTRIES = 2**24  # entries of the largest tensor of rows of an affine node
 GROUP_ENTRIES = 2**17  # entries of coefficients of the input made at once: they stay in the cache
+FACTOR_PRODUCTS = 8  # what a factor costs, in products of the first layer with a row for each of its units
 GATHER_FROM = 2**13  # entries of the smallest weight whose rows without a coefficient are left out
 
 
@@ -72,8 +73,11 @@ def lengths(rows: Tensor, *, q: float) -> Tensor:
     return found if bool(ordinary.all()) else norms(flat.abs(), q=q)
 
 
-def affine_part(graph: Graph, *, q: float) -> AffinePart:
-    """The affine part of a graph, a bound that depends on neither the balls nor their radii."""
+def affine_part(graph: Graph, *, q: float, examples: int | None = None) -> AffinePart:
+    """The affine part of a graph, a bound that depends on neither the balls nor their radii.
+
+    It has a factor where that saves time: for the nodes of this many ``examples`` (None for very many).
+    """
     found, sizes = {}, {}
     feeding = {graph.nodes[i].inputs[0] for i in graph.activations}
     sums = _absolute_sums(graph)
@@ -88,7 +92,7 @@ def affine_part(graph: Graph, *, q: float) -> AffinePart:
     floor = _pull(graph, empty, absolute=True)
     rounding = _terms(graph) * eps_of(graph)
     lost = 0.0 if floor is None else 2 * rounding * float(norms(floor, q=q)[0, 0])
-    factor = _factor(graph) if q == 2 else None
+    factor = _factor(graph) if q == 2 and _repays_factor(graph, examples) else None
     errors = {i: rounding * size for i, size in sizes.items()}
     if factor and factor.node in errors:
         errors[factor.node] = errors[factor.node] + factor.gap
@@ -197,6 +201,16 @@ def _pull(graph: Graph, arriving: dict[int, Tensor], *, absolute: bool = False) 
     return arriving.get(0)
 
 
+def _unit_rows(graph: Graph, node: int, part: Tensor, *, absolute: bool = False) -> dict[int, Tensor]:
+    """Some entries of an affine node as rows of it, or of what a dense layer is made of: its weights."""
+    here = graph.nodes[node]
+    if isinstance(here.operation, Dense):
+        operation = here.operation.magnitude() if absolute else here.operation
+        return {here.inputs[0]: operation.weight[None, part[0] : part[-1] + 1]}
+    rows = torch.zeros(1, len(part), prod(here.shape), dtype=graph.dtype, device=graph.device)
+    return {node: rows.scatter_(2, part[None, :, None], 1.0).unflatten(2, here.shape)}
+
+
 def times(rows: Tensor, weight: Tensor) -> Tensor:
     """rows @ weight, an identity to rounding.
 
@@ -204,10 +218,10 @@ def times(rows: Tensor, weight: Tensor) -> Tensor:
     """
     if weight.numel() < GATHER_FROM or rows.requires_grad or rows.device.type != "cpu":
         return rows @ weight
-    used = (rows != 0).flatten(0, 1).any(0).nonzero()[:, 0]
+    used = (rows.abs().flatten(0, 1).sum(0) != 0).nonzero()[:, 0]
     if 4 * len(used) > 3 * rows.shape[2]:
         return rows @ weight
-    return rows[..., used] @ weight[used]
+    return rows.index_select(2, used) @ weight.index_select(0, used)
 
 
 def _row_norms(graph: Graph, node: int, *, q: float) -> tuple[Tensor, Tensor]:
@@ -217,12 +231,9 @@ def _row_norms(graph: Graph, node: int, *, q: float) -> tuple[Tensor, Tensor]:
     largest = max(prod(n.shape) for n in graph.nodes[: node + 1])
     exact, sizes = [], []
     for part in torch.arange(count, device=graph.device).split(max(1, ROW_ENTRIES // largest)):
-        rows = torch.zeros(1, len(part), count, dtype=graph.dtype, device=graph.device)
-        rows[0, torch.arange(len(part), device=graph.device), part] = 1.0
-        rows = rows.unflatten(2, shape)
-        size = _pull(graph, {node: rows}, absolute=True)
+        size = _pull(graph, _unit_rows(graph, node, part, absolute=True), absolute=True)
         assert size is not None
-        exact.append(lengths(_pulled(graph, {node: rows}), q=q)[0])
+        exact.append(lengths(_pulled(graph, _unit_rows(graph, node, part)), q=q)[0])
         sizes.append(norms(size, q=q)[0] * grow)
     found, absolute = torch.cat(exact), torch.cat(sizes)
     return ((found + _terms(graph) * eps * absolute) * grow).reshape(shape), absolute.reshape(shape)
@@ -245,6 +256,20 @@ def _absolute_sums(graph: Graph) -> dict[int, Tensor]:
                 size = operation.magnitude().apply(found[node.inputs[0]][None]) + inputs * floor
         found[i] = size[0] * (1 + 2 * terms_of(graph, node) * eps)
     return found
+
+
+def _repays_factor(graph: Graph, examples: int | None) -> bool:
+    """Whether shorter rows, two for each input of a later activation, save more than the factor costs."""
+    if examples is None:
+        return True
+    later = {i for node in graph.activations for i in graph.nodes[node].inputs if not graph.linear[i]}
+    rows = 2 * examples * sum(prod(graph.nodes[i].shape) for i in later)
+    first = prod(graph.nodes[0].shape)
+    return any(
+        rows * (first - len(node.operation.weight)) > FACTOR_PRODUCTS * node.operation.weight.numel()
+        for node in graph.nodes
+        if node.inputs == (0,) and isinstance(node.operation, Dense)
+    )
 
 
 def _factor(graph: Graph) -> Factor | None:

@@ -10,17 +10,19 @@ from torch import Tensor
 
 from theory.graph.affine import AffinePart, reaches
 from theory.graph.network import Activation, Combine, Graph, Source
-from theory.graph.relaxation import EXTRA, Ball, Interval, Lines, eps_of, step_size, terms_of, tiny_of
+from theory.graph.relaxation import EXTRA, Ball, Interval, Lines, eps_of, terms_of, tiny_of
 
 
 @dataclass(frozen=True)
 class NodeBounds:
-    """Intervals of every node of a graph over the balls, the lines around its activations, and the values of
-    its affine nodes at the centres, each with a bound of its rounding error."""
+    """Intervals of every node of a graph over the balls, the lines around its activations, the values of its
+    affine nodes at the centres, each with a bound of its rounding error, and the sizes of what its others add
+    up."""
 
     intervals: tuple[Interval, ...]
     lines: dict[int, Lines]
     centres: dict[int, tuple[Tensor, Tensor]]
+    steps: dict[int, Tensor]
 
     @property
     def sizes(self) -> list[Tensor]:
@@ -31,7 +33,8 @@ class NodeBounds:
         """The bounds of some examples."""
         intervals = tuple(interval.take(rows) for interval in self.intervals)
         lines = {i: line.take(rows) for i, line in self.lines.items()}
-        return NodeBounds(intervals, lines, {i: (v[rows], e[rows]) for i, (v, e) in self.centres.items()})
+        centres = {i: (value[rows], error[rows]) for i, (value, error) in self.centres.items()}
+        return NodeBounds(intervals, lines, centres, {i: size[rows] for i, size in self.steps.items()})
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def lower_bounds(
             total, spread = total + plain, spread + moved
             slack = slack + absolute + count * tiny + 2 * eps * total.abs()
             continue
-        size = step_size(graph, here, [sizes[j] for j in here.inputs])
+        size = found.steps[i] if i in found.steps else sizes[here.inputs[0]]
         signed = [] if here.bias is None else [here.bias.expand(here.shape)[None]]
         intercepts: list[tuple[float, Tensor]] = []
         match here.operation:
@@ -106,9 +109,10 @@ def lower_bounds(
                 intercepts = [(s, t) for s, t in ((1.0, line.low), (-1.0, line.high)) if t is not None]
                 signed += [intercept for _, intercept in intercepts]
                 below = line.below[:, None] if line.below.dim() < coefficients.dim() else line.below
-                passed = [
-                    (here.inputs[0], torch.where(coefficients > 0, below, line.above[:, None]) * coefficients)
-                ]
+                # Of the two parts one is 0; choosing between slopes instead would take several times as long.
+                positive = coefficients.clamp(min=0.0) * below
+                met = torch.addcmul(positive, coefficients.clamp(max=0.0), line.above[:, None])
+                passed = [(here.inputs[0], met)]
                 size = size + sizes[i]
             case Combine(signs):
                 passed = [
@@ -147,11 +151,11 @@ def _dots(coefficients: Tensor, values: list[Tensor]) -> list[Tensor]:
     """Inner products of (1 or m, r, *shape) with several (1 or m, *shape), in one pass: (m, r) each."""
     left = coefficients.flatten(2)
     examples = max(len(value) for value in values)
-    right = torch.stack([value.flatten(1).expand(examples, -1) for value in values], dim=2)
+    right = torch.stack([value.flatten(1).expand(examples, -1) for value in values], dim=1)
     if len(left) == 1:
-        product = torch.einsum("rn,mnv->mrv", left[0], right)
+        product = (right.flatten(0, 1) @ left[0].mT).unflatten(0, right.shape[:2])
     elif examples == 1:
-        product = left @ right[0]
+        product = (right[0] @ left.flatten(0, 1).mT).unflatten(1, left.shape[:2]).transpose(0, 1)
     else:
-        product = torch.bmm(left, right)
-    return list(product.unbind(2))
+        product = torch.bmm(right, left.mT)
+    return list(product.unbind(1))

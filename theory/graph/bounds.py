@@ -53,11 +53,12 @@ def node_bounds(
     by default :func:`open_signs`.
     """
     tighten = open_signs if tighten is None else tighten
-    part = affine_part(graph, q=ball.q) if part is None else part
+    part = affine_part(graph, q=ball.q, examples=len(ball.radius)) if part is None else part
     eps = torch.finfo(graph.dtype).eps
     feeding = {graph.nodes[i].inputs[0] for i in graph.activations}
     intervals: list[Interval] = []
     lines: dict[int, Lines] = {}
+    steps: dict[int, Tensor] = {}
     centres = affine_values(graph, ball.centre)
     for i, node in enumerate(graph.nodes):
         match node.operation:
@@ -78,14 +79,14 @@ def node_bounds(
                 slack = error + 4 * eps * (reach + middle.abs() + error)
                 interval = sound(Interval(middle - reach - slack, middle + reach + slack))
             case _:
-                interval = interval_step(graph, node, [intervals[j] for j in node.inputs])
+                interval, steps[i] = interval_step(graph, node, [intervals[j] for j in node.inputs])
                 if known is not None:
                     interval = interval.meet(known.intervals[i])
                 if i in feeding:
-                    before = NodeBounds(tuple(intervals), lines, centres)
+                    before = NodeBounds(tuple(intervals), lines, centres, steps)
                     interval = tighten(graph, i, interval, before, ball, part)
         intervals.append(interval)
-    return NodeBounds(tuple(intervals), lines, centres)
+    return NodeBounds(tuple(intervals), lines, centres, steps)
 
 
 def open_signs(
@@ -144,7 +145,8 @@ def _entries(
     every = places.shape[1] == n
     columns = torch.arange(n, device=places.device)[None] if every else places
     if isinstance(here.operation, Dense):  # entries are its weight's rows, applied to what is before
-        rows, (start,) = here.operation.weight[columns], here.inputs
+        (start,) = here.inputs
+        rows = here.operation.weight.index_select(0, columns.flatten()).unflatten(0, columns.shape)
         if here.bias is not None:
             bias = here.bias.expand(here.shape)[columns]
             offset = torch.cat([bias, -bias], dim=1)

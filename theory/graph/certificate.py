@@ -61,7 +61,7 @@ def margin_bounds(
     _check_steps(steps)
     graph, x = compacted(graph, x)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
-    part = affine_part(graph, q=ball.q)
+    part = affine_part(graph, q=ball.q, examples=len(x))
     bounds = node_bounds(graph, ball, part=part, tighten=partial(open_signs, steps=steps))
     found = _margins(graph, ball, labels, bounds, part, steps=steps)
     return found.at(ball.radius).scatter(1, labels[:, None], math.inf)
@@ -326,7 +326,7 @@ def _smallest_failed(
     """Intervals over each example's smallest ball that was too large: they hold in all smaller balls."""
     if known is None:
         empty = [b.lower.new_full((examples, *b.lower.shape[1:]), math.inf) for b in found.intervals]
-        known = NodeBounds(tuple(Interval(-side, side.clone()) for side in empty), {}, {})
+        known = NodeBounds(tuple(Interval(-side, side.clone()) for side in empty), {}, {}, {})
     for old, new in zip(known.intervals, found.intervals, strict=True):
         old.lower[rows], old.upper[rows] = new.lower[failed], new.upper[failed]
     return known

@@ -31,15 +31,18 @@ def compacted(graph: Graph, x: Float[Tensor, "m *shape"]) -> tuple[Graph, Float[
     ]
     for into, unit, out in hidden:  # from the front: what meets nothing but dead units is dead
         here = nodes[into]
-        lives = _weight(here).any(1)
+        lives = _used(here, 1)
         _keep(nodes, into, unit, out, lives if here.bias is None else lives | (here.bias > 0).flatten())
     for into, unit, out in reversed(hidden):  # from behind: what dead units alone look at is dead
-        _keep(nodes, into, unit, out, _weight(nodes[out]).any(0))
+        _keep(nodes, into, unit, out, _used(nodes[out], 0))
     first = nodes[readers[0]]
     if not isinstance(first.operation, Dense) or graph.uses[0] != 1:
         return replace(graph, nodes=tuple(nodes)), x
-    features = _some(_weight(first).any(0))
-    nodes[readers[0]] = replace(first, operation=Dense(_weight(first)[:, features]))
+    lives = _used(first, 0)
+    if lives.all():
+        return replace(graph, nodes=tuple(nodes)), x
+    features = _some(lives)
+    nodes[readers[0]] = replace(first, operation=Dense(_weight(first).index_select(1, features)))
     nodes[0] = Node(Source(), (), (len(features),))
     return replace(graph, nodes=tuple(nodes)), x[:, features.to(x.device)]
 
@@ -59,6 +62,12 @@ def _keep(nodes: list[Node], into: int, unit: int, out: int, lives: Tensor) -> N
 def _weight(node: Node) -> Tensor:
     assert isinstance(node.operation, Dense)
     return node.operation.weight
+
+
+def _used(node: Node, axis: int) -> Tensor:
+    """Whether any weight along an axis is not 0; a sum is many times faster than :meth:`Tensor.any`."""
+    assert isinstance(node.operation, Dense)
+    return node.operation.magnitude().weight.sum(axis) != 0
 
 
 def _some(lives: Tensor) -> Tensor:

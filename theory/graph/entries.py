@@ -8,7 +8,6 @@ line that joins the ends of min(z, 0) and that of max(z, 0).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -16,85 +15,60 @@ from math import prod
 import torch
 from torch import Tensor
 
-from theory.graph.affine import times
 from theory.graph.backward import NodeBounds
+from theory.graph.functionals import Functionals, Scaled
 from theory.graph.network import Activation, Combine, Dense, Graph, Linear, Node, Shape, Source, Transposed
-from theory.graph.relaxation import EXTRA, Interval, chord, eps_of, step_size, terms_of, tiny_of
+from theory.graph.relaxation import EXTRA, Interval, chord, eps_of, terms_of, tiny_of
 
-ROW_ENTRIES = 2**20  # entries of the largest tensor of coefficients
+COLUMN_ENTRIES = 2**20  # entries of the largest tensor of coefficients
 
 
 @dataclass(frozen=True)
 class _Gate:
-    """d z lies in middle z +- (slope z + rest): (1, 1, n), and (k, 1, n) or None for 0.
+    """d z lies in middle z +- (slope z + rest): (n, 1), and (k, n, 1) or None for 0.
 
     ``ends`` (k, n, 2) is what a coefficient of size 1 adds to its own side, with ``rest``, and to the other.
-    Of ``entries`` alone, None for all: where d is known to be 0, nothing counts.
+    Of ``entries`` alone, None for all: where d is known to be 0, nothing counts. Of m examples at once with
+    another axis in front, of all entries, and then ends do not know it yet.
     """
 
     middle: Tensor
     slope: Tensor | None
     ends: Tensor
-    entries: Tensor | None
+    entries: Tensor | None = None
+
+    def of(self, example: int) -> _Gate:
+        """That of one example, without the entries that are 0 if they are many."""
+        middle, ends = self.middle[example], self.ends[example]
+        slope = None if self.slope is None else self.slope[example]
+        entries = middle[:, 0].nonzero()[:, 0]
+        if 4 * len(entries) > 3 * len(middle):
+            off = (middle[:, 0] == 0).nonzero()[:, 0]
+            return _Gate(middle, slope, ends.index_fill(1, off, 0.0))
+        slope = None if slope is None else slope.index_select(1, entries)
+        return _Gate(middle.index_select(0, entries), slope, ends.index_select(1, entries), entries)
 
 
 @dataclass(frozen=True)
 class _Costs:
     """What coefficients meet on their way, by node: gates, values of affine nodes (k, n, 1), what rounding
-    adds for one of size 1 (k, n, 1) unless a gate counts it, what underflow adds to a row (k, 1)."""
+    adds for one of size 1 (k, n, 1) unless a gate counts it, what underflow adds to a functional (k, 1).
+
+    Of m examples at once with another axis in front.
+    """
 
     gates: dict[int, _Gate]
     values: dict[int, Tensor]
     rounding: dict[int, Tensor]
     lost: dict[int, Tensor]
 
-
-@dataclass(frozen=True)
-class _Rows:
-    """Coefficients middle +- spread of functionals above and below, (1 or k, r, *shape) each.
-
-    Entries of ``spread`` have any sign; None stands for 0. Of ``entries`` of the node alone, (1 or k, r, n),
-    where the others are 0; None for all.
-    """
-
-    middle: Tensor
-    spread: Tensor | None = None
-    entries: Tensor | None = None
-
-    def through(self, step: Callable[[Tensor], Tensor]) -> _Rows:
-        """Both, after a linear step that gives all entries of another node."""
-        return _Rows(step(self.middle), None if self.spread is None else step(self.spread))
-
-    def shaped(self, shape: Shape) -> _Rows:
-        """All entries in the shape of their node; some stay in a row."""
-        return (
-            self
-            if self.entries is not None
-            else self.through(lambda rows: rows.reshape(*rows.shape[:2], *shape))
+    def of(self, example: int) -> _Costs:
+        """Those of one example."""
+        values, rounding, lost = (
+            {i: every[example] for i, every in costs.items()}
+            for costs in (self.values, self.rounding, self.lost)
         )
-
-    def everywhere(self, shape: Shape) -> _Rows:
-        """With the entries that are 0."""
-        entries = self.entries
-        if entries is None:
-            return self
-
-        def filled(rows: Tensor) -> Tensor:
-            full = rows.new_zeros(*rows.shape[:2], prod(shape))
-            full[..., entries] = rows
-            return full.unflatten(2, shape)
-
-        return self.through(filled)
-
-    def plus(self, other: _Rows, shape: Shape) -> _Rows:
-        """The sum of the functionals."""
-        here, there = self.everywhere(shape), other.everywhere(shape)
-        spreads = [spread for spread in (here.spread, there.spread) if spread is not None]
-        return _Rows(here.middle + there.middle, sum(spreads[1:], spreads[0]) if spreads else None)
-
-    def of(self, values: Tensor) -> Tensor:
-        """What belongs to the entries held, of (k, n, v)."""
-        return values if self.entries is None else values[:, self.entries]
+        return _Costs({i: gate.of(example) for i, gate in self.gates.items()}, values, rounding, lost)
 
 
 def entry_bounds(
@@ -108,22 +82,20 @@ def entry_bounds(
 
     Source: this project for the split into middle and spread; the lines are those of Shi et al. 2022.
     """
-    rows = torch.arange(len(found.intervals[0].lower), device=reverse.device)
+    every, shape = len(found.intervals[0].lower), reverse.nodes[node].shape
     examples = max((len(unit.lower) for unit in units.values()), default=1)
-    costs = [
-        _costs(reverse, node, found.take(k), {j: z.take(m) for j, z in units.items()}, chords=chords)
-        for m, k in zip(rows[:examples, None], rows.chunk(examples), strict=True)
-    ]
-    shape, row = reverse.nodes[node].shape, max(prod(here.shape) for here in reverse.nodes[: max(1, node)])
-    sides: list[list[tuple[Tensor, Tensor]]] = [[] for _ in costs]
-    for part in torch.arange(prod(shape), device=reverse.device).split(
-        max(1, ROW_ENTRIES * examples // (row * len(rows)))
-    ):
+    together = _costs(reverse, node, found, units, examples=examples, chords=chords)
+    costs = [together.of(example) for example in range(examples)]
+    largest, count = max(prod(here.shape) for here in reverse.nodes[: max(1, node)]), prod(shape)
+    most = max(1, COLUMN_ENTRIES // (largest * (every // examples if chords else 1)))
+    width = -(-count // -(-count // most))  # parts of about one size
+    lower, upper = found.intervals[0].lower.new_empty(2, examples, every // examples, count)
+    for first in range(0, count, width):
+        part = slice(first, min(first + width, count))
         start = _start(reverse, node, part)
-        for cost, side in zip(costs, sides, strict=True):
-            side.append(_followed(reverse, node, part, start, cost))
-    below, above = (torch.cat([torch.cat([s[i] for s in side], dim=1) for side in sides]) for i in (0, 1))
-    return Interval(below.unflatten(1, shape), above.unflatten(1, shape))
+        for example, cost in enumerate(costs):
+            lower[example, :, part], upper[example, :, part] = _followed(reverse, node, part, start, cost)
+    return Interval(lower.reshape(every, *shape), upper.reshape(every, *shape))
 
 
 def is_exact(reverse: Graph, node: int) -> bool:
@@ -139,156 +111,163 @@ def is_exact(reverse: Graph, node: int) -> bool:
 
 
 def _costs(
-    reverse: Graph, node: int, found: NodeBounds, units: dict[int, Interval], *, chords: bool
+    reverse: Graph,
+    node: int,
+    found: NodeBounds,
+    units: dict[int, Interval],
+    *,
+    examples: int,
+    chords: bool,
 ) -> _Costs:
-    """All that the bounds of a node's entries need of the nodes before it, at one example."""
+    """All that the bounds of a node's entries need of the nodes before it, at all examples."""
     eps, tiny = eps_of(reverse), tiny_of(reverse)
-    sizes, nothing = found.sizes, torch.zeros(len(found.intervals[0].lower), 1).to(found.intervals[0].lower)
+    sizes = [interval.size for interval in found.intervals[: node + 1]]
+    sums = [size.flatten(1).sum(1) for size in sizes]
     gates, values, rounding, lost = {}, {}, {}, {}
+
+    def columns(value: Tensor) -> Tensor:
+        return value.reshape(examples, len(sums[0]) // examples, -1, 1)
+
     for i, here in enumerate(reverse.nodes[: node + 1]):
         terms, count = terms_of(reverse, here), prod(here.shape) + EXTRA
-        arriving = sum((sizes[j].flatten(1).sum(1, keepdim=True) for j in here.inputs), start=nothing)
-        lost[i] = (terms * arriving + 4 * count) * tiny
+        arriving = sum((sums[j] for j in here.inputs), start=torch.zeros_like(sums[0]))
+        lost[i] = columns((terms * arriving + 4 * count) * tiny)[..., 0]
         if reverse.linear[i]:
             value, error = found.centres[i]
-            values[i] = value.flatten(1)[..., None]
-            rounding[i] = (error + count * (eps * value.abs() + tiny)).flatten(1)[..., None]
+            values[i] = columns(value)
+            rounding[i] = columns(error + count * (eps * value.abs() + tiny))
         elif isinstance(here.operation, Activation):
             assert here.operation.unit is not None
-            (below,), z = here.inputs, found.intervals[here.inputs[0]]
-            gates[i] = _gate(
-                z,
-                units[here.operation.unit],
-                sloped=chords and not reverse.linear[below],
-                own=terms * eps * z.size + tiny,
-                passed=rounding.get(below),
-            )
+            (below,) = here.inputs
+            slope, height = None, sizes[below]
+            if chords and not reverse.linear[below]:
+                slope, height = chord(found.intervals[below])
+            # Factors that underflow in the weights below, in a middle and a spread, move the inputs there.
+            under = sum((sums[j] for j in reverse.nodes[below].inputs), start=torch.ones_like(sums[0]))
+            slack = columns(terms * eps * sizes[below]) + columns(2 * tiny * under)
+            if below in rounding:  # of the node below: counted here, where coefficients are fewer
+                slack = slack + rounding[below]
+            slope = None if slope is None else columns(slope)
+            gates[i] = _gate(units[here.operation.unit], slope, columns(height), slack)
         else:
-            size = step_size(reverse, here, [sizes[j] for j in here.inputs])
-            rounding[i] = (terms * (eps * size + tiny)).flatten(1)[..., None]
+            rounding[i] = columns(terms * (eps * found.steps[i] + tiny))
     others = (n for n in reverse.nodes[: node + 1] if not isinstance(n.operation, Activation))
     uncounted = {node, *(j for other in others for j in other.inputs)}
     return _Costs(gates, values, {j: rounding[j] for j in uncounted if j in rounding}, lost)
 
 
-def _gate(z: Interval, unit: Interval, *, sloped: bool, own: Tensor, passed: Tensor | None) -> _Gate:
+def _gate(unit: Interval, slope: Tensor | None, height: Tensor, slack: Tensor) -> _Gate:
     """z times the derivative of a ReLU with its input in ``unit``, a bound; known where its sign is.
 
-    ``own`` is what its own rounding adds, ``passed`` that of the node below, which is counted here, where
-    coefficients are fewer.
+    |z| <= slope z + height, None for no slope; ``slack`` is what rounding adds, its own and what it counts
+    for the node below. (m, k, n, 1) each.
     """
-    off, on = (unit.upper <= 0).flatten(1), (unit.lower >= 0).flatten(1)
-    middle = torch.where(off, 0.0, torch.where(on, 1.0, 0.5)).to(z.lower.dtype)
-    half = torch.where(middle == 0.5, middle, 0.0)
-    slope, height = chord(z) if sloped else (None, z.size)
-    slack = own.flatten(1)[..., None]
-    if passed is not None:
-        slack = slack + passed
-    ends = torch.cat([(half * height.flatten(1))[..., None] + slack, slack], dim=2)
-    slope = None if slope is None else half * slope.flatten(1)
-    entries = (~off).all(0).nonzero()[:, 0] if len(off) == 1 else None
-    if entries is None or 4 * len(entries) > 3 * off.shape[1]:
-        ends = torch.where(off[..., None], 0.0, ends)
-        return _Gate(middle[:, None], None if slope is None else slope[:, None], ends, None)
-    slope = None if slope is None else slope[:, None, entries]
-    return _Gate(middle[:, None, entries], slope, ends[:, entries], entries)
+    off, on = (unit.upper <= 0).flatten(1)[..., None], (unit.lower >= 0).flatten(1)[..., None]
+    half = torch.where(off | on, 0.0, 0.5).to(height.dtype)
+    middle = torch.where(on & ~off, 1.0, half)
+    ends = torch.cat([half[:, None] * height + slack, slack], dim=3)
+    return _Gate(middle, None if slope is None else half[:, None] * slope, ends)
 
 
-def _start(reverse: Graph, node: int, part: Tensor) -> dict[int, _Rows]:
+def _start(reverse: Graph, node: int, part: slice) -> dict[int, Functionals]:
     """Some entries of a node as functionals of what it is made of, which are the same at all examples."""
     here = reverse.nodes[node]
-    rows = torch.zeros(1, len(part), prod(here.shape), dtype=reverse.dtype, device=reverse.device)
-    rows = _Rows(rows.scatter_(2, part[None, :, None], 1.0).unflatten(2, here.shape))
+    match here.operation:
+        case Transposed(Dense(weight)) if not reverse.linear[node]:
+            return {here.inputs[0]: Functionals(Scaled(weight[None, :, part]))}
+    eye = torch.eye(prod(here.shape), dtype=reverse.dtype, device=reverse.device)
+    entries = Functionals(Scaled(eye[None, :, part]))
     if reverse.linear[node] or isinstance(here.operation, Activation):
-        return {node: rows}
-    return dict(_back(here, rows))
+        return {node: entries}
+    return dict(_back(here, entries))
 
 
 def _followed(
-    reverse: Graph, node: int, part: Tensor, start: dict[int, _Rows], costs: _Costs
+    reverse: Graph, node: int, part: slice, start: dict[int, Functionals], costs: _Costs
 ) -> tuple[Tensor, Tensor]:
     """Bounds of some entries of a node from below and above, (k, r) each."""
     eps = eps_of(reverse)
-    middle = spread = below = above = torch.zeros_like(costs.lost[node].expand(-1, len(part)))
+    # What is the same for all entries, or for both sides, is kept once until they differ.
+    middle = spread = torch.zeros_like(costs.lost[node])
+    reach = middle[None]  # below and above
     if node not in start:
-        below = above = costs.lost[node] + costs.rounding[node][:, part, 0]
+        reach = reach + costs.lost[node] + costs.rounding[node][:, part, 0]
     arriving = dict(start)
     for i in range(max(arriving), -1, -1):
         if i not in arriving:
             continue
         here, rows = reverse.nodes[i], arriving.pop(i)
         slack, passed = costs.lost[i], []
+        if i in costs.rounding or reverse.linear[i]:
+            rows = rows.everywhere(prod(here.shape))
         if i in costs.rounding:
-            sizes = rows.middle.abs() if rows.spread is None else rows.middle.abs() + rows.spread.abs()
-            slack = slack + _against(sizes, rows.of(costs.rounding[i]))[..., 0]
+            sizes = rows.middle.whole().abs()
+            sizes = sizes if rows.spread is None else sizes + rows.spread.whole().abs()
+            slack = slack + Scaled(sizes).at(costs.rounding[i])[:, 0]
         if reverse.linear[i]:
-            values = rows.of(costs.values[i])
-            middle = middle + _against(rows.middle, values)[..., 0]
+            middle = middle + rows.middle.at(costs.values[i])[:, 0]
             if rows.spread is not None:
-                spread = spread + _against(rows.spread, values)[..., 0]
+                spread = spread + rows.spread.at(costs.values[i])[:, 0]
             slack = slack + 2 * eps * (middle.abs() + spread.abs())
         elif isinstance(here.operation, Activation):
-            rows, down, up = _gated(rows.everywhere(here.shape), costs.gates[i])
-            below, above, passed = below + down, above + up, [(here.inputs[0], rows.shaped(here.shape))]
+            gate = costs.gates[i]
+            rows, left = _gated(rows.among(gate.entries, prod(here.shape)), gate)
+            reach, passed = reach + left, [(here.inputs[0], rows)]
         else:
-            passed = _back(here, rows)
-        below, above = below + slack, above + slack
+            passed = _back(here, rows, costs.gates)
+        reach = reach + slack
         for j, more in passed:
-            arriving[j] = arriving[j].plus(more, reverse.nodes[j].shape) if j in arriving else more
+            arriving[j] = arriving[j].plus(more, prod(reverse.nodes[j].shape)) if j in arriving else more
     terms = max(prod(here.shape) for here in reverse.nodes) + 4 * len(reverse.nodes) + EXTRA
-    grow, slack = 1 + 2 * terms * eps, 4 * eps * (middle.abs() + spread.abs())
-    return middle - spread - below * grow - slack, middle + spread + above * grow + slack
+    reach = reach * (1 + 2 * terms * eps) + 4 * eps * (middle.abs() + spread.abs())
+    return middle - spread - reach[0], middle + spread + reach[-1]
 
 
-def _back(here: Node, rows: _Rows) -> list[tuple[int, _Rows]]:
-    """Rows of a sum or an operator as rows of its inputs."""
+def _back(
+    here: Node, rows: Functionals, gates: dict[int, _Gate] | None = None
+) -> list[tuple[int, Functionals]]:
+    """Functionals of a sum or an operator as those of its inputs: the entries that a gate there wants."""
     match here.operation:
-        case Transposed(Dense(weight)) if rows.entries is not None:
-            return [(here.inputs[0], rows.through(partial(torch.matmul, other=weight[:, rows.entries].mT)))]
         case Transposed(Dense(weight)):
-            return [(here.inputs[0], rows.through(partial(times, weight=weight.mT)))]
+            (before,) = here.inputs
+            wanted = gates[before].entries if gates and before in gates else None
+            weight = weight if wanted is None else weight.index_select(0, wanted)
+            weight = weight if rows.entries is None else weight.index_select(1, rows.entries)
+            return [(before, rows.through(lambda some: some.at(weight.mT[None]), wanted))]
         case Combine(signs):
-            rows = rows.everywhere(here.shape)
+            rows = rows.everywhere(prod(here.shape))
             return [
-                (j, rows.through(partial(torch.mul, other=s)))
+                (j, rows.through(lambda some, sign=s: sign * some.whole()))
                 for j, s in zip(here.inputs, signs, strict=True)
             ]
         case operation:
             assert not isinstance(operation, Source | Activation)
-            rows = rows.everywhere(here.shape)
-            return [(here.inputs[0], rows.through(partial(_transposed, operation)))]
+            rows = rows.everywhere(prod(here.shape))
+            return [(here.inputs[0], rows.through(partial(_transposed, operation, here.shape)))]
 
 
-def _gated(rows: _Rows, gate: _Gate) -> tuple[_Rows, Tensor, Tensor]:
-    """Rows of d z as rows of z, and what they leave below and above, (k, r) each."""
-    rows = rows.through(partial(torch.flatten, start_dim=2))
-    if gate.entries is not None:
-        rows = rows.through(partial(torch.index_select, dim=2, index=gate.entries))
+def _gated(rows: Functionals, gate: _Gate) -> tuple[Functionals, Tensor]:
+    """Functionals of the gate's entries of d z as those of z, and what they leave: below and above,
+    (2, k, r), or (1, k, r) if it is the same."""
+    middle, known = rows.middle.whole(), gate.middle[None]
     if rows.spread is None:
-        size = rows.middle.abs()
-        reach = _against(size, gate.ends[..., :1])[..., 0]
-        spread = None if gate.slope is None else size * gate.slope
-        return _Rows(rows.middle * gate.middle, spread, gate.entries), reach, reach
-    down, up = (rows.middle - rows.spread).abs(), (rows.middle + rows.spread).abs()
-    below, above = _against(down, gate.ends), _against(up, gate.ends)
-    middle, spread = rows.middle * gate.middle, rows.spread * gate.middle
-    if gate.slope is not None:
+        size = middle.abs()
+        spread = None if gate.slope is None else Scaled(size, gate.slope)
+        reach = Scaled(size).at(gate.ends[..., :1]).transpose(0, 1)
+        return Functionals(Scaled(middle, known), spread, gate.entries), reach
+    spread = rows.spread.whole()
+    down, up = (middle - spread).abs_(), (middle + spread).abs_()  # in place: these are the largest tensors
+    below, above = Scaled(down).at(gate.ends), Scaled(up).at(gate.ends)
+    if gate.slope is None:
+        passed = Functionals(Scaled(middle, known), Scaled(spread, known), gate.entries)
+    else:
         half = gate.slope / 2
-        middle, spread = middle + (up - down) * half, spread + (up + down) * half
-    return (
-        _Rows(middle, spread, gate.entries),
-        below[..., 0] + above[..., 1],
-        above[..., 0] + below[..., 1],
-    )
+        middle, spread = middle * known + (up - down) * half, spread * known + (up + down) * half
+        passed = Functionals(Scaled(middle), Scaled(spread), gate.entries)
+    return passed, torch.stack([below[:, 0] + above[:, 1], above[:, 0] + below[:, 1]])
 
 
-def _transposed(operation: Linear, rows: Tensor) -> Tensor:
-    return operation.transpose(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
-
-
-def _against(rows: Tensor, values: Tensor) -> Tensor:
-    """Inner products of (1 or k, r, *shape) with (k, n, v): (k, r, v)."""
-    flat, (k, _, v) = rows.flatten(2), values.shape
-    if len(flat) < k:  # one product for all cotangents
-        return (flat[0] @ values.transpose(0, 1).flatten(1)).unflatten(1, (k, v)).transpose(0, 1)
-    return flat @ values
+def _transposed(operation: Linear, shape: Shape, some: Scaled) -> Tensor:
+    """The transpose of an operator on functionals of its value of a shape."""
+    rows = some.whole().mT
+    return operation.transpose(rows.reshape(-1, *shape)).reshape(*rows.shape[:2], -1).mT

@@ -83,14 +83,21 @@ def gradient_norm_bounds(
     each = torch.arange(m, device=graph.device).repeat_interleave(k)
     repeated = {i: z.take(each) for i, z in units.items()}
     part, last = points_only(reverse), len(reverse.nodes) - 1
-    found, best = None, torch.full((m * k,), torch.inf, dtype=graph.dtype, device=graph.device)
-    for level in range(effort + 1):
+    found = node_bounds(reverse, ball, units=repeated, part=part, tighten=_by_entries(units, effort=0))
+    gradients, best = [found.intervals[last]], []
+    inner = {reverse.nodes[i].inputs[0] for i in reverse.activations}
+    loose = {i for i in inner if not reverse.linear[i] and not is_exact(reverse, i)}
+    for level in range(1, 1 if is_exact(reverse, last) else effort + 1):
         tighten = _by_entries(units, effort=level)
-        found = node_bounds(reverse, ball, units=repeated, part=part, known=found, tighten=tighten)
-        gradient = tighten(reverse, last, found.intervals[last], found, ball, part)
-        found = replace(found, intervals=(*found.intervals[:last], gradient))
-        best = torch.fmin(best, _relaxed_norm(reverse, found, ball))
-    return best.unflatten(0, (m, k))
+        if loose:  # other nodes keep the bounds that they have
+            best.append(_relaxed_norm(reverse, found, gradients, ball))
+            found = replace(found, intervals=(*found.intervals[:last], gradients[-1]))
+            found = node_bounds(reverse, ball, units=repeated, part=part, known=found, tighten=tighten)
+            gradients = [found.intervals[last]]
+        gradient = tighten(reverse, last, gradients[-1], found, ball, part)
+        gradients = [gradient] if loose else [*gradients, gradient]
+    best.append(_relaxed_norm(reverse, found, gradients, ball))
+    return torch.stack(best).amin(0).unflatten(0, (m, k))
 
 
 def _by_entries(units: dict[int, Interval], *, effort: int) -> Tighten:
@@ -107,33 +114,36 @@ def _by_entries(units: dict[int, Interval], *, effort: int) -> Tighten:
     return tighten
 
 
-def _relaxed_norm(reverse: Graph, found: NodeBounds, ball: Ball) -> Tensor:
-    """The l_q norm of the gradient, a bound: entry by entry, and as one functional under lines around it."""
+def _relaxed_norm(reverse: Graph, found: NodeBounds, gradients: list[Interval], ball: Ball) -> Tensor:
+    """The l_q norm of the gradient, a bound: entry by entry, and as one functional under lines around it.
+
+    The smallest over several intervals of the gradient, each of which it lies in.
+    """
     eps = eps_of(reverse)
-    gradient = found.intervals[-1]
-    low, high = gradient.lower.flatten(1), gradient.upper.flatten(1)
-    largest = torch.maximum(-low, high).amax(1, keepdim=True)
-    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    # Widened by the rounding of the division.
+    low = torch.stack([gradient.lower for gradient in gradients], dim=1).flatten(2)
+    high = torch.stack([gradient.upper for gradient in gradients], dim=1).flatten(2)
+    largest = torch.maximum(-low, high).amax(2, keepdim=True)
+    # A power of two: division rounds nothing but what underflows.
+    unit = largest / (2 * torch.frexp(largest)[0])
+    unit = torch.where((largest > 0) & largest.isfinite() & unit.isfinite(), unit, 1.0)
     low, high = low / unit, high / unit
-    low, high = low - 2 * eps * low.abs(), high + 2 * eps * high.abs()
     size = torch.maximum(-low, high)
-    terms = low.shape[1] + EXTRA
+    terms = low.shape[2] + EXTRA
     if ball.q == 1:
-        apart = size.sum(1)
+        apart = size.sum(2)
         slope, intercept = chord(Interval(low, high))
     else:
-        apart = size.square().sum(1).sqrt()
+        apart = size.square().sum(2).sqrt()
         slope, intercept = high + low, 8 * eps * size.square() - low * high
-    rows = -slope.reshape(len(slope), 1, *reverse.nodes[-1].shape)
+    rows = -slope.unflatten(2, reverse.nodes[-1].shape)
     last = len(reverse.nodes) - 1
-    functional = -lower_bounds(reverse, last, rows, found, ball, points_only(reverse)).at(ball.radius)[:, 0]
-    joint = functional / unit[:, 0] * (1 + 2 * eps * functional.sign())
-    joint = joint + intercept.sum(1) + terms * eps * intercept.abs().sum(1)
+    functional = -lower_bounds(reverse, last, rows, found, ball, points_only(reverse)).at(ball.radius)
+    joint = functional / unit[..., 0]
+    joint = joint + intercept.sum(2) + terms * (eps * intercept.abs().sum(2) + tiny_of(reverse))
     joint = joint.clamp(min=0.0) if ball.q == 1 else joint.clamp(min=0.0).sqrt()
-    bound = torch.fmin(apart, joint) * unit[:, 0] * (1 + terms * eps) + tiny_of(reverse)
+    bound = torch.fmin(apart, joint) * unit[..., 0] * (1 + terms * eps) + tiny_of(reverse)
     bound = torch.where(apart == 0, 0.0, bound)
-    return torch.where(bound.isnan() | ~largest[:, 0].isfinite(), torch.inf, bound)
+    return torch.where(bound.isnan() | ~largest[..., 0].isfinite(), torch.inf, bound).amin(1)
 
 
 def label_differences(graph: Graph, y: Int[Tensor, " m"]) -> Float[Tensor, "m c c"]:

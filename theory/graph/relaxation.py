@@ -52,7 +52,11 @@ class Interval:
 
     def meet(self, other: Interval) -> Interval:
         """Both bounds at once; a NaN of one side leaves the other."""
-        return Interval(torch.fmax(self.lower, other.lower), torch.fmin(self.upper, other.upper))
+        here, there = (
+            sound(self),
+            sound(other),
+        )  # with minima and maxima: many times faster than fmin and fmax
+        return Interval(torch.maximum(here.lower, there.lower), torch.minimum(here.upper, there.upper))
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,16 @@ def gate_lines(z: Interval, unit: Interval) -> Lines:
 
 
 def chord(z: Interval) -> tuple[Tensor, Tensor]:
-    """|z| <= slope z + height on the interval, a bound: the chord of |z|, or |z| itself; |slope| <= 1."""
+    """|z| <= slope z + height on the interval, a bound: the chord of |z|, or |z| itself; |slope| <= 1.
+
+    At an infinite end the slope is 0 and the height infinite.
+    """
     limits = torch.finfo(z.lower.dtype)
-    mixed = (z.lower < 0) & (z.upper > 0)
-    sign = torch.where(z.lower >= 0, 1.0, -1.0).to(z.lower.dtype)
-    slope = torch.where(mixed, (z.upper + z.lower) / torch.where(mixed, z.upper - z.lower, 1.0), sign)
+    up, down = z.upper.clamp(min=0.0), (-z.lower).clamp(min=0.0)
+    slope = ((up - down) / (up + down)).nan_to_num(0.0)  # 1 or -1 where the sign is known, 0 at [0, 0]
     ends = torch.maximum(z.upper - slope * z.upper, -z.lower - slope * z.lower)
-    height = torch.where(mixed, ends + 8 * limits.eps * z.size + limits.tiny, 0.0)
-    infinite = ~z.size.isfinite()
-    return torch.where(infinite, 0.0, slope), torch.where(infinite, z.size, height)
+    height = (ends + 8 * limits.eps * z.size + limits.tiny) * up.sign() * down.sign()
+    return slope, height.nan_to_num(torch.inf, torch.inf)
 
 
 def _slope(ratio: Tensor) -> Tensor:
@@ -184,14 +189,12 @@ def terms_of(graph: Graph, node: Node) -> int:
             return operation.terms + shared + EXTRA
 
 
-def interval_step(graph: Graph, node: Node, inputs: list[Interval]) -> Interval:
+def interval_step(graph: Graph, node: Node, inputs: list[Interval]) -> tuple[Interval, Tensor]:
     """A linear node or a sum from the intervals of its inputs, a bound: interval bound propagation.
 
-    Reference: Gowal et al. 2018.
+    And the sizes of what it adds up, as :func:`step_size`. Reference: Gowal et al. 2018.
     """
     eps, tiny = eps_of(graph), tiny_of(graph)
-    size = step_size(graph, node, [part.size for part in inputs])
-    slack = terms_of(graph, node) * (eps * size + tiny)
     match node.operation:
         case Combine(signs):
             ends = [
@@ -202,18 +205,21 @@ def interval_step(graph: Graph, node: Node, inputs: list[Interval]) -> Interval:
             lower, upper = combined([e[0] for e in ends], ones), combined([e[1] for e in ends], ones)
             if node.bias is not None:
                 lower, upper = lower + node.bias, upper + node.bias
+            size = step_size(graph, node, [part.size for part in inputs])
         case operation:
             assert not isinstance(operation, Source | Activation)
             (part,) = inputs
             centre, spread = part.lower / 2 + part.upper / 2, part.upper / 2 - part.lower / 2 + tiny
-            middle, reach = operation.apply(centre), operation.magnitude().apply(spread)
+            middle = operation.apply(centre)
+            reach, size = operation.magnitude().apply(torch.cat([spread, part.size])).chunk(2)
             if node.bias is not None:
-                middle = middle + node.bias
+                middle, size = middle + node.bias, size + node.bias.abs()
             lower, upper = middle - reach, middle + reach
-    return sound(Interval(lower - slack, upper + slack))
+    slack = terms_of(graph, node) * (eps * size + tiny)
+    return sound(Interval(lower - slack, upper + slack)), size
 
 
 def sound(found: Interval) -> Interval:
     """The interval with every NaN, from an overflow, made infinite: a bound again."""
-    lower = torch.where(found.lower.isnan(), -torch.inf, found.lower)
-    return Interval(lower, torch.where(found.upper.isnan(), torch.inf, found.upper))
+    lower = found.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    return Interval(lower, found.upper.nan_to_num(torch.inf, torch.inf, -torch.inf))
