@@ -55,7 +55,7 @@ class Interval:
         here, there = (
             sound(self),
             sound(other),
-        )  # with minima and maxima: many times faster than fmin and fmax
+        )  # then minima and maxima, many times faster than fmin and fmax
         return Interval(torch.maximum(here.lower, there.lower), torch.minimum(here.upper, there.upper))
 
 
