@@ -29,8 +29,8 @@ from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, 
 BATCH = 32  # regions split together: one pass of NumPy over all of them
 # Relative steps beyond a computed point of the boundary, tried until one is proven to have crossed it.
 NUDGES = np.array([0.0, 1e-15, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8])
-# Depths below the surface of a region, in units of its distance, at which a point inside it is looked for: its
-# closest point may be a corner that the ray from x only touches.
+# Depths below the surface of a region, in units of its distance, at which a point inside it is looked for:
+# its closest point may be a corner that the ray from x only touches.
 DEPTHS = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2)
 SEARCH_STEPS = 20
 HALVINGS = 40

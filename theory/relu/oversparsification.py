@@ -271,7 +271,8 @@ def expected_lipschitz(
     each = [
         (best_bound(net, alphas, (label, k), p=p), _root_square(net, alphas, (label, k), p=p)) for k in rivals
     ]
-    mean, square = np.sum([m for m, _ in each], axis=0), np.hypot.reduce([s for _, s in each], axis=0)
+    with np.errstate(over="ignore"):
+        mean, square = np.sum([m for m, _ in each], axis=0), np.hypot.reduce([s for _, s in each], axis=0)
     mean, square = outward(mean, roundings=len(rivals)), outward(square, roundings=6 * len(rivals))
     last = net.weights[-1]
     with np.errstate(over="ignore"):
