@@ -114,7 +114,8 @@ def paper_multiclass_bound(
     weight, mean = np.ldexp(clf.weight, -steep), np.ldexp(stats.mean, -far)
     offset = (weight[:, None] - weight).mean(axis=1)  # w_k - wbar, exactly 0 where all rows are equal
     with np.errstate(over="ignore"):
-        bias = np.ldexp((clf.bias[:, None] - clf.bias).mean(axis=1), -steep - far)
+        half = (clf.bias[:, None] / 2 - clf.bias / 2).mean(axis=1)  # of b_k - bbar, which may overflow
+        bias = np.ldexp(half, 1 - steep - far)
         margin, size = (offset * mean).sum(axis=1) + bias, norm(offset, p=dual(p))
         ratio = np.divide(margin, size, out=np.full(size.shape, math.inf), where=size > 0)
         return _average(stats, np.ldexp(ratio, far))
