@@ -112,10 +112,11 @@ def paper_multiclass_bound(
     # Weights and means as mantissas times powers of 2.
     steep, far = (int(np.frexp(np.abs(a).max())[1]) for a in (clf.weight, stats.mean))
     weight, mean = np.ldexp(clf.weight, -steep), np.ldexp(stats.mean, -far)
+    spare = 1 + stats.prior.size.bit_length()
     offset = (weight[:, None] - weight).mean(axis=1)  # w_k - wbar, exactly 0 where all rows are equal
     with np.errstate(over="ignore"):
-        half = (clf.bias[:, None] / 2 - clf.bias / 2).mean(axis=1)  # of b_k - bbar, which may overflow
-        bias = np.ldexp(half, 1 - steep - far)
+        small = np.ldexp(clf.bias, -spare)  # whose sums cannot overflow
+        bias = np.ldexp((small[:, None] - small).mean(axis=1), spare - steep - far)
         margin, size = (offset * mean).sum(axis=1) + bias, norm(offset, p=dual(p))
         ratio = np.divide(margin, size, out=np.full(size.shape, math.inf), where=size > 0)
         return _average(stats, np.ldexp(ratio, far))
