@@ -163,6 +163,8 @@ def test_what_overflows_is_infinite_and_not_nan(rung):
     for chosen in (weights, dead):
         graph = from_relu_network(ReLUNetwork(chosen, (np.zeros(2),) * 3))
         assert rung(graph, [0.5, 0.5], PAIR) == math.inf
+    largest = from_relu_network(ReLUNetwork((np.full((2, 2), 1.7e308), np.eye(2)), (np.zeros(2),) * 2))
+    assert rung(largest, [1.0], PAIR) >= 0
 
 
 def test_pooling_is_not_masked():
