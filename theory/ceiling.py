@@ -12,10 +12,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial.distance import cdist
 
+from theory.norms import norm
 from theory.types import InvalidInput, check_labels, check_p, finite_array
 
 # More than the relative rounding of a distance between points of up to a million features.
 _ROUNDED_UP = 1 + 1e-9
+_SQUARES_LOST = 1e-140  # a distance below this has squares that underflow
 
 
 def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) -> float:
@@ -35,7 +37,7 @@ def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) 
     """
     x, y, exponent = _checked(x, y, p=p)
     cost = _opponents(x, x, y, y, p=p)
-    return float(np.ldexp(_cheapest_cover(cost, cost.min(axis=1)) / (2 * len(y)), exponent))
+    return _unscaled(_cheapest_cover(cost, cost.min(axis=1)) / (2 * len(y)), exponent)
 
 
 def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, block: int = 1000) -> float:
@@ -61,7 +63,7 @@ def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, 
             continue
         cost = _opponents(x[mine], x, y[mine], y, p=p)
         total += _cheapest_cover(cost[:, mine], cost.min(axis=1))
-    return float(np.ldexp(total / (2 * len(y)), exponent))
+    return _unscaled(total / (2 * len(y)), exponent)
 
 
 def _checked(x: object, y: object, *, p: float) -> tuple[Array, Array, int]:
@@ -75,6 +77,11 @@ def _checked(x: object, y: object, *, p: float) -> tuple[Array, Array, int]:
     return np.ldexp(points, -exponent), labels, exponent
 
 
+def _unscaled(mean: float, exponent: int) -> float:
+    with np.errstate(over="ignore"):  # a mean beyond the largest float is rightly inf
+        return float(np.ldexp(mean, exponent))
+
+
 def _opponents(
     x: Float[Array, "k n"],
     other: Float[Array, "m n"],
@@ -86,6 +93,8 @@ def _opponents(
     """l_p distances, inf between points of one label."""
     cost = cdist(x, other, "euclidean" if p == 2 else "chebyshev")
     cost[y[:, None] == labels] = np.inf
+    near = np.nonzero(cost < _SQUARES_LOST)
+    cost[near] = norm(x[near[0]] - other[near[1]], p=p)
     return cost
 
 
@@ -111,13 +120,22 @@ def mean_radius_ceiling(
     check_p(p)
     x = finite_array("x", x, ndim=2)
     y = check_labels("y", y, n=x.shape[0], classes=np.iinfo(np.int64).max)
-    if correct.shape != y.shape:
-        raise InvalidInput(f"correct has shape {correct.shape}; expected {y.shape}, one flag per point")
+    correct = _check_flags(correct, y)
     if not correct.any():
         return 0.0
     if np.unique(y[correct]).size == 1:
         return np.inf
     return float(correct.mean() * universal_ceiling(x[correct], y[correct], p=p))
+
+
+def _check_flags(correct: object, y: Int[Array, " m"]) -> Bool[Array, " m"]:
+    flags = np.asarray(correct)
+    if flags.shape != y.shape or flags.dtype != bool:
+        raise InvalidInput(
+            f"correct has shape {flags.shape}; expected {y.shape}, one flag per point, of booleans "
+            f"and not of {flags.dtype}"
+        )
+    return flags
 
 
 def robust_accuracy_ceiling(
@@ -140,8 +158,7 @@ def robust_accuracy_ceiling(
     check_p(p)
     x = finite_array("x", x, ndim=2)
     y = check_labels("y", y, n=x.shape[0], classes=np.iinfo(np.int64).max)
-    if correct.shape != y.shape:
-        raise InvalidInput(f"correct has shape {correct.shape}; expected {y.shape}, one flag per point")
+    correct, radii = _check_flags(correct, y), np.asarray(radii)
     if not (radii >= 0).all():
         raise InvalidInput("radii holds a negative radius or NaN; a robust accuracy belongs to one >= 0")
     distances = _opponents(x[correct], x[correct], y[correct], y[correct], p=p)
@@ -194,4 +211,4 @@ def ceiling_in_blocks(distances: OpponentDistances, correct: Bool[Array, " m"]) 
         if cost.size:
             cheapest = cost.min(axis=1)
             total += np.inf if np.isinf(cheapest).any() else _cheapest_cover(cost, cheapest)
-    return float(np.ldexp(total / (2 * len(correct)), distances.exponent))
+    return _unscaled(total / (2 * len(correct)), distances.exponent)

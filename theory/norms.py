@@ -25,7 +25,8 @@ def norm(v: Float[Array, "*batch n"], *, p: float) -> Float[Array, "*batch"]:
     largest = np.asarray(absolute.max(axis=-1))
     if p == math.inf:
         return largest
-    unit = np.where(largest > 0, largest, 1.0)
-    scaled = absolute / unit[..., None]
-    total = scaled.sum(axis=-1) if p == 1 else np.sqrt((scaled * scaled).sum(axis=-1))
-    return np.asarray(total * unit)
+    unit = np.where((largest > 0) & (largest < math.inf), largest, 1.0)
+    with np.errstate(over="ignore"):
+        scaled = absolute / unit[..., None]
+        total = scaled.sum(axis=-1) if p == 1 else np.sqrt((scaled * scaled).sum(axis=-1))
+        return np.asarray(total * unit)

@@ -104,6 +104,12 @@ def test_ceiling_is_attained_by_a_boundary_halfway_between_two_columns(p):
     assert mean_radius(clf, x, y, p=p) == universal_ceiling(x, y, p=p) == 1.0
 
 
+def test_squares_of_small_distances_do_not_underflow():
+    x, y = np.array([[1.0, 0.0], [1.0, 1e-200]]), np.array([0, 1])
+    assert universal_ceiling(x, y, p=2.0) == pytest.approx(5e-201)
+    assert universal_ceiling(1.7e308 * np.array([[1.0, 1.0], [-1.0, -1.0]]), y, p=2.0) == math.inf
+
+
 def test_ceiling_of_a_crowd_is_not_a_matching():
     """One point must serve as partner of four: their distances add up, and its own radius is 0."""
     x, y = CROWD

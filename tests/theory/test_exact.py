@@ -210,6 +210,19 @@ def test_certificates_and_attacks_enclose_the_exact_radius(p):
         laws.law_sandwich(certify(net, x, y, p=p), found, attacked)
 
 
+@given(seed=st.integers(0, 2**32 - 1), p=attack_norms())
+@example(seed=39, p=math.inf)
+@example(seed=50, p=2.0)
+@example(seed=112, p=2.0)
+@settings(max_examples=20)
+def test_networks_in_general_position_are_solved(seed, p):
+    # The closest point of a region may be a corner of it that the ray from x leaves at once.
+    net = random_network([4, 4, 3], seed)
+    x = np.random.default_rng(seed).normal(size=(1, 4))
+    found = exact_radius(net, x, net.scores(x).argmax(axis=1), p=p)
+    assert found.status[0] in ("optimal", "none found")
+
+
 def test_the_mixed_integer_program_agrees():
     net = random_network([6, 8, 6, 4], seed=5)
     x = np.random.default_rng(6).normal(size=(4, 6))

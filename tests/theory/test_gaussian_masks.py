@@ -1,7 +1,9 @@
 """Gaussian classes under random masks against enumeration, binomial sums and sampling."""
 
 import math
+from typing import Any
 
+import mpmath as mp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -134,6 +136,31 @@ def test_ends_of_the_range_and_the_derivation():
     assert found.value[0] == gaussian_mean_radius(CLF, DATA, p=2.0)
     assert found.value[1] == found.error[1] == 0.0
     assert symbolic_random.prove_laplace_inversion()(2.5) == 2.5
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_error_without_masks_covers_a_mean_far_on_the_wrong_side(p):
+    # E[T_+] = exp(-a^2 / 2 s^2) and less: a rounding of a counts (a / s)^2 times.
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        weight, mean = rng.normal(size=5), 8 * rng.normal(size=(2, 5))
+        data = GaussianClasses(mean, np.diag(rng.uniform(0.1, 3, size=5)), np.array([0.3, 0.7]))
+        clf = BinaryLinear(weight, float(rng.normal()))
+        found = masked_gaussian_mean_radius(clf, data, np.array([0.0]), p=p)
+        assert abs(mp.mpf(float(found.value[0])) - exact_mean_radius(clf, data, p=p)) <= found.error[0]
+
+
+def exact_mean_radius(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> Any:
+    """The closed form in 40 digits."""
+    with mp.workdps(40):
+        weight = [mp.mpf(float(w)) for w in clf.weight]
+        size = mp.fsum(map(abs, weight)) if p == math.inf else mp.sqrt(mp.fsum(w * w for w in weight))
+        s = mp.sqrt(mp.fsum(w * w * v for w, v in zip(weight, data.covariance.diagonal(), strict=True)))
+        total = mp.mpf(0)
+        for sign, mean, prior in zip((-1, 1), data.mean, data.prior, strict=True):
+            a = sign * (mp.fsum(w * float(m) for w, m in zip(weight, mean, strict=True)) + clf.bias)
+            total += mp.mpf(float(prior)) * (a * mp.ncdf(a / s) + s * mp.npdf(a / s)) / size
+        return total
 
 
 def test_what_does_not_factorise_is_refused(unchecked):

@@ -64,6 +64,14 @@ def test_known_values():
     assert np.array_equal(optimal_robust_classifier(MEAN, p=math.inf, eps=0.25).weight, [0.75, 0.0, 0.0])
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_squares_of_means_neither_under_nor_overflow(size):
+    mean = np.array([[0.0, 0.0], [size, size]])
+    assert optimal_robust_accuracy(mean, sigma=size, p=2.0, eps=0.0) == pytest.approx(ndtr(math.sqrt(0.5)))
+    if size < 1:  # the bias of the other is beyond the largest float
+        assert optimal_robust_classifier(mean, p=2.0, eps=0.0).weight.tolist() == [size / 2, size / 2]
+
+
 def test_bad_input_is_named():
     with pytest.raises(InvalidInput, match="eps is 1.0; it reaches half-way"):
         optimal_robust_classifier(MEAN, p=math.inf, eps=1.0)

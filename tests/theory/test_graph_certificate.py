@@ -258,6 +258,22 @@ def test_ascent_steps_never_shrink_the_radius_on_an_example_that_gains():
         laws.law_no_attack_inside(found, graph, x, y, p=p)
 
 
+def test_inputs_that_carry_gradients_get_plain_numbers():
+    graph = from_relu_network(ReLUNetwork((np.eye(2), np.eye(2)), (np.ones(2), np.zeros(2))))
+    x, y = torch.tensor([[0.5, 0.25]], dtype=torch.float64), torch.tensor([0])
+    radius = torch.full((1,), 2.0, dtype=torch.float64)
+    for steps in (0, 2):
+        for found, plain in [
+            (certify(x.clone().requires_grad_()), certify(x))
+            for certify in (
+                lambda x, steps=steps: certified_radius(graph, x, y, p=2.0, steps=steps),
+                lambda x, steps=steps: margin_bounds(graph, x, y, p=2.0, radius=radius, steps=steps),
+            )
+        ]:
+            assert not found.requires_grad
+            assert torch.equal(found, plain)
+
+
 def test_more_examples_than_a_chunk_change_nothing(monkeypatch):
     rng = np.random.default_rng(1)
     weights = [rng.normal(size=s) for s in ((6, 3), (3, 6))]

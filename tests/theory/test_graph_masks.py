@@ -1,5 +1,7 @@
 """Random masks on graphs against the enumeration of all masks, and against the theory of dense networks."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from theory.graph.network import Graph, from_relu_network
 from theory.laws import graph as laws
 from theory.laws.strategies import convolutions, relu_networks, sparsities, tensors
 from theory.relu import masks as relu_masks
-from theory.types import InvalidInput
+from theory.types import InvalidInput, ReLUNetwork
 
 # The run-time shape checks pick random items of the tuples in a network, also while Hypothesis draws one.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -152,6 +154,17 @@ def test_laws_reject_wrong_rungs():
     laws.law_bounds_expectation(frobenius_bound, norms, flat, shared, PAIR)
     with pytest.raises(AssertionError):
         laws.law_bounds_expectation(without_overlap, norms, flat, shared, PAIR)
+
+
+@pytest.mark.parametrize("rung", [expected_path_norm, frobenius_bound])
+def test_what_overflows_is_infinite_and_not_nan(rung):
+    weights = (np.full((2, 2), 1e200), np.full((2, 2), 1e200), np.array([[1.0, 0.0], [0.0, 0.0]]))
+    dead = (*weights[:2], np.zeros((2, 2)))
+    for chosen in (weights, dead):
+        graph = from_relu_network(ReLUNetwork(chosen, (np.zeros(2),) * 3))
+        assert rung(graph, [0.5, 0.5], PAIR) == math.inf
+    largest = from_relu_network(ReLUNetwork((np.full((2, 2), 1.7e308), np.eye(2)), (np.zeros(2),) * 2))
+    assert rung(largest, [1.0], PAIR) >= 0
 
 
 def test_pooling_is_not_masked():

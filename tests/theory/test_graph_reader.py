@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from theory.graph.network import Activation, Graph
+from theory.graph.network import Activation, Graph, Linear
 from theory.graph.reader import read
 from theory.graph.windows import window_entries
 from theory.laws import graph as laws
@@ -272,7 +272,6 @@ def test_what_is_not_understood_is_refused_by_name(name):
 
 
 IMAGES_REFUSED = {
-    "ceil": (lambda self, x: F.avg_pool2d(x, 3, 2, ceil_mode=True).flatten(1), "ceil_mode"),
     "uneven": (lambda self, x: F.adaptive_avg_pool2d(x, 3).flatten(1), "only equal windows"),
     "same": (
         lambda self, x: F.conv2d(x, self.part.weight[..., :2], padding="same").flatten(1),
@@ -347,6 +346,24 @@ def test_windows_hold_what_max_pooling_reads(side, kernel, stride, padding, dila
     )
     found = torch.stack([x.flatten(1)[:, index] for index in entries]).amax(0)
     assert (found == expected).all()
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("divisor", [None, 5])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [(2, 2, 0), (3, 2, 1), ((3, 2), (2, 3), (1, 0)), (4, 3, 2), (1, 3, 0), ((2, 4), 3, (0, 1))],
+)
+def test_average_pooling_of_any_mode(kernel, stride, padding, ceil, pads, divisor):
+    pool = nn.AvgPool2d(kernel, stride, padding, ceil, pads, divisor)
+    shape = (2, 7, 6)
+    graph = read(nn.Sequential(pool, nn.Flatten()), shape)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    torch.testing.assert_close(graph.scores(x), pool(x).flatten(1), rtol=1e-14, atol=1e-14)
+    for place, node in enumerate(graph.nodes):
+        if isinstance(node.operation, Linear):
+            laws.law_transposes(node.operation, graph.nodes[place - 1].shape, node.shape)
 
 
 def test_windows_of_padding_alone_are_refused():

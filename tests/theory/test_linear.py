@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from theory.laws import linear as laws
@@ -17,13 +17,16 @@ from theory.linear import (
     class_statistics,
     fgs_accuracy,
     hoelder_ceiling,
+    jensen_bound,
     markov_bound,
     mean_radius,
     norm_interpolation,
+    paper_multiclass_bound,
     radius,
     robust_accuracy,
     sparse_ceiling,
     support_ceiling,
+    weight_free_bound,
 )
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, LinearClassifier
@@ -66,6 +69,54 @@ def test_radius_ignores_the_scale_of_the_weights(problem, p, factor):
 def test_radius_is_a_number_at_every_scale(problem, p):
     found = radius(*problem, p=p)
     assert (found >= 0).all()
+
+
+@given(
+    problem=linear_problems(),
+    p=attack_norms(),
+    steep=st.sampled_from([-900, -600, 0, 600, 900]),
+    far=st.sampled_from([-900, -600, 0, 600, 900]),
+)
+def test_units_of_weights_and_inputs_change_nothing_else(problem, p, steep, far):
+    # Their products leave the floats, the distances do not.
+    clf, x, y = problem
+    assume(min(_spread(a) for a in (clf.weight, clf.bias, x)) > 2.0**-60)
+    with np.errstate(over="ignore"):
+        binary, bias = isinstance(clf, BinaryLinear), np.ldexp(clf.bias, steep + far)
+    assume(np.isfinite(bias).all() and np.array_equal(np.ldexp(bias, -steep - far), clf.bias))
+    weight = np.ldexp(clf.weight, steep)
+    other = BinaryLinear(weight, float(bias)) if binary else LinearClassifier(weight, bias)
+    moved = np.ldexp(x, far)
+    np.testing.assert_array_equal(radius(other, moved, y, p=p), np.ldexp(radius(clf, x, y, p=p), far))
+    if len(np.unique(y)) < 2:
+        return
+    here, there = class_statistics(clf, x, y), class_statistics(other, moved, y)
+    np.testing.assert_array_equal(there.accuracy, here.accuracy)
+    for bound in (jensen_bound, paper_multiclass_bound):
+        assert bound(other, there, p=p) == pytest.approx(np.ldexp(bound(clf, here, p=p), far), rel=1e-12)
+    scaled = np.ldexp(weight_free_bound(here, p=p), far)
+    assert weight_free_bound(there, p=p) == pytest.approx(scaled, rel=1e-12)
+
+
+def _spread(values: np.ndarray | float) -> float:
+    """Smallest over largest size of what is not 0."""
+    sizes = np.abs(np.atleast_1d(values))
+    return float(sizes[sizes > 0].min(initial=math.inf) / sizes.max()) if sizes.any() else 1.0
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_the_largest_floats_give_numbers_or_infinity(p):
+    big = 1.7e308
+    clf = LinearClassifier(np.array([[1.0, 1.0], [-1.0, 1.0], [0.0, -1.0]]) * big, np.array([big, -big, 0.0]))
+    x, y = np.array([[1.0, 1.0], [-1.0, 1.0], [0.5, -1.0]]) * big, np.arange(3)
+    small = LinearClassifier(clf.weight / big, np.zeros(3))  # beside such inputs the biases are nothing
+    np.testing.assert_allclose(radius(clf, x, y, p=p), radius(small, x / big, y, p=p) * big, rtol=1e-12)
+    stats = class_statistics(clf, x, y)
+    for bound in (jensen_bound, paper_multiclass_bound):
+        assert bound(clf, stats, p=p) >= (radius(clf, x, y, p=p) / 3).sum() * (1 - 1e-12)
+    assert fgs_accuracy(clf, x, y, eps=0.1) == 1.0
+    two = ClassStatistics(np.full(2, 0.5), np.ones(2), np.array([[1.0, 1.0], [-1.0, -1.0]]) * big)
+    assert hoelder_ceiling(two, p=p) == sparse_ceiling(two, 1, p=p) == math.inf
 
 
 @given(linear_problems(), attack_norms())

@@ -114,6 +114,12 @@ def test_the_largest_floats_neither_overflow_nor_lose_digits(p):
     np.testing.assert_array_equal(large.value, np.ldexp(found.value, 1000))
 
 
+def test_an_average_beyond_the_largest_float_is_infinite_and_so_is_its_error():
+    found = masked_mean_radius(np.ones(9), np.full(9, 1.7e308), np.array([0.0, 0.5, 1.0]), p=2.0)
+    assert found.value.tolist() == [math.inf, math.inf, 0.0]
+    assert found.error.tolist() == [math.inf, math.inf, 0.0]
+
+
 def test_quadrature_agrees_with_rational_arithmetic():
     weight, gain, alpha = [3, -1, 2, 2, -5], [1, 2, -1, 4, 1], Fraction(1, 4)
     total = Fraction(0)

@@ -356,6 +356,10 @@ def test_illegal_calls_name_the_argument():
         sample(as_sequential(net), x, y, rivals, alphas, masks=1, generator=torch.Generator())
     with pytest.raises(InvalidInput, match=r"model\[1\] is Tanh"):
         predict_sequential(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), x, y, rivals, alphas)
+    with pytest.raises(InvalidInput, match=r"model\[0\] is Linear.* takes no examples of shape"):
+        predict_sequential(nn.Sequential(nn.Linear(9, 3)), x, y, rivals, alphas)
+    with pytest.raises(InvalidInput, match="x has a NaN"):
+        predict_sequential(nn.Sequential(nn.Linear(3, 3)), x * math.nan, y, rivals, alphas)
     pooled = nn.Sequential(nn.MaxPool2d(2, padding=1), nn.Flatten(), nn.Linear(4, 3))
     with pytest.raises(InvalidInput, match="max-pooling"):
         predict_sequential(pooled, np.ones((1, 1, 2, 2)), y, rivals, alphas)

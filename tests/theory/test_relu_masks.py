@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
@@ -16,6 +16,7 @@ from theory.laws.catalog.relu import closed_column_sums
 from theory.laws.strategies import arrays, attack_norms, masked_networks, relu_networks, sparsities
 from theory.relu import halfcut, masks
 from theory.relu.lipschitz import gradient_norms, lipschitz_constants, path_norm
+from theory.relu.mask_margins import expected_margin_bound
 from theory.relu.masks import (
     bernstein_bound,
     best_bound,
@@ -216,6 +217,27 @@ def test_batches_of_sparsities_equal_one_call_each(net, data):
             np.testing.assert_allclose(batch[index], rung(net, alphas[index], PAIR), rtol=1e-13)
     alphas[..., -1] = 0.0
     assert eta_path(alphas).shape == eta_frobenius(alphas).shape == (2, 2)
+
+
+@pytest.mark.usefixtures("unchecked")
+@given(net=relu_networks(max_depth=3), data=st.data(), kind=st.sampled_from([np.float32, np.float16]))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_sparsities_of_few_digits_are_rounded_no_further(net, data, kind):
+    # In their own type 1 - alpha and its root would be rounded, and the bound with them.
+    alphas = np.array([data.draw(sparsities()) for _ in net.weights], dtype=kind)
+    for rung in {rung for rung, _ in RUNGS}:
+        assert rung(net, alphas, PAIR) == rung(net, alphas.astype(np.float64), PAIR)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("alphas", [[0.5, 0.0], 0.5, None])
+def test_sparsities_that_are_no_array_are_named(alphas):
+    net = ReLUNetwork((np.eye(2), np.eye(2)), (np.zeros(2), np.zeros(2)))
+    for rung in {rung for rung, _ in RUNGS}:
+        with pytest.raises(InvalidInput, match="alphas is"):
+            rung(net, alphas, PAIR)
+    with pytest.raises(InvalidInput, match="alphas is"):
+        expected_margin_bound(net, np.ones((1, 2)), alphas, PAIR)
 
 
 @given(case=masked_networks(relu_networks()))

@@ -6,8 +6,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from theory import linear
-from theory.ceiling import mean_radius_ceiling, universal_ceiling
+from theory import linear, relu
+from theory.ceiling import mean_radius_ceiling, robust_accuracy_ceiling, universal_ceiling
 from theory.laws.strategies import EXTREME
 from theory.linear import ClassStatistics, GaussianClasses, class_statistics
 from theory.norms import dual, norm
@@ -29,6 +29,9 @@ X, Y = np.array([[1.0, 1.0], [-1.0, 0.0]]), np.array([1, 0])
 HALF = np.array([0.5, 0.5])
 STATS = class_statistics(CLF, X, Y)
 GAUSSIAN = GaussianClasses(X, np.eye(2), HALF)
+NET = ReLUNetwork(
+    (np.array([[1.0, 2.0], [-1.0, 0.5]]), np.array([[0.0, 1.0], [1.0, 0.5]])), (np.zeros(2),) * 2
+)
 STATS3 = ClassStatistics(np.full(3, 1 / 3), np.ones(3), np.eye(3)[:, :2])
 
 ILLEGAL = {
@@ -64,6 +67,7 @@ ILLEGAL = {
     "biases[0] has shape (3,)": lambda: ReLUNetwork((np.ones((2, 2)),), (np.zeros(3),)),
     "weights[-1] has one row": lambda: ReLUNetwork((np.ones((1, 2)),), (np.zeros(1),)),
     "eps is -1": lambda: linear.robust_accuracy(CLF, X, Y, p=2, eps=-1.0),
+    "eps is '0.1'": lambda: linear.markov_bound(CLF, STATS, eps="0.1"),  # pyright: ignore[reportArgumentType]
     "eps is nan": lambda: linear.markov_bound(CLF, STATS, eps=math.nan),
     "eps is inf": lambda: linear.fgs_accuracy(CLF, X, Y, eps=math.inf),
     "cap is -2": lambda: linear.mean_radius(CLF, X, Y, p=2, cap=-2.0),
@@ -81,6 +85,8 @@ ILLEGAL = {
     "stats has means": lambda: linear.paper_multiclass_bound(THREE, STATS, p=2.0),
     "support has shape (3,)": lambda: linear.support_ceiling(STATS, np.ones(3, dtype=bool), p=2.0),
     "0 true entries": lambda: linear.support_ceiling(STATS, np.zeros(2, dtype=bool), p=2.0),
+    "dtype int64 and 1 true": lambda: linear.support_ceiling(STATS, np.array([0, 1]), p=2.0),
+    "nonzeros is 1.5": lambda: linear.sparse_ceiling(STATS, 1.5, p=2.0),  # pyright: ignore[reportArgumentType]
     "nonzeros is 0": lambda: linear.sparse_ceiling(STATS, 0, p=2.0),
     "nonzeros is 3": lambda: linear.sparse_ceiling(STATS, 3, p=2.0),
     "mean has shape (3, 2), covariance": lambda: GaussianClasses(STATS3.mean, np.eye(2), HALF),
@@ -98,6 +104,7 @@ ILLEGAL = {
     "gain has shape (3,)": lambda: linear.masked_mean_radius(HALF, np.ones(3), HALF, p=2.0),
     "weight is 0": lambda: linear.masked_mean_radius(np.zeros(2), HALF, HALF, p=2.0),
     "weight[0] is nan": lambda: linear.masked_mean_radius(np.array([math.nan]), np.ones(1), HALF, p=2.0),
+    "of booleans and not of int64": lambda: mean_radius_ceiling(X, Y, np.array([0, 1]), p=2.0),
     "correct has shape (1,)": lambda: mean_radius_ceiling(X, Y, np.ones(1, dtype=bool), p=2.0),
 }
 
@@ -131,6 +138,30 @@ def test_arrays_are_copied_and_read_only():
 def test_norms_at_every_scale(p, expected):
     for scale in EXTREME:
         assert norm(np.array([[3.0, -4.0]]) * scale, p=p)[0] == pytest.approx(expected * scale, rel=1e-15)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_what_overflows_has_an_infinite_norm(p):
+    assert norm(np.array([[1.0, math.inf], [-math.inf, 0.0]]), p=p).tolist() == [math.inf, math.inf]
+
+
+@pytest.mark.usefixtures("_as_installed")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, y: class_statistics(CLF, x, y).mean,
+        lambda x, y: linear.radius(CLF, x, y, p=2.0),
+        lambda x, y: linear.fgs_accuracy(CLF, x, y, eps=0.1),
+        lambda x, y: linear.runner_up_decomposition(CLF, x, y, p=2.0).mean,
+        lambda x, y: mean_radius_ceiling(x, y, [True, True], p=2.0),  # pyright: ignore[reportArgumentType]
+        lambda x, y: robust_accuracy_ceiling(x, y, [True, True], [0.1, 9.0], p=2.0),  # pyright: ignore[reportArgumentType]
+        lambda x, y: relu.crown_certified_radius(NET, x, y, p=2.0),
+        lambda x, y: relu.local_certified_radius(NET, x, y, p=2.0),
+        lambda x, y: relu.margin_bounds(NET, x, y, p=2.0, radius=[0.1, 0.2]),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_lists_are_read_as_arrays(call):
+    np.testing.assert_array_equal(call(X.tolist(), Y.tolist()), call(X, Y))
 
 
 def test_dual_exponents():

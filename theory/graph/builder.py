@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -164,18 +165,28 @@ class Builder:
         count_include_pad: Any = 1,
         divisor_override: Any = None,
     ) -> int:
-        """A convolution of each channel with equal weights."""
-        padding = _pair(padding)
-        if ceil_mode or (any(padding) and not count_include_pad):
-            raise InvalidInput(
-                "network uses average pooling with ceil_mode or count_include_pad=False; pad first"
-            )
-        height, width = _pair(kernel)
-        shape = self._image(x)
-        share = 1.0 / (divisor_override or height * width)
-        weight = self._tensor(torch.full((shape[0], 1, height, width), share, dtype=torch.float64))
-        operation = Conv2d(weight, _pair(stride or kernel), padding, (1, 1), shape[0], shape, fixed=True)
-        return self.add(operation, x.at)
+        """A convolution of each channel with equal weights; a scale after it where windows count apart.
+
+        ``output`` has the mode: where one window more than fits is wanted, there is one more on both sides,
+        and the first is left out again.
+        """
+        shape, size, step, pad = self._image(x), _pair(kernel), _pair(stride or kernel), _pair(padding)
+        axes = list(zip(shape[1:], self.output[1:], size, step, pad, strict=True))
+        rows, columns = (_counted(*axis, pads=bool(count_include_pad)) for axis in axes)
+        area = rows[:, None] * columns
+        area = torch.full_like(area, divisor_override) if divisor_override else area
+        even = bool((area == area[0, 0]).all())
+        more = [(out - 1) * skip + width > side + 2 * around for side, out, width, skip, around in axes]
+        padding = tuple(around + skip * extra for around, skip, extra in zip(pad, step, more, strict=True))
+        share = 1.0 / float(area[0, 0]) if even else 1.0
+        weight = self._tensor(torch.full((shape[0], 1, *size), share, dtype=torch.float64))
+        operation = Conv2d(weight, step, (padding[0], padding[1]), (1, 1), shape[0], shape, fixed=True)
+        made = (shape[0], self.output[1] + more[0], self.output[2] + more[1])
+        pooled = self.add(operation, x.at, shape=made)
+        if any(more):
+            index = torch.arange(prod(made), device=self.device).reshape(made)
+            pooled = self.add(Gather(index[:, more[0] :, more[1] :], made), pooled)
+        return pooled if even else self.add(Scale(self._tensor(1.0 / area)), pooled)
 
     def adaptive_avg_pool2d(self, x: Place, size: Any) -> int:
         """Average pooling to a given size, where all windows are equal."""
@@ -293,6 +304,13 @@ def _pair(value: Any) -> tuple[int, int]:
         return (value, value)
     sizes = tuple(int(v) for v in value)
     return sizes if len(sizes) == 2 else (sizes[0], sizes[0])
+
+
+def _counted(side: int, out: int, width: int, skip: int, around: int, *, pads: bool) -> Tensor:
+    """How many places of each window along one axis an average counts: padding or not, never beyond it."""
+    start = torch.arange(out, dtype=torch.float64) * skip - around
+    end = (start + width).clamp(max=side + (around if pads else 0))
+    return end - (start if pads else start.clamp(min=0))
 
 
 def _padding(word: str, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int]:

@@ -19,6 +19,7 @@ def compacted(graph: Graph, x: Float[Tensor, "m *shape"]) -> tuple[Graph, Float[
     Raises: InvalidInput as :meth:`Graph.check_inputs`.
     """
     graph.check_inputs(x)
+    x = x.detach()  # a bound is a number, however its inputs were made
     nodes = list(graph.nodes)
     readers = {j: i for i, node in enumerate(nodes) for j in node.inputs}
     hidden = [

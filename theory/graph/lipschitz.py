@@ -159,8 +159,8 @@ def checked_ball(graph: Graph, x: Tensor, y: Tensor, *, p: float, radius: Tensor
 
     Raises: InvalidInput as :func:`local_lipschitz`.
     """
-    q, given = dual(p), x
-    x = graph.check_inputs(x)
+    q, given = dual(p), x.detach()
+    x = graph.check_inputs(given)
     labels = graph.check_labels(y, examples=len(x))
     if radius.shape != (len(x),):
         raise InvalidInput(f"radius has shape {tuple(radius.shape)}; expected ({len(x)},), one per example")

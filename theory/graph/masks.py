@@ -14,7 +14,7 @@ two layers, each with a mask of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, isnan, sqrt
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def expected_path_norm(graph: Graph, alphas: Sequence[float], pair: tuple[int, i
                 value = operation.magnitude().apply(reach[node.inputs[0]]) * keep.get(i, 1.0) + tiny_of(graph)
         reach.append(value)
     total = float((reach[graph.nodes[-1].inputs[0]][0] * first).sum())
-    return total * (1 + (terms + len(first)) * eps_of(graph)) + len(first) * tiny_of(graph)
+    return _or_infinite(total * (1 + (terms + len(first)) * eps_of(graph)) + len(first) * tiny_of(graph))
 
 
 def frobenius_bound(graph: Graph, alphas: Sequence[float], pair: tuple[int, int]) -> float:
@@ -86,7 +86,12 @@ def frobenius_bound(graph: Graph, alphas: Sequence[float], pair: tuple[int, int]
                 value = reach[before] * float(size) * (1 + 4 * eps) + tiny
         reach.append(value)
     size = _root_sum(second) * (1 + (len(second) + EXTRA) * eps) + tiny
-    return reach[graph.nodes[-1].inputs[0]] * size * (1 + 8 * eps)
+    return _or_infinite(reach[graph.nodes[-1].inputs[0]] * size * (1 + 8 * eps))
+
+
+def _or_infinite(bound: float) -> float:
+    """A bound without NaN, which an overflow leaves where it meets a weight of 0."""
+    return inf if isnan(bound) else bound
 
 
 def masked_operators(graph: Graph) -> list[int]:

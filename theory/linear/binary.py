@@ -78,16 +78,18 @@ def support_ceiling(stats: ClassStatistics, support: Bool[Array, " n"], *, p: fl
     Source: this project.
     """
     _two_classes(stats)
-    if support.shape != stats.mean.shape[1:] or not support.any():
+    support = np.asarray(support)
+    if support.shape != stats.mean.shape[1:] or support.dtype != bool or not support.any():
         raise InvalidInput(
-            f"support has shape {support.shape} and {int(support.sum())} true entries; "
-            f"pass a mask of {stats.mean.shape[1]} features with at least one kept"
+            f"support has shape {support.shape}, dtype {support.dtype} and {np.count_nonzero(support)} true "
+            f"entries; pass a boolean mask of {stats.mean.shape[1]} features with at least one kept"
         )
     check_p(p)
     if np.count_nonzero(stats.mass) < 2:
         return math.inf if stats.mass.any() else 0.0
-    difference = (stats.mean[1] - stats.mean[0])[support]
-    return float(stats.mass.max() * norm(difference[None], p=p)[0])
+    with np.errstate(over="ignore"):
+        difference = (stats.mean[1] - stats.mean[0])[support]
+        return float(stats.mass.max() * norm(difference[None], p=p)[0])
 
 
 def sparse_ceiling(stats: ClassStatistics, nonzeros: int, *, p: float) -> float:
@@ -101,8 +103,9 @@ def sparse_ceiling(stats: ClassStatistics, nonzeros: int, *, p: float) -> float:
     """
     _two_classes(stats)
     width = stats.mean.shape[1]
-    if not 1 <= nonzeros <= width:
+    if not (isinstance(nonzeros, int | np.integer) and 1 <= nonzeros <= width):
         raise InvalidInput(f"nonzeros is {nonzeros}; a weight on {width} features keeps 1 to {width} of them")
     support = np.zeros(width, dtype=bool)
-    support[np.argsort(np.abs(stats.mean[1] - stats.mean[0]))[width - nonzeros :]] = True
+    halves = stats.mean / 2
+    support[np.argsort(np.abs(halves[1] - halves[0]))[width - nonzeros :]] = True
     return support_ceiling(stats, support, p=p)

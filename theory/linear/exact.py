@@ -16,6 +16,8 @@ from numpy import ndarray as Array
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, check_inputs, check_labels
 
+LARGEST_TERM = float(np.finfo(np.float64).max) / 2  # of a difference that cannot overflow
+
 Radius = TypeVar("Radius", float, Array)
 
 
@@ -33,7 +35,7 @@ def rows(clf: BinaryLinear | LinearClassifier) -> LinearClassifier:
 
 def check_budget(name: str, value: float) -> float:
     """Return an attack budget as a float. Raises: InvalidInput unless it is a number >= 0 (inf allowed)."""
-    if not value >= 0:
+    if not (isinstance(value, int | float | np.floating | np.integer) and value >= 0):
         raise InvalidInput(f"{name} is {value!r}; pass a number >= 0")
     return float(value)
 
@@ -43,20 +45,12 @@ def margins(
 ) -> Float[Array, "m c"]:
     """Scores of the labelled class minus those of every class j, identity; +inf at j = y.
 
-    Weights are subtracted before they meet ``x``, so nearly equal classes lose no digits.
+    Weights are subtracted before they meet ``x``, so nearly equal classes lose no digits. Where the sizes of
+    weights and inputs multiply beyond the floats, the result is 0 or infinite.
     Raises: InvalidInput for shapes that disagree, NaN or infinity, labels outside the classes, a zero
     binary weight.
     """
-    clf = rows(clf)
-    classes, width = clf.weight.shape
-    x = check_inputs(x, width=width)
-    y = check_labels("y", y, n=x.shape[0], classes=classes)
-    out = np.empty((x.shape[0], classes))
-    for k in range(classes):
-        mine = y == k
-        out[mine] = x[mine] @ (clf.weight[k] - clf.weight).T + (clf.bias[k] - clf.bias)
-        out[mine, k] = math.inf
-    return out
+    return _scaled_margins(clf, x, y, q=1.0)[1]
 
 
 def boundary_distances(
@@ -68,12 +62,38 @@ def boundary_distances(
     distance is +inf where the margin is positive and -inf elsewhere.
     Raises: InvalidInput as ``margins``, or unless p is 2 or inf.
     """
-    margin = margins(clf, x, y)
-    weight = rows(clf).weight
-    gaps = norm(weight[:, None] - weight, p=dual(p))[y]
-    out = np.where(margin > 0, math.inf, -math.inf)
-    with np.errstate(over="ignore"):  # a quotient beyond the largest float is rightly inf
-        return np.divide(margin, gaps, out=out, where=gaps > 0)
+    return _scaled_margins(clf, x, y, q=dual(p))[0]
+
+
+def _scaled_margins(
+    clf: BinaryLinear | LinearClassifier, x: object, y: object, *, q: float
+) -> tuple[Float[Array, "m c"], Float[Array, "m c"]]:
+    """Distances and margins of every input to every class, identities; sizes are carried as powers of 2."""
+    clf = rows(clf)
+    classes, width = clf.weight.shape
+    x = check_inputs(x, width=width)
+    y = check_labels("y", y, n=x.shape[0], classes=classes)
+    size = np.frexp(np.abs(x).max(axis=1, keepdims=True))[1]
+    unit_x = np.ldexp(x, -size)
+    halved = int(max(np.abs(clf.weight).max(), np.abs(clf.bias).max()) > LARGEST_TERM)
+    weight, bias = np.ldexp(clf.weight, -halved), np.ldexp(clf.bias, -halved)
+    distance, margin = np.empty((2, x.shape[0], classes))
+    for k in range(classes):
+        mine = y == k
+        apart, offset = weight[k] - weight, bias[k] - bias
+        scale = np.frexp(np.abs(apart).max(axis=1))[1]
+        apart, (offset, own) = np.ldexp(apart, -scale[:, None]), np.frexp(offset)
+        own = own - scale  # the offset is a mantissa times 2^own, beside rows of largest entry near 1
+        unit = np.where(offset == 0, size[mine], np.maximum(size[mine], own))
+        value = np.ldexp(unit_x[mine] @ apart.T, size[mine] - unit) + np.ldexp(offset, own - unit)
+        gap = norm(apart, p=q)
+        with np.errstate(over="ignore", under="ignore"):
+            margin[mine] = np.ldexp(value, unit + scale + halved)
+            found = np.where(value > 0, math.inf, -math.inf)
+            np.divide(value, gap, out=found, where=gap > 0)
+            distance[mine] = np.ldexp(found, unit)
+        distance[mine, k] = margin[mine, k] = math.inf
+    return distance, margin
 
 
 def radius(
@@ -135,9 +155,10 @@ def fgs_accuracy(
     """
     if check_budget("eps", eps) == math.inf:
         raise InvalidInput("eps is inf; the attack takes one finite step")
-    weight = rows(clf).weight
-    excess = -margins(clf, x, y)
-    share = np.exp(excess - excess.max(axis=1, keepdims=True))
+    weight, excess = rows(clf).weight, -margins(clf, x, y)
+    weight = np.ldexp(weight, -np.frexp(np.abs(weight).max())[1] - 1)  # only signs of sums count
+    highest = excess.max(axis=1, keepdims=True)
+    share = np.exp(np.subtract(excess, highest, out=np.zeros_like(excess), where=excess != highest))
     ascent = share @ weight - share.sum(axis=1, keepdims=True) * weight[y]
     moved = margins(clf, x + eps * np.sign(ascent), y)
     return float((moved.min(axis=1) > 0).mean())
@@ -154,5 +175,5 @@ def norm_interpolation(clf: BinaryLinear | LinearClassifier, r2: Radius) -> tupl
     if not np.all(np.asarray(r2) >= 0):
         raise InvalidInput("r2 holds a negative or NaN radius; pass l_2 radii >= 0")
     weight = rows(clf).weight
-    nonzeros = int(np.count_nonzero(weight[:, None] - weight, axis=-1).max())
+    nonzeros = int(np.count_nonzero(weight[:, None] != weight, axis=-1).max())
     return r2 / math.sqrt(max(nonzeros, 1)), r2

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Complex, Float
 from numpy import ndarray as Array
+from scipy.special import ndtr
 
 from theory.linear.gaussian import GaussianClasses, gaussian_mean_radius
-from theory.linear.masks import EPSILON, LEFT, RIGHT, STEP, MaskAverage, check_sparsities
+from theory.linear.masks import EPSILON, LEFT, RIGHT, STEP, UNDERFLOW, MaskAverage, check_sparsities
+from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, check_p
 
 # On the contour z = r (1 + i sinh x) the trapezoid rule starts with this step,
@@ -63,7 +65,7 @@ def masked_gaussian_mean_radius(
         raise InvalidInput(f"weight spans {size.min()} to {size.max()}; set those below 1e-100 of it to 0")
     exponent = np.frexp(size.max())[1]
     weight, bias = np.ldexp(clf.weight[used], -exponent), math.ldexp(clf.bias, -int(exponent))
-    value, error = np.zeros(alphas.shape), np.zeros(alphas.shape)
+    value, error = np.zeros(alphas.shape), np.where(alphas == 1, 0.0, UNDERFLOW)
     sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
     if np.array_equal(sides[0][1], sides[1][1]) and sides[0][2] == sides[1][2]:
         sides = [(data.prior.sum(), *sides[1][1:])]  # the symmetric case costs half
@@ -77,9 +79,25 @@ def masked_gaussian_mean_radius(
                 value[k] += prior * found[0]
                 error[k] += prior * found[1]
     if (alphas == 0).any():
-        value[alphas == 0] = whole = gaussian_mean_radius(clf, data, p=p)
-        error[alphas == 0] = 4 * EPSILON * weight.size * whole
+        value[alphas == 0] = gaussian_mean_radius(clf, data, p=p)
+        error[alphas == 0] += 4 * EPSILON * (weight.size + 4) * _sensitivity(clf, data, p=p)
     return MaskAverage(value, error)
+
+
+def _sensitivity(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> float:
+    """What one relative rounding of every term of the score changes in ``gaussian_mean_radius``, an estimate.
+
+    d E[T_+] = P(T > 0) da + phi(a/s) ds, a the mean of T and s its standard deviation.
+    """
+    size = norm(clf.weight[None], p=dual(p))[0]
+    unit = clf.weight / size
+    a, s = (
+        np.array([-1.0, 1.0]) * (data.mean @ unit + clf.bias / size),
+        np.sqrt(unit @ data.covariance @ unit),
+    )
+    terms = np.abs(data.mean) @ np.abs(unit) + abs(clf.bias) / size
+    density = np.exp(-np.square(a / s) / 2)
+    return float(data.prior @ (ndtr(a / s) * terms + density * s))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from numpy import ndarray as Array
 from scipy.special import ndtr
 
 from theory.linear.exact import check_budget
+from theory.norms import norm
 from theory.types import BinaryLinear, InvalidInput, check_p, finite_array
 
 
@@ -29,7 +30,7 @@ def optimal_robust_accuracy(mean: Float[Array, "2 n"], *, sigma: float, p: float
     Source: the optimal classifier of Bhagoji, Cullina and Mittal, arXiv:1909.12272, for p = 2 and inf.
     """
     rest = _rest(mean, p=p, eps=eps)
-    return float(ndtr(np.linalg.norm(rest) / _check_sigma(sigma)))
+    return float(ndtr(norm(rest, p=2.0) / _check_sigma(sigma)))
 
 
 def optimal_robust_classifier(mean: Float[Array, "2 n"], *, p: float, eps: float) -> BinaryLinear:
@@ -56,7 +57,7 @@ def _rest(mean: Float[Array, "2 n"], *, p: float, eps: float) -> Float[Array, " 
     half = mean[1] / 2 - mean[0] / 2
     if check_p(p) == math.inf:
         return np.sign(half) * np.maximum(np.abs(half) - eps, 0.0)
-    size = float(np.linalg.norm(half))
+    size = float(norm(half, p=2.0))
     return half * (1 - eps / size) if eps < size else np.zeros_like(half)
 
 

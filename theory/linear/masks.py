@@ -85,7 +85,9 @@ def masked_mean_radius(
     value[alphas == 0] = share @ signed[:, 0]
     error[alphas == 1] = 0.0
     error[alphas == 0] += rounding * (share @ signed[:, 1])
-    return MaskAverage(np.ldexp(value, unit), np.ldexp(error, unit))
+    with np.errstate(over="ignore"):  # beyond the largest float, and then the error is unknown
+        value = np.ldexp(value, unit)
+        return MaskAverage(value, np.where(np.isinf(value), math.inf, np.ldexp(error, unit)))
 
 
 def _log_survival(alpha: float, survives: Array, lost: Array) -> Array:

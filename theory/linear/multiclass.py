@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from scipy.optimize import linprog
 
-from theory.linear.exact import boundary_distances, margins, rows
+from theory.linear.exact import boundary_distances, rows
 from theory.linear.statistics import ClassStatistics
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, check_p
@@ -41,6 +41,7 @@ def runner_up_decomposition(
     Source: this project, after the paper, Theorem 3.2.
     """
     distance = boundary_distances(clf, x, y, p=p)
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
     runner_up = np.where(np.isinf(distance.min(axis=1)), y, distance.argmin(axis=1))
     correct = distance.min(axis=1) > 0
     classes, count = distance.shape[1], len(y)
@@ -108,12 +109,17 @@ def paper_multiclass_bound(
     Source: the paper, Theorem 3.2; theory/symbolic.py::prove_average_boundary.
     """
     clf = _check_match(clf, stats)
-    classes = stats.prior.size
-    offset = (clf.weight[:, None] - clf.weight).mean(axis=1)  # w_k - wbar, exactly 0 where all rows are equal
-    margin = margins(clf, stats.mean, np.arange(classes))
-    margin = np.where(np.eye(classes, dtype=bool), 0.0, margin).mean(axis=1)
-    size = norm(offset, p=dual(p))
-    return _average(stats, np.divide(margin, size, out=np.full(classes, math.inf), where=size > 0))
+    # Weights and means as mantissas times powers of 2.
+    steep, far = (int(np.frexp(np.abs(a).max())[1]) for a in (clf.weight, stats.mean))
+    weight, mean = np.ldexp(clf.weight, -steep), np.ldexp(stats.mean, -far)
+    spare = 1 + stats.prior.size.bit_length()
+    offset = (weight[:, None] - weight).mean(axis=1)  # w_k - wbar, exactly 0 where all rows are equal
+    with np.errstate(over="ignore"):
+        small = np.ldexp(clf.bias, -spare)  # whose sums cannot overflow
+        bias = np.ldexp((small[:, None] - small).mean(axis=1), spare - steep - far)
+        margin, size = (offset * mean).sum(axis=1) + bias, norm(offset, p=dual(p))
+        ratio = np.divide(margin, size, out=np.full(size.shape, math.inf), where=size > 0)
+        return _average(stats, np.ldexp(ratio, far))
 
 
 def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:
@@ -136,6 +142,8 @@ def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:
         return math.inf if active.any() else 0.0
     mass, mean = stats.mass[active], stats.mean[active]
     first, second = np.triu_indices(mass.size, k=1)
+    exponent = int(np.frexp(np.abs(mean).max())[1]) + 1  # of means whose differences are below 1
+    mean = np.ldexp(mean, -exponent)
     distance = norm(mean[first] - mean[second], p=p)
     unit = distance.max()
     if unit == 0:
@@ -146,4 +154,5 @@ def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:
     cover = np.maximum(solution.x, 0.0) * mass.max()
     shortfall = np.maximum(mass - incidence @ cover, 0.0)
     cheapest = np.where(incidence, distance, math.inf).min(axis=1)
-    return float(cover @ distance + shortfall @ cheapest)
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(cover @ distance + shortfall @ cheapest, exponent))

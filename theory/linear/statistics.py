@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from theory.linear.exact import margins
+from theory.linear.exact import boundary_distances
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, finite_array
 
 PRIOR_SLACK = 1e-9  # priors given as decimals sum to 1 only up to rounding
@@ -61,11 +62,12 @@ def class_statistics(
 
     Raises: InvalidInput for shapes that disagree, NaN, labels outside the classes, or a single class in y.
     """
-    margin = margins(clf, x, y)
-    counts = np.bincount(y, minlength=margin.shape[1])
+    distance = boundary_distances(clf, x, y, p=math.inf)
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
+    counts = np.bincount(y, minlength=distance.shape[1])
     if np.count_nonzero(counts) < 2:
         raise InvalidInput(f"y holds only the label {int(y[0])}; pass examples of at least two classes")
-    correct = margin.min(axis=1) > 0
+    correct = distance.min(axis=1) > 0
     hits = np.bincount(y[correct], minlength=counts.size)
     mean = np.zeros((counts.size, x.shape[1]))
     for k in np.flatnonzero(hits):

@@ -29,6 +29,9 @@ from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, 
 BATCH = 32  # regions split together: one pass of NumPy over all of them
 # Relative steps beyond a computed point of the boundary, tried until one is proven to have crossed it.
 NUDGES = np.array([0.0, 1e-15, 1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8])
+# Depths below the surface of a region, in units of its distance, at which a point inside it is looked for:
+# its closest point may be a corner that the ray from x only touches.
+DEPTHS = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2)
 SEARCH_STEPS = 20
 HALVINGS = 40
 # Where nothing is found and no domain is given, this many times the size of x, or the certified radius, is
@@ -224,7 +227,7 @@ def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -
         centres, radii = np.tile(best.x, (len(targets), 1)), np.full(len(targets), radius)
         region = enclose(net, centres, radii, signs, bounds, q=dual(best.p))
         regions += len(targets)
-        bound, splits = _bound(best, region, targets, radius)
+        bound, splits = _bound(best, region, targets, radius, gap=gap)
         radius = min(radius, best.upper)
         for e, split in enumerate(splits):
             bound[e] = max(bound[e], known[e])
@@ -242,7 +245,7 @@ def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -
 
 
 def _bound(
-    best: Incumbent, region: Regions, targets: Int[Array, " m"], radius: float
+    best: Incumbent, region: Regions, targets: Int[Array, " m"], radius: float, *, gap: float
 ) -> tuple[Float[Array, " m"], list[tuple[int, int] | None]]:
     """Distance bound of every region in which its target class wins, and the unit to split it on.
 
@@ -258,7 +261,29 @@ def _bound(
         lines, shifts = region.inequalities(e, slopes[e], constants[e])
         bound[e], steps[e] = nearest(lines, shifts, p=best.p, q=q, radius=radius)
     best.offer(steps[bound < best.upper])
-    return bound, _splits(net, region, rows[:, 0], best.x + steps)
+    splits = _splits(net, region, rows[:, 0], best.x + steps)
+    for e in np.flatnonzero(bound < best.upper * (1 - gap)).tolist():
+        if splits[e] is None:
+            _enter(best, *region.inequalities(e, slopes[e], constants[e]), float(bound[e]), gap=gap)
+    return bound, splits
+
+
+def _enter(
+    best: Incumbent,
+    slopes: Float[Array, "r n"],
+    constants: Float[Array, " r"],
+    distance: float,
+    *,
+    gap: float,
+) -> None:
+    """Offer points inside a region without free units, near its closest one, from little depth on."""
+    q = dual(best.p)
+    length = norm(slopes, p=q)
+    for depth in DEPTHS:
+        if distance >= best.upper * (1 - gap):
+            return
+        deeper = constants + depth * distance * length
+        best.offer(nearest(slopes, deeper, p=best.p, q=q, radius=2 * distance)[1][None])
 
 
 def _splits(

@@ -86,7 +86,8 @@ def margin_bounds(
     Raises: InvalidInput as :func:`preactivation_bounds`, or for bad labels.
     Reference: Zhang et al. 2018, Theorem 3.2, with the adaptive lower slope of its section 3.3.
     """
-    q, labels = dual(p), check_labels("y", y, n=len(x), classes=net.classes)
+    q, (x, radius) = dual(p), _checked(net, x, radius)
+    labels = check_labels("y", y, n=len(x), classes=net.classes)
     bounds = preactivation_bounds(net, x, p=p, radius=radius)
     rows, offsets = _label_rows(net, labels), net.biases[-1][labels][:, None] - net.biases[-1]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -235,6 +236,9 @@ def _checked(
     net: ReLUNetwork, x: Float[Array, "m n"], radius: Float[Array, " m"]
 ) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
     x = check_inputs(x, width=net.weights[0].shape[1])
+    radius = np.asarray(radius, dtype=np.float64)
+    if radius.shape != (len(x),):
+        raise InvalidInput(f"radius has shape {radius.shape}; expected ({len(x)},), one per example")
     if not (np.isfinite(radius) & (radius >= 0)).all():
         raise InvalidInput("radius has a negative, NaN or infinite entry; a ball needs a finite radius >= 0")
     return x, radius

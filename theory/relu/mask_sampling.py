@@ -78,9 +78,11 @@ def sample(
     The margin is the smallest g_y - g_k over k, the gradient that of g_y - g_r, r the rival. Every mask
     serves all examples, so it is the masks that are independent. Float64, one mask at a time.
 
-    Raises: InvalidInput for an unsupported layer, bad labels, alphas of another width, or masks < 2.
+    Raises: InvalidInput as :func:`theory.relu.sequential_moments.predict_sequential`, or for masks < 2.
     """
     images = torch.tensor(x, dtype=torch.float64)
+    if not images.isfinite().all():
+        raise InvalidInput("x has a NaN or infinite entry; remove it")
     steps = layer_steps(model, tuple(images.shape[1:]))
     classes = int(np.prod(steps[-1].outputs))
     y = check_labels("y", y, n=len(images), classes=classes)

@@ -17,20 +17,24 @@ def check_pair(net: ReLUNetwork, pair: tuple[int, int]) -> None:
 
 
 def keep_probabilities(net: ReLUNetwork, alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-    """k = 1 - alpha for every layer, an identity.
+    """k = 1 - alpha for every layer, an identity; float64 whatever the type of ``alphas``.
 
-    Raises: InvalidInput for alphas outside [0, 1] or of another length than the layers.
+    Raises: InvalidInput for alphas outside [0, 1], of another length than the layers, or that are no array.
     """
+    check_sparsities(alphas)
     if alphas.shape[-1] != len(net.weights):
         raise InvalidInput(
             f"alphas has shape {alphas.shape}; the last axis needs {len(net.weights)}, one per layer"
         )
-    check_sparsities(alphas)
-    return 1.0 - alphas
+    return 1.0 - alphas.astype(np.float64)
 
 
 def check_sparsities(alphas: Float[Array, "*batch d"]) -> None:
-    """Refuse sparsities outside [0, 1]. Raises: InvalidInput if there is one, or a NaN."""
+    """Refuse sparsities outside [0, 1]. Raises: InvalidInput if there is one, or a NaN, or no array."""
+    if not isinstance(alphas, np.ndarray) or alphas.ndim == 0:
+        raise InvalidInput(
+            f"alphas is {alphas!r}; pass a NumPy array, one sparsity per layer in its last axis"
+        )
     if not ((alphas >= 0) & (alphas <= 1)).all():
         raise InvalidInput("alphas has an entry outside [0, 1]; sparsity is the fraction of weights removed")
 

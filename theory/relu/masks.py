@@ -296,7 +296,7 @@ def _hidden_sparsities(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch
         raise InvalidInput(
             "alphas masks the last layer; eta needs alphas[..., -1] == 0, use the rung instead"
         )
-    return alphas[..., :-1]
+    return alphas[..., :-1].astype(np.float64)
 
 
 def _expected_largest_row_sum(rows: Float[Array, "r s"], alpha: float) -> float:

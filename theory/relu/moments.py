@@ -110,11 +110,13 @@ def predict(
 
 def check_keep(alphas: Float[Array, "a d"], *, layers: int) -> Float[Array, "a d"]:
     """Return 1 - alphas. Raises: InvalidInput unless each row holds one sparsity in [0, 1] per layer."""
+    if not isinstance(alphas, np.ndarray):
+        raise InvalidInput(f"alphas is {alphas!r}; pass a NumPy array of shape (a, {layers})")
     if alphas.ndim != 2 or alphas.shape[1] != layers:
         raise InvalidInput(f"alphas has shape {alphas.shape}; expected (a, {layers}), one column per layer")
     if not ((alphas >= 0) & (alphas <= 1)).all():
         raise InvalidInput("alphas has an entry outside [0, 1]; sparsity is the fraction of weights removed")
-    return 1.0 - alphas
+    return 1.0 - alphas.astype(np.float64)
 
 
 def check_rivals(rivals: Int[Array, " m"], y: Int[Array, " m"], *, classes: int) -> Int[Array, " m"]:

@@ -30,7 +30,7 @@ from theory.relu.lipschitz import EPS, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
 from theory.relu.masks import best_bound, second_moment_bound, unsigned_ladder
 from theory.relu.moments import check_keep
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
+from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p, finite_array
 
 INWARD = 1 - 32 * EPS  # lower bounds end with fewer roundings than this undoes
 
@@ -64,6 +64,7 @@ def radius_curve(
 
     Raises: InvalidInput as :func:`expected_radius_lower_bound`.
     """
+    sparsity = finite_array("sparsity", sparsity, ndim=1)
     alphas = np.repeat(sparsity[:, None], len(net.weights), axis=1)
     alphas[:, -1] = 0.0
     lower = expected_radius_lower_bound(net, x, y, alphas, p=p, domain_radius=domain_radius).mean(axis=1)
@@ -271,7 +272,8 @@ def expected_lipschitz(
     each = [
         (best_bound(net, alphas, (label, k), p=p), _root_square(net, alphas, (label, k), p=p)) for k in rivals
     ]
-    mean, square = np.sum([m for m, _ in each], axis=0), np.hypot.reduce([s for _, s in each], axis=0)
+    with np.errstate(over="ignore"):
+        mean, square = np.sum([m for m, _ in each], axis=0), np.hypot.reduce([s for _, s in each], axis=0)
     mean, square = outward(mean, roundings=len(rivals)), outward(square, roundings=6 * len(rivals))
     last = net.weights[-1]
     with np.errstate(over="ignore"):

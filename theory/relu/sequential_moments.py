@@ -82,9 +82,12 @@ def predict_sequential(
     ``alphas`` holds one sparsity per Conv2d and Linear layer in each row; biases are not masked. x holds
     images as the model takes them. Cost is that of (u, u) matrices per example, u the units of a layer.
 
-    Raises: InvalidInput for an unsupported layer, bad labels, or alphas of another width.
+    Raises: InvalidInput for an unsupported layer, x that is not finite or of another shape, bad labels, or
+      alphas of another width.
     """
     images = torch.tensor(x, dtype=torch.float64)
+    if not images.isfinite().all():
+        raise InvalidInput("x has a NaN or infinite entry; remove it")
     steps = layer_steps(model, tuple(images.shape[1:]))
     classes = int(np.prod(steps[-1].outputs))
     y = check_labels("y", y, n=len(images), classes=classes)
@@ -106,7 +109,7 @@ def predict_sequential(
 def layer_steps(model: nn.Sequential, shape: tuple[int, ...]) -> list[Step]:
     """The layers in float64 with the shapes they see, an identity.
 
-    Raises: InvalidInput for a layer that is not supported, naming it.
+    Raises: InvalidInput for a layer that is not supported or does not take the shape, naming it.
     """
     steps, seen = [], torch.zeros(1, *shape, dtype=torch.float64)
     for i, module in enumerate(model):
@@ -123,8 +126,11 @@ def layer_steps(model: nn.Sequential, shape: tuple[int, ...]) -> list[Step]:
                 f"model[{i}] is {module}; max-pooling is supported without padding or ceil_mode"
             )
         before = tuple(seen.shape[1:])
-        with torch.no_grad():
-            seen = _call(module, seen)
+        try:
+            with torch.no_grad():
+                seen = _call(module, seen)
+        except RuntimeError as error:
+            raise InvalidInput(f"model[{i}] is {module}; it takes no examples of shape {before}") from error
         steps.append(Step(module, before, tuple(seen.shape[1:])))
     return steps
 
