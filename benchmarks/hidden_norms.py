@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.cases import CPU, QUICK, Case, Setup, cases
 from benchmarks.tables import Row, save, show
 from empirical.attacks import deepfool
+from empirical.attacks.nearest import nearest_boundaries
 from empirical.datasets import load
 from empirical.ensembles import MLPEnsemble
 
@@ -46,8 +47,8 @@ def row(case: Case, dtype: torch.dtype, *, given: bool, repeats: int) -> Row:
     """Both ways in turns. Raises: AssertionError if their distances differ."""
     assert isinstance(case.ensemble, MLPEnsemble)
     nets, x = case.ensemble.to(dtype=dtype, device=CPU), case.x.to(dtype)
-    linearised = nets.logits_and_jacobian(x) if given else None
-    attack = partial(deepfool, nets, x, case.y, p=2.0, linearised=linearised)
+    nearest = nearest_boundaries(nets, x, case.y)[2.0, None] if given else None
+    attack = partial(deepfool, nets, x, case.y, p=2.0, nearest=nearest)
     ours: list[float] = []
     theirs: list[float] = []
     distance = x.new_zeros(len(x))
