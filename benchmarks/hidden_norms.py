@@ -1,7 +1,7 @@
 """What norms in the first hidden layer's space save DeepFool in l_2 without a box, fully connected networks.
 
 ``python -m benchmarks.hidden_norms --mnist FILE.npz --out benchmarks/results/hidden_norms.csv``, or
-``--quick`` for a smoke test on scikit-learn's digits. A row is one precision, with logits and Jacobian at x
+``--quick`` for a smoke test on scikit-learn's digits. A row is one precision, with the nearest boundary at x
 ``given``, as a measurement of several attacks has them, or not. ``seconds`` are the fewest processor
 seconds of runs in turns, one thread; ``gradients`` the same with a gradient over the inputs for every class,
 and ``ratio`` theirs over ours. Distances differ by at most a relative 1e-5 (float32) or 1e-9, or

@@ -81,7 +81,7 @@ def clever(
             others = [k for k in range(nets.classes) if k != label]
             for b in range(batches):
                 points = x[i] + ball(batch_size, x[i], radius, generator, p=p)
-                points = points if inputs is None else points[:, inputs]
+                points = points if inputs is None else points.index_select(1, inputs)
                 found[:, i, others, b] = _largest(nets, hidden, label, points, q=q, rows=rows)
         return found
 

@@ -96,10 +96,13 @@ def unit_pulls(
 
 def _behind(values: Float[Tensor, "K n c *b"], y: Int[Tensor, "K n"]) -> Float[Tensor, "K n c-1 *b"]:
     """The values of the classes other than y, less that of y."""
-    shape = values.shape
-    true = torch.nn.functional.one_hot(y, shape[2]).bool()
-    others = values[~true].view(*shape[:2], shape[2] - 1, *shape[3:])
-    return others.sub_(values[true].view(*shape[:2], 1, *shape[3:]))
+    shape, flat = values.shape, values.flatten(0, 2)
+    true = y.flatten() + torch.arange(0, len(flat), shape[2], device=y.device)
+    others = torch.ones(len(flat), dtype=torch.bool, device=y.device)
+    of_y = flat.index_select(0, true).view(*shape[:2], 1, *shape[3:])
+    others[true] = False
+    rest = flat.index_select(0, others.nonzero()[:, 0])
+    return rest.view(*shape[:2], shape[2] - 1, *shape[3:]).sub_(of_y)
 
 
 def nearest_class(gap: Float[Tensor, "K n k"], size: Float[Tensor, "K n k"]) -> Int[Tensor, "K n 1"]:

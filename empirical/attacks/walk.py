@@ -170,9 +170,9 @@ class _Walk:
             value.addcmul_(slope, time[..., None])
         for i, side in enumerate(self.sides):
             self.values[i].clamp_(min=_least(self.t.dtype))
-            at, sign = units[i + 1][..., None], torch.where(flips[i + 1], -1.0, 1.0)[..., None]
+            at, sign = units[i + 1][..., None], torch.where(flips[i + 1], -1.0, 1.0)[..., None].to(side)
             for oriented in (side, self.slopes[i]):
-                oriented.scatter_(2, at, oriented.gather(2, at) * sign)
+                oriented.scatter_reduce_(2, at, sign, "prod")
         if len(self.columns):
             change = self.first_slopes.take(self.upcoming) * flips[0]
             columns = self.columns.index_select(0, units[0].flatten()).view_as(self.slopes[0])
@@ -181,7 +181,8 @@ class _Walk:
             self.slopes[0].addcmul_(columns, change[..., None])
             self.upcoming = self.upcoming + flips[0]
             for i, weight in enumerate(self.weights):
-                self.slopes[i + 1] = torch.bmm(self.slopes[i] * (self.sides[i] > 0), weight)
+                active = torch.ops.aten.threshold_backward(self.slopes[i], self.sides[i], 0)  # 0 where not
+                self.slopes[i + 1] = torch.bmm(active, weight)
                 if i + 1 < len(self.sides):
                     self.slopes[i + 1] *= self.sides[i + 1]
 

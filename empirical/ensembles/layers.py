@@ -73,8 +73,10 @@ class Layer:
         else:
             found = c.new_empty(*rows.shape[:2], self.weight.shape[2] if inputs is None else len(inputs))
             for out, some in zip(found.split(_ROWS, 1), rows.split(_ROWS, 1), strict=True):
-                whole = some.new_zeros(*some.shape[:2], self.weight.shape[1]).index_copy_(2, units, some)
-                part = self.backward(whole)
+                if len(units) < self.weight.shape[1]:
+                    whole = some.new_zeros(*some.shape[:2], self.weight.shape[1])
+                    some = whole.index_copy_(2, units, some)
+                part = self.backward(some)
                 out.copy_(part if inputs is None else part.index_select(2, inputs))
         return found.unflatten(1, c.shape[1:3])
 
