@@ -1,7 +1,7 @@
 """What norms in the first hidden layer's space save DeepFool in l_2 without a box, fully connected networks.
 
 ``python -m benchmarks.hidden_norms --mnist FILE.npz --out benchmarks/results/hidden_norms.csv``, or
-``--quick`` for a smoke test on scikit-learn's digits. A row is one precision, with logits and Jacobian at x
+``--quick`` for a smoke test on scikit-learn's digits. A row is one precision, with the nearest boundary at x
 ``given``, as a measurement of several attacks has them, or not. ``seconds`` are the fewest processor
 seconds of runs in turns, one thread; ``gradients`` the same with a gradient over the inputs for every class,
 and ``ratio`` theirs over ours. Distances differ by at most a relative 1e-5 (float32) or 1e-9, or
@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.cases import CPU, QUICK, Case, Setup, cases
 from benchmarks.tables import Row, save, show
 from empirical.attacks import deepfool
+from empirical.attacks.nearest import nearest_boundaries
 from empirical.datasets import load
 from empirical.ensembles import MLPEnsemble
 
@@ -46,8 +47,8 @@ def row(case: Case, dtype: torch.dtype, *, given: bool, repeats: int) -> Row:
     """Both ways in turns. Raises: AssertionError if their distances differ."""
     assert isinstance(case.ensemble, MLPEnsemble)
     nets, x = case.ensemble.to(dtype=dtype, device=CPU), case.x.to(dtype)
-    linearised = nets.logits_and_jacobian(x) if given else None
-    attack = partial(deepfool, nets, x, case.y, p=2.0, linearised=linearised)
+    nearest = nearest_boundaries(nets, x, case.y)[2.0, None] if given else None
+    attack = partial(deepfool, nets, x, case.y, p=2.0, nearest=nearest)
     ours: list[float] = []
     theirs: list[float] = []
     distance = x.new_zeros(len(x))

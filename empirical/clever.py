@@ -12,6 +12,8 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from empirical.attacks.active import check_attack
+from empirical.attacks.hidden_norms import HiddenNorms
+from empirical.attacks.nearest import pulls, unit_pulls
 from empirical.compaction import much_smaller
 from empirical.cores import on_cores, shares
 from empirical.ensembles import Ensemble, MLPEnsemble
@@ -71,14 +73,16 @@ def clever(
 
     def sample(part: range) -> Tensor:
         nets, inputs = _without_dead_parts(ensemble.select(part))
+        hidden = HiddenNorms.of(nets) if q == 2 else None
         rows = max(1, _BYTES[device.type] // (x.element_size() * len(part) * nets.classes * nets.inputs))
         found = x.new_zeros(len(part), len(x), nets.classes, batches)
         for i, label in enumerate(y.tolist()):
             generator = _generator(seed, i, device)
+            others = [k for k in range(nets.classes) if k != label]
             for b in range(batches):
                 points = x[i] + ball(batch_size, x[i], radius, generator, p=p)
-                points = points if inputs is None else points[:, inputs]
-                found[:, i, :, b] = _largest(nets, label, points, q=q, rows=rows)
+                points = points if inputs is None else points.index_select(1, inputs)
+                found[:, i, others, b] = _largest(nets, hidden, label, points, q=q, rows=rows)
         return found
 
     parts = shares(ensemble.members, device=device, at_most=1 if device.type == "cpu" else None)
@@ -119,15 +123,18 @@ def _scores(
 
 
 def _largest(
-    nets: Ensemble, label: int, points: Float[Tensor, "s d"], *, q: int, rows: int
-) -> Float[Tensor, "K c"]:
-    """The largest l_q norm of the gradient of g_y - g_k among the points, for every k; 0 at k = y."""
+    nets: Ensemble, hidden: HiddenNorms | None, label: int, points: Float[Tensor, "s d"], *, q: int, rows: int
+) -> Float[Tensor, "K others"]:
+    """The largest l_q norm of the gradient of g_y - g_k among the points, for every other k."""
     parts = []
     for some in points.split(rows):
-        jacobian = nets.logits_and_jacobian(some)[1]
-        slopes = jacobian - jacobian[:, :, label, None]
-        norms = slopes.norm(dim=3) if q == 2 else slopes.abs_().sum(3)
-        parts.append(norms.amax(1))
+        x = some.expand(nets.members, *some.shape)
+        y = torch.full(x.shape[:2], label, device=x.device)
+        if hidden:
+            sizes = hidden.sizes(*unit_pulls(hidden.nets, x, y)[1:])
+        else:
+            sizes = torch.linalg.vector_norm(pulls(nets, x, y)[1], ord=q, dim=3)
+        parts.append(sizes.amax(1))
     return torch.stack(parts).amax(0)
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 from empirical.attacks import fgs
 from empirical.attacks.active import margins
 from empirical.attacks.by_name import attacked
+from empirical.attacks.geometry import clip
+from empirical.attacks.geometry import norm as lp_norm
+from empirical.attacks.nearest import nearest_boundaries
 from empirical.compaction import much_smaller
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
@@ -218,28 +221,31 @@ def _measure(
     limits: tuple[float, float],
     box: bool,
 ) -> Measurement:
-    linearised = nets.logits_and_jacobian(x)
-    correct = margins(linearised[0], y) > 0
+    limit = limits if box else None
+    nearest = nearest_boundaries(nets, x, y, norms=tuple(NORMS), boxes={None, limit})
+    correct = margins(nets.logits(x), y) > 0
     radius: dict[tuple[float, str], Tensor] = {}
     for name in attacks:
-        found_points = attacked(name, nets, x, y, linearised=linearised, box=limits if box else None)
-        for p, method, x_adv, found in found_points:
-            radius[p, method] = verified_radius(nets, x, y, x_adv, found, p=p)
+        for p, method, x_adv, found in attacked(name, nets, x, y, nearest=nearest, box=limit):
+            radius[p, method] = _radius(nets, x, y, x_adv, found, correct, p=p)
     for p in NORMS:
         of_norm = [value for (norm, _), value in radius.items() if norm == p]
         if of_norm:
             radius[p, "best"] = torch.stack(of_norm).amin(0)
+    stepped = fgs(nets, x, y, eps=eps)
     fgs_correct = {
-        clip: margins(nets.logits(fgs(nets, x, y, eps=eps, box=limits if clip else None)), y) > 0
-        for clip in (False, True)
+        clipped: margins(nets.logits(clip(stepped, limits if clipped else None)), y) > 0
+        for clipped in (False, True)
     }
-    margin, gradient_norm = _nearest_boundary(*linearised, y)
+    straight = {p: nearest[p, None] for p in NORMS}
     return Measurement(
         correct=correct.cpu().numpy(),
         radius={key: value.cpu().numpy() for key, value in radius.items()},
         fgs_correct={key: value.cpu().numpy() for key, value in fgs_correct.items()},
-        margin={p: value.cpu().numpy() for p, value in margin.items()},
-        gradient_norm={p: value.cpu().numpy() for p, value in gradient_norm.items()},
+        margin={p: near.gap.masked_fill(~correct, torch.nan).cpu().numpy() for p, near in straight.items()},
+        gradient_norm={
+            p: near.size.masked_fill(~correct, torch.nan).cpu().numpy() for p, near in straight.items()
+        },
     )
 
 
@@ -256,27 +262,15 @@ def verified_radius(
 
     0 where x is misclassified; inf where nothing was found or the point found is not misclassified.
     """
-    distance = torch.linalg.vector_norm(x_adv - x, ord=p, dim=2)
+    return _radius(nets, x, y, x_adv, found, margins(nets.logits(x), y) > 0, p=p)
+
+
+def _radius(
+    nets: Ensemble, x: Tensor, y: Tensor, x_adv: Tensor, found: Tensor, correct: Tensor, *, p: float
+) -> Tensor:
     hit = found & (margins(nets.logits(x_adv), y) < 0)
-    distance = torch.where(hit, distance, torch.inf)
-    return torch.where(margins(nets.logits(x), y) <= 0, 0.0, distance)
-
-
-def _nearest_boundary(
-    logits: Tensor, jacobian: Tensor, y: Tensor
-) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
-    """Margin and dual norm of its gradient, for the class with the nearest linearised boundary."""
-    true = y.expand(logits.shape[:2])[..., None]
-    gap = (logits.gather(2, true) - logits).scatter(2, true, torch.inf)
-    pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, jacobian.shape[3]))
-    wrong = gap.amin(2) <= 0
-    margin, gradient_norm = {}, {}
-    for p, q in ((2.0, 2), (math.inf, 1)):
-        size = torch.linalg.vector_norm(pull, ord=q, dim=3)
-        nearest = (gap / size).nan_to_num(nan=torch.inf).argmin(2, keepdim=True)
-        margin[p] = gap.gather(2, nearest)[..., 0].masked_fill(wrong, torch.nan)
-        gradient_norm[p] = size.gather(2, nearest)[..., 0].masked_fill(wrong, torch.nan)
-    return margin, gradient_norm
+    distance = torch.where(hit, lp_norm(x_adv - x, p=p), torch.inf)
+    return distance.where(correct, 0.0)
 
 
 def mask_gradient_norms(

@@ -9,7 +9,7 @@ An example for which that finds nothing is searched again in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from empirical.attacks.deepfool import deepfool
 from empirical.attacks.fgsm import minimal_fgs, minimal_rfgs
 from empirical.attacks.fmn import fmn
 from empirical.attacks.geometry import clip
+from empirical.attacks.nearest import Nearest
 from empirical.attacks.pgd import minimal_pgd
 from empirical.attacks.ray import shorten
 from empirical.attacks.search import pulled_back
@@ -48,12 +49,12 @@ def attacked(
     x: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
     *,
-    linearised: tuple[Tensor, Tensor],
+    nearest: Mapping[tuple[float, Box], Nearest],
     box: Box,
 ) -> Iterator[tuple[float, str, Float[Tensor, "K n d"], Bool[Tensor, "K n"]]]:
     """What the attack ``name`` finds, as (p, method, x_adv, found); DeepFool also pulled back along its ray.
 
-    ``linearised`` are the networks' logits and Jacobian at x. Raises: InvalidInput for an unknown name.
+    ``nearest`` are the nearest boundaries at x, with this box. Raises: InvalidInput for an unknown name.
     """
     if name == "fgs":
         yield math.inf, name, *minimal_fgs(nets, x, y, box=box)
@@ -61,7 +62,7 @@ def attacked(
         yield math.inf, name, *minimal_rfgs(nets, x, y, box=box)
     elif name == "deepfool":
         for p in (2.0, math.inf):
-            x_adv, found = deepfool(nets, x, y, p=p, linearised=linearised, box=box)
+            x_adv, found = deepfool(nets, x, y, p=p, nearest=nearest[p, box], box=box)
             yield p, name, x_adv, found
             yield p, f"{name}+line", *shorten(nets, x, y, x_adv, found)
     elif name in _SEARCHES:

@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import ActiveSet, check_attack, check_count, margins
-from empirical.attacks.geometry import clip, feasible, norm
+from empirical.attacks.geometry import clip, norm
 from empirical.attacks.hidden_norms import HiddenNorms
+from empirical.attacks.nearest import Nearest, nearest_boundaries
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
 
@@ -22,7 +23,7 @@ def deepfool(
     overshoot: float = 0.02,
     steps: int = 50,
     box: tuple[float, float] | None = None,
-    linearised: tuple[Float[Tensor, "K n c"], Float[Tensor, "K n c d"]] | None = None,
+    nearest: Nearest | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """DeepFool (Moosavi-Dezfooli et al. 2016) in l_p, p in {2, inf}, against the true label.
 
@@ -30,67 +31,43 @@ def deepfool(
     code. On a linear model one step is exact up to the overshoot. An example whose gradients all vanish
     is not found. Misclassified examples are found at distance 0. With a box every step is clipped to it,
     features at a wall are left out of gradients that push them through, and a step longer than half the way
-    so far is halved: walls bend the way, and it pays to look again. ``linearised`` are the logits and
-    Jacobian at x, for a caller that has them already.
+    so far is halved: walls bend the way, and it pays to look again. ``nearest`` are the
+    nearest boundaries at x in this norm with this box, for a caller that has them already.
     Raises: InvalidInput for another p, overshoot < 0, steps < 1, or bad shapes, values, labels or box.
     """
     check_attack(ensemble, x, y, box=box)
-    q = 2 if check_p(p) == 2 else 1
+    p = check_p(p)
     if not 0 <= overshoot < torch.inf:
         raise InvalidInput(f"overshoot is {overshoot}; it must be finite and not negative")
     check_count("steps", steps)
     x_adv = x.expand(ensemble.members, *x.shape).clone()
     hidden = HiddenNorms.of(ensemble) if p == 2 and box is None else None
-    if linearised is None and hidden is None:
-        linearised = ensemble.logits_and_jacobian(x)
-    found = margins(linearised[0] if linearised else ensemble.logits(x), y) <= 0
-    moved = torch.zeros_like(x_adv)
-    unfinished = ~found
+    found = margins(ensemble.logits(x), y) <= 0
+    active = ActiveSet.of(~found)
+    nets = ensemble if len(active.members) == ensemble.members else ensemble.select(active.members)
+    hidden = hidden and hidden.select(active.members)
+    start, true = active.take(x.expand_as(x_adv)), active.take(y.expand_as(found))
+    here, total = start, torch.zeros_like(start)
     for iteration in range(steps):
-        if not unfinished.any():
+        if not len(active.members):
             break
-        active = ActiveSet.of(unfinished)
-        whole = len(active.members) == ensemble.members
-        nets = ensemble if whole else ensemble.select(active.members)
-        start, total = active.take(x.expand_as(x_adv)), active.take(moved)
-        true = active.take(y.expand_as(found))
-        here = clip(start + (1 + overshoot) * total, box)
-        if iteration == 0 and linearised:
-            logits, jacobian = map(active.take, linearised)
-            step = _step(logits, jacobian, here, true, q=q, box=box)
+        if iteration == 0 and nearest:
+            step = active.take(nearest.step(p=p))
         elif hidden:
-            step = (hidden if whole else hidden.select(active.members)).step(here, true)
+            step = hidden.nearest(here, true).step(p=p)
         else:
-            logits, jacobian = nets.logits_and_jacobian(here)
-            step = _step(logits, jacobian, here, true, q=q, box=box)
+            step = nearest_boundaries(nets, here, true, norms=(p,), boxes=(box,))[p, box].step(p=p)
         if box is not None:
             long = norm(step, p=p) > norm(total, p=p) / 2
             step = step * torch.where(long, 0.5, 1.0)[..., None]
-        total = clip(start + total + step, box) - start
-        reached = clip(start + (1 + overshoot) * total, box)
-        hit = margins(nets.logits(reached), true) < 0
-        active.put(moved, total, torch.ones_like(hit))
-        active.put(x_adv, reached, hit)
-        active.put(found, hit, torch.ones_like(hit))
-        stuck = ~step.any(2)
-        active.put(unfinished, ~(hit | stuck), torch.ones_like(hit))
+        total = total + step if box is None else clip(start + total + step, box) - start
+        here = clip(start + (1 + overshoot) * total, box)
+        hit = margins(nets.logits(here), true) < 0
+        active.put(x_adv, here, hit)
+        active.put(found, hit, hit)
+        inner = ActiveSet.of(active.live & ~hit & step.any(2))
+        if len(inner.members) < len(active.members):
+            nets, hidden = nets.select(inner.members), hidden and hidden.select(inner.members)
+        active = active.part(inner)
+        start, total, here, true = map(inner.take, (start, total, here, true))
     return x_adv, found
-
-
-def _step(
-    logits: Tensor, jacobian: Tensor, here: Tensor, y: Tensor, *, q: int, box: tuple[float, float] | None
-) -> Tensor:
-    """Shortest step onto the nearest linearised boundary g_k = g_y; 0 where no gradient points to one."""
-    true, inputs = y[..., None], jacobian.shape[3]
-    gap = logits.gather(2, true) - logits
-    pull = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, inputs))
-    pull = feasible(pull, here[:, :, None], box)
-    size = pull.abs().sum(3) if q == 1 else pull.norm(dim=3)
-    distance = torch.where(size > 0, gap.abs() / size, torch.inf).scatter(2, true, torch.inf)
-    nearest = distance.argmin(2, keepdim=True)
-    reachable = distance.gather(2, nearest).isfinite()
-    size = size.gather(2, nearest)
-    pull = pull.gather(2, nearest[..., None].expand(*true.shape, inputs))[:, :, 0]
-    unit = pull.sign() if q == 1 else pull / torch.where(reachable, size, 1.0)
-    length = (gap.gather(2, nearest).abs() / torch.where(reachable, size, 1.0)) * reachable
-    return length * unit

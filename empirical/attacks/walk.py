@@ -19,7 +19,7 @@ from empirical.attacks.crossing import Crossing, least_step, step_beyond
 from empirical.ensembles import MLPEnsemble
 
 # Examples that are done are dropped from the batch once they make up this share of it.
-_DROP_SHARE = 0.25
+_DROP_SHARE = 0.5
 
 
 def walk(
@@ -33,26 +33,29 @@ def walk(
     """The first crossing of every ray, piece by piece; exact up to rounding."""
     walk = _Walk.start(ensemble, x, y, direction)
     wrong = margins(walk.values[-1], y) <= 0
-    least = least_step(x, direction)
     at = torch.full_like(wrong, torch.inf, dtype=x.dtype).masked_fill_(wrong, 0.0)
-    beyond = at.clone()
-    done = wrong
+    end, done = at.clone(), wrong
+    limit = min(max_step, torch.finfo(x.dtype).max)
     while not done.all():
         active = ActiveSet.of(~done)
         walk = walk.pack(active)
         done = ~active.live
+        here, piece_end = torch.full_like(walk.t, torch.inf), torch.full_like(walk.t, torch.inf)
         keep_going = done.sum() + active.live.sum() * _DROP_SHARE
         while done.sum() < keep_going:
             leaving, layer, units = walk.next_sign_change()
             crossing = walk.next_tie()
-            here, end = walk.t + crossing, walk.t + leaving
-            crossed = ~done & (crossing < leaving) & (here <= max_step)
-            places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])
-            at[places] = here[crossed]
-            beyond[places] = step_beyond(here[crossed], end[crossed], least[places], max_step=max_step)
-            done = done | crossed | (end > max_step) | leaving.isinf()
+            crossed = (crossing < leaving) & ~done
+            torch.where(crossed, walk.t + crossing, here, out=here)
+            after = walk.t + leaving
+            torch.where(crossed, after, piece_end, out=piece_end)
+            done = done | crossed | (after > limit)
             walk.advance(leaving, layer, units, ~done)
-    return Crossing(at, beyond, torch.ones_like(wrong))
+        crossed = here <= limit
+        places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])
+        at[places], end[places] = here[crossed], piece_end[crossed]
+    beyond = step_beyond(at, end, least_step(x, direction), max_step=max_step)
+    return Crossing(at, beyond.where(at.isfinite() & ~wrong, at), torch.ones_like(wrong))
 
 
 @dataclass
@@ -63,11 +66,13 @@ class _Walk:
     row: Tensor  # (k, m) place in the caller's arrays
     y: Tensor  # (k, m)
     t: Tensor  # (k, m)
-    weights: list[Tensor]  # per layer after the first, (k, in, out)
-    first_times: Tensor  # (k, m, h + 1) sorted sign changes of layer 0, then inf
-    first_units: Tensor  # (k, m, h + 1)
-    first_slopes: Tensor  # (k, m, h + 1) change of the unit's output slope at that time
-    passed: Tensor  # (k, m) sign changes of layer 0 behind us
+    weights: list[Tensor]  # per layer after the second, (k, in, out)
+    # Sign changes of layer 0 on all rays, flat: those of a ray in order of time, the last at inf.
+    first_times: Tensor
+    first_slopes: Tensor  # change of the unit's output slope at that time
+    first_units: Tensor  # the unit's place among those of all members, and row of ``columns``
+    columns: Tensor  # of the weights of the second layer, flat; without rows if there is none
+    upcoming: Tensor  # (k, m) the first one ahead of us
     # Of the layers after the first, the logits last. A hidden unit's value is |pre-activation|, its side is
     # +1 where it is active and -1 where not, and its slope is that of the value.
     values: list[Tensor]
@@ -78,7 +83,8 @@ class _Walk:
     def start(ensemble: MLPEnsemble, x: Tensor, y: Tensor, direction: Tensor) -> _Walk:
         k, m = direction.shape[:2]
         values = ensemble.preactivations(x.expand(k, *x.shape))
-        slopes = [torch.bmm(direction, ensemble.weights[0].mT)]
+        first = ensemble.layers[0]
+        slopes = [first.forward(direction, torch.zeros_like(ensemble.biases[0]))]
         gates = [value > 0 for value in values[:-1]]
         for gate, weight in zip(gates, ensemble.weights[1:], strict=True):
             slopes.append(torch.bmm(slopes[-1] * gate, weight.mT))
@@ -94,21 +100,24 @@ class _Walk:
             times, units = change_times.sort(dim=2)
             # |slope| either way: a unit that turns on has positive slope, one that turns off loses it.
             changes = torch.cat([slopes[0].abs(), torch.zeros_like(end)], dim=2).gather(2, units)
-            units = units.clamp_(max=gates[0].shape[2] - 1)
+            width = gates[0].shape[2]
+            units = units.clamp_(max=width - 1) + width * torch.arange(k, device=x.device)[:, None, None]
         sides = [torch.where(gate, 1.0, -1.0).to(x.dtype) for gate in gates[1:]]
         for i, side in enumerate(sides, start=1):
             values[i] = (values[i] * side).clamp_(min=_least(x.dtype))
             slopes[i] = slopes[i] * side
+        columns, *weights = _without_first(ensemble) or [slopes[0].new_zeros(k, 0, 0)]
         return _Walk(
             member=torch.arange(k, device=x.device),
             row=torch.arange(m, device=x.device).expand(k, m),
             y=y.expand(k, m),
             t=torch.zeros_like(times[..., 0]),
-            weights=_without_first(ensemble),
-            first_times=times,
-            first_units=units,
-            first_slopes=changes,
-            passed=torch.zeros_like(units[..., 0]),
+            weights=weights,
+            first_times=times.flatten(),
+            first_slopes=changes.flatten(),
+            first_units=units.flatten(),
+            columns=columns.flatten(0, 1),
+            upcoming=torch.arange(0, times.numel(), times.shape[2], device=x.device).view(k, m),
             values=values[1:] or values,
             slopes=slopes[1:] or slopes,
             sides=sides,
@@ -123,10 +132,11 @@ class _Walk:
             y=take(self.y),
             t=take(self.t),
             weights=[weight[active.members] for weight in self.weights],
-            first_times=take(self.first_times),
-            first_units=take(self.first_units),
-            first_slopes=take(self.first_slopes),
-            passed=take(self.passed),
+            first_times=self.first_times,
+            first_slopes=self.first_slopes,
+            first_units=self.first_units,
+            columns=self.columns,
+            upcoming=take(self.upcoming),
             values=[take(value) for value in self.values],
             slopes=[take(slope) for slope in self.slopes],
             sides=[take(side) for side in self.sides],
@@ -134,9 +144,8 @@ class _Walk:
 
     def next_sign_change(self) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Time until the first hidden sign change, its layer, and the first unit to change in each layer."""
-        at = self.passed[..., None]
-        times = [self.first_times.gather(2, at)[..., 0] - self.t]
-        units = [self.first_units.gather(2, at)[..., 0]]
+        times = [self.first_times.take(self.upcoming) - self.t]
+        units = [self.first_units.take(self.upcoming)]
         for value, slope in zip(self.values[:-1], self.slopes[:-1], strict=True):
             fastest = (slope / value).min(2)
             times.append((-1 / fastest.values).masked_fill_(fastest.values >= 0, torch.inf))
@@ -161,19 +170,19 @@ class _Walk:
             value.addcmul_(slope, time[..., None])
         for i, side in enumerate(self.sides):
             self.values[i].clamp_(min=_least(self.t.dtype))
-            at, sign = units[i + 1][..., None], torch.where(flips[i + 1], -1.0, 1.0)[..., None]
+            at, sign = units[i + 1][..., None], torch.where(flips[i + 1], -1.0, 1.0)[..., None].to(side)
             for oriented in (side, self.slopes[i]):
-                oriented.scatter_(2, at, oriented.gather(2, at) * sign)
-        if self.weights:
-            at = self.passed[..., None]
-            change = self.first_slopes.gather(2, at)[..., 0] * flips[0]
-            columns = self.weights[0][torch.arange(len(at), device=at.device)[:, None], units[0]]
+                oriented.scatter_reduce_(2, at, sign, "prod")
+        if len(self.columns):
+            change = self.first_slopes.take(self.upcoming) * flips[0]
+            columns = self.columns.index_select(0, units[0].flatten()).view_as(self.slopes[0])
             if self.sides:
-                columns = columns * self.sides[0]
+                columns *= self.sides[0]
             self.slopes[0].addcmul_(columns, change[..., None])
-            self.passed = self.passed + flips[0]
-            for i, weight in enumerate(self.weights[1:]):
-                self.slopes[i + 1] = torch.bmm(self.slopes[i] * (self.sides[i] > 0), weight)
+            self.upcoming = self.upcoming + flips[0]
+            for i, weight in enumerate(self.weights):
+                active = torch.ops.aten.threshold_backward(self.slopes[i], self.sides[i], 0)  # 0 where not
+                self.slopes[i + 1] = torch.bmm(active, weight)
                 if i + 1 < len(self.sides):
                     self.slopes[i + 1] *= self.sides[i + 1]
 

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 # The largest share of weights that are not zero, and the smallest layer, whose products are sparse on a CPU.
@@ -59,14 +59,26 @@ class Layer:
             return torch.bmm(c, self.weight)
         return _products(self.weight.mT, [pair and pair[1] for pair in self.sparse], c)
 
-    def backward_by_rows(self, c: Float[Tensor, "K r out"]) -> Float[Tensor, "K r in"]:
-        """The same, stored row by row, for many rows."""
+    def backward_by_rows(
+        self,
+        c: Float[Tensor, "K n s a"],
+        units: Int[Tensor, " a"],
+        inputs: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "K n s b"]:
+        """The same for many rows of coefficients of these units alone, at these inputs; stored row by row."""
+        rows = c.flatten(1, 2)
         if not self.is_sparse:
-            return torch.bmm(c, self.weight)
-        found = c.new_empty(*c.shape[:2], self.weight.shape[2])
-        for out, some in zip(found.split(_ROWS, 1), c.split(_ROWS, 1), strict=True):
-            out.copy_(self.backward(some))
-        return found
+            weight = self.weight.index_select(1, units)
+            found = torch.bmm(rows, weight if inputs is None else weight.index_select(2, inputs))
+        else:
+            found = c.new_empty(*rows.shape[:2], self.weight.shape[2] if inputs is None else len(inputs))
+            for out, some in zip(found.split(_ROWS, 1), rows.split(_ROWS, 1), strict=True):
+                if len(units) < self.weight.shape[1]:
+                    whole = some.new_zeros(*some.shape[:2], self.weight.shape[1])
+                    some = whole.index_copy_(2, units, some)
+                part = self.backward(some)
+                out.copy_(part if inputs is None else part.index_select(2, inputs))
+        return found.unflatten(1, c.shape[1:3])
 
 
 def compressed(weight: Float[Tensor, "out in"]) -> tuple[Tensor, Tensor]:

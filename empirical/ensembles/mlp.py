@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.ensembles.layers import Layer
@@ -136,32 +136,32 @@ class MLPEnsemble:
         self, x: Float[Tensor, "*K n d"]
     ) -> tuple[Float[Tensor, "K n c"], Float[Tensor, "K n c d"]]:
         """Logits and their gradients with respect to the input, for every class."""
-        logits, hidden = self._forward(x)
-        active = [values.sign_() for values in hidden]
-        members, n = logits.shape[:2]
-        if not active:
-            jacobian = self.weights[0][:, None].expand(members, n, -1, -1)
+        if len(self.weights) == 1:
+            logits, weight = self.logits(x), self.weights[0]
+            jacobian = weight[:, None].expand(*logits.shape[:2], -1, -1)
         else:
-            # Units that are off at every example are left out: near one example that is half of them.
-            on = [
-                torch.arange(gate.shape[2]) if layer.is_sparse else gate.amax((0, 1)).nonzero()[:, 0]
-                for gate, layer in zip(active, self.layers[:-1], strict=True)
-            ]
-            gates = [gate[..., some][:, :, None] for gate, some in zip(active, on, strict=True)]
-            jacobian = self.weights[-1][:, None, :, on[-1]] * gates[-1]
-            for i in reversed(range(len(active))):
-                rows, layer = jacobian.flatten(1, 2), self.layers[i]
-                if layer.is_sparse:
-                    rows = layer.backward_by_rows(rows)
-                    rows = rows[..., on[i - 1]] if i else rows
-                else:
-                    weight = layer.weight[:, on[i]]
-                    rows = torch.bmm(rows, weight[..., on[i - 1]] if i else weight)
-                jacobian = rows.unflatten(1, (n, self.weights[-1].shape[1]))
-                jacobian = jacobian.mul_(gates[i - 1]) if i else jacobian
+            logits, rows, units = self.logits_and_unit_gradients(x)
+            jacobian = self.layers[0].backward_by_rows(rows, units)
         if self.is_binary:
             jacobian = torch.cat([torch.zeros_like(jacobian), jacobian], dim=2)
         return logits, jacobian
+
+    def logits_and_unit_gradients(
+        self, x: Float[Tensor, "*K n d"]
+    ) -> tuple[Float[Tensor, "K n c"], Float[Tensor, "K n s a"], Int[Tensor, " a"]]:
+        """Logits, the scores' gradients with respect to pre-activations of the first layer, and their units.
+
+        Units that are off at every example are left out: near one example that is half of them. A binary
+        network has one score. Networks have a hidden layer.
+        """
+        logits, hidden = self._forward(x)
+        active = [values.sign_() for values in hidden]
+        on = [gate.amax((0, 1)).nonzero()[:, 0] for gate in active]
+        gates = [gate.index_select(2, some)[:, :, None] for gate, some in zip(active, on, strict=True)]
+        rows = self.weights[-1].index_select(2, on[-1])[:, None] * gates[-1]
+        for i in reversed(range(1, len(active))):
+            rows = self.layers[i].backward_by_rows(rows, on[i], on[i - 1]).mul_(gates[i - 1])
+        return logits, rows, on[0]
 
     def stored(self, x: Float[Tensor, "K n d"]) -> Float[Tensor, "K n d"]:
         """The same examples, in memory as the first layer's products take them."""

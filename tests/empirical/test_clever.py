@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from empirical.attacks.hidden_norms import HiddenNorms
 from empirical.clever import ball, clever
 from empirical.compaction import much_smaller
 from empirical.ensembles import MLPEnsemble, from_modules, from_networks, initialise, linear_classifier
@@ -75,6 +76,25 @@ def test_scores_are_the_same_without_dead_parts(monkeypatch):
         assert (found.largest > 0).any()
         np.testing.assert_allclose(found.largest, whole.largest, rtol=1e-9)
         np.testing.assert_allclose(found.radius, whole.radius, rtol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_by_the_gram_matrix_are_those_by_gradients(outputs, dtype, monkeypatch):
+    """The first layer's units have weights of very different length, so the matrix matters."""
+    nets = networks([40, 15, 12, outputs], [0, 1])
+    scale = torch.logspace(-1, 1, 15, dtype=torch.float64)[:, None]
+    weights = (nets.weights[0] * scale, *nets.weights[1:])
+    nets = MLPEnsemble(weights, nets.biases, nets.masks).to(dtype=dtype, device=CPU)
+    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = nets.logits(x)[0].argmax(1)
+    assert HiddenNorms.of(nets) is not None
+    found = clever(nets, x, y, p=2.0, radius=3.0, batches=10, batch_size=10)
+    monkeypatch.setattr(HiddenNorms, "of", lambda nets: None)
+    plain = clever(nets, x, y, p=2.0, radius=3.0, batches=10, batch_size=10)
+    assert (found.largest > 0).any()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    np.testing.assert_allclose(found.largest, plain.largest, rtol=tolerance)
 
 
 def test_what_is_returned_hangs_together():

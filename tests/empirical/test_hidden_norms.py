@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from empirical.attacks import deepfool
-from empirical.attacks.deepfool import _step
 from empirical.attacks.hidden_norms import HiddenNorms
+from empirical.attacks.nearest import nearest_boundaries
 from empirical.ensembles import MLPEnsemble
 
 # Of sums of some ten products in float64, and of the root of a square whose terms cancel.
@@ -42,15 +42,14 @@ def examples(nets: MLPEnsemble) -> tuple[torch.Tensor, torch.Tensor]:
 def law_same_steps(step, nets):
     """As by gradients over the inputs, whichever boundary is nearest."""
     x, y = examples(nets)
-    logits, jacobian = nets.logits_and_jacobian(x)
-    wanted = _step(logits, jacobian, x, y, q=2, box=None)
+    wanted = nearest_boundaries(nets, x, y)[2, None].step(p=2)
     torch.testing.assert_close(step(nets, x, y), wanted, rtol=ROUNDING, atol=ROUNDING)
 
 
 def by_gram(nets, x, y):
     split = HiddenNorms.of(nets)
     assert split is not None
-    return split.step(x, y)
+    return split.nearest(x, y).step(p=2)
 
 
 @settings(max_examples=60)
@@ -71,15 +70,15 @@ def test_the_law_rejects_norms_without_the_gram_matrix():
         split = HiddenNorms.of(nets)
         assert split is not None
         same = torch.eye(split.gram.shape[1], dtype=x.dtype).expand_as(split.gram)
-        return HiddenNorms(split.first, split.rest, same).step(x, y)
+        return HiddenNorms(nets, same).nearest(x, y).step(p=2)
 
     law_same_steps(by_gram, nets)
     with pytest.raises(AssertionError):
         law_same_steps(without, nets)
 
 
-@pytest.mark.parametrize("given_jacobian", [False, True])
-def test_deepfool_is_the_same(given_jacobian, monkeypatch):
+@pytest.mark.parametrize("given_first", [False, True])
+def test_deepfool_is_the_same(given_first, monkeypatch):
     """Members that are done at different steps, wrong examples among them."""
     generator = torch.Generator().manual_seed(2)
     shapes = ((3, 10, 40), (3, 8, 10), (3, 5, 8))
@@ -88,11 +87,11 @@ def test_deepfool_is_the_same(given_jacobian, monkeypatch):
     nets = MLPEnsemble(weights, biases, tuple(w != 0 for w in weights))
     x = torch.randn(30, 40, generator=generator, dtype=torch.float64)
     y = nets.logits(x)[0].argmax(1)
-    linearised = nets.logits_and_jacobian(x) if given_jacobian else None
-    ours, found = deepfool(nets, x, y, p=2, linearised=linearised)
+    nearest = nearest_boundaries(nets, x, y)[2, None] if given_first else None
+    ours, found = deepfool(nets, x, y, p=2, nearest=nearest)
     module = importlib.import_module("empirical.attacks.deepfool")
     monkeypatch.setattr(module.HiddenNorms, "of", lambda nets: None)
-    plain, hit = deepfool(nets, x, y, p=2, linearised=linearised)
+    plain, hit = deepfool(nets, x, y, p=2, nearest=nearest)
     assert torch.equal(found, hit)
     assert 0.5 < found.double().mean()
     torch.testing.assert_close(ours, plain, rtol=ROUNDING, atol=ROUNDING)

@@ -53,17 +53,22 @@ def test_products_are_the_dense_ones(weight, n, which):
     outputs = torch.einsum("koi,kni->kno", weight.double(), x.double()) + bias.double()[:, None]
     rows = torch.einsum("koi,kno->kni", weight.double(), c.double())
     torch.testing.assert_close(layer.forward(x, bias).double(), outputs, rtol=tolerance, atol=tolerance)
-    for found in (layer.backward(c), layer.backward_by_rows(c)):
-        torch.testing.assert_close(found.double(), rows, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(layer.backward(c).double(), rows, rtol=tolerance, atol=tolerance)
+    units, inputs = torch.arange(which % out, out), torch.arange(which % into, into)
+    some = torch.einsum("koi,kno->kni", weight[:, units].double(), c[..., units].double())[:, :, None]
+    for at in (None, inputs):
+        found = layer.backward_by_rows(c[..., units][:, :, None], units, at).double()
+        wanted = some if at is None else some[..., at]
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_many_rows_are_multiplied_in_blocks():
     weight = torch.randn(2, 7, 5, dtype=torch.float64)
     layer = Layer(weight, (compressed(weight[0]), None))
-    c = torch.randn(2, 2 * module._ROWS + 3, 7, dtype=torch.float64)
-    found = layer.backward_by_rows(c)
+    c = torch.randn(2, 2 * module._ROWS + 3, 2, 7, dtype=torch.float64)
+    found = layer.backward_by_rows(c, torch.arange(7))
     assert found.is_contiguous()
-    torch.testing.assert_close(found, torch.bmm(c, weight))
+    torch.testing.assert_close(found, torch.einsum("koi,knso->knsi", weight, c))
 
 
 def pruned(widths: list[int], densities: list[float], *, dead_layer: int | None = None) -> MLPEnsemble:
