@@ -443,6 +443,24 @@ def test_arch_with_arguments_through_a_subprocess(tmp_path):
     assert settings["pair"] == [1, 7]
 
 
+def test_arch_in_a_file_wherever_it_is_and_whatever_it_is_called(tmp_path):
+    """Beside a module that it imports, under a name that another module has, from any working folder."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "json.py").write_text("from own_widths import WIDTH\n" + ARCHITECTURE.replace("=6", "=WIDTH"))
+    (folder / "own_widths.py").write_text("WIDTH = 9\n")
+    net = mlp(64, 9, 10)
+    torch.save(renamed(net), tmp_path / "small.pt")
+    before = list(sys.path)
+    network = load_network(tmp_path / "small.pt", arch=f"{folder}/json.py:Small")
+    assert network.recognised == "checkpoint of json.py:Small"
+    assert sys.path == before
+    assert sys.modules["json"] is json
+    assert isinstance(network.module, nn.Module)
+    x = torch.rand(3, 64)
+    torch.testing.assert_close(network.module(x), net(x))
+
+
 class Payload:
     """Touches a file when it is unpickled."""
 
@@ -500,7 +518,9 @@ def broken(tmp_path_factory) -> Path:
         (["small.pt", "--arch", "own_broken:Small", "--arch-args", "width=5"], "give a JSON object"),
         (["small.pt", "--arch", "own_broken:Large"], "has no attribute 'Large'"),
         (["small.pt", "--arch", "own_absent:Small"], "ModuleNotFoundError"),
-        (["small.pt", "--arch", "own_broken"], "give package.module:name"),
+        (["small.pt", "--arch", "own_broken"], "give package.module:name, or FILE.py:name"),
+        (["small.pt", "--arch", "absent/own.py:Small"], "No such file"),
+        (["small.pt", "--arch", "own_broken.py:Large"], "has no attribute 'Large'"),
         (["small.pt", "--arch", "own_broken:number"], "makes a int; it must make a torch.nn.Module"),
         (
             ["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5, "activation": "tanh"}'],

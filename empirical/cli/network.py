@@ -33,7 +33,9 @@ def network_options(*, examples: int, folder: str) -> Callable[[Callable[..., No
             help="digits, mnist, fashion-mnist, cifar10, a file with x_test and y_test, or shards.",
         ),
         click.option(
-            "--arch", metavar="MODULE:NAME", help="Class or function that makes the checkpoint's module."
+            "--arch",
+            metavar="MODULE:NAME",
+            help="Class or function that makes the checkpoint's module; FILE.py:NAME for one in a file.",
         ),
         click.option(
             "--arch-args", default="{}", metavar="JSON", help="Its keyword arguments.  [default: none]"

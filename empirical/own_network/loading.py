@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import pickle
 import re
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -59,8 +61,9 @@ def load_network(
 ) -> Network:
     """The network in a ``.pt2`` program, or in a checkpoint (``.safetensors`` or of ``torch.save``).
 
-    A checkpoint is loaded into ``arch``, "package.module:name" of a class or function that is called with
-    ``arch_args``; without it, it must be plainly a stack of linear layers, between which ReLUs are assumed.
+    A checkpoint is loaded into ``arch``, "package.module:name" or "FILE.py:name" of a class or function that
+    is called with ``arch_args``; without it, it must be plainly a stack of linear layers, between which ReLUs
+    are assumed.
     Weights that ``torch.nn.utils.prune`` split into ``_orig`` and ``_mask`` are put together again.
     Raises: InvalidInput for a missing, damaged or pickled file, an unknown format, an ``arch`` that cannot be
     imported or called, or weights that do not match it.
@@ -84,7 +87,7 @@ def load_network(
     state = _unmasked(_state(path))
     if arch is not None:
         module = _filled(_built(arch, arch_args or {}), state, arch)
-        return Network(path.name, digest, f"checkpoint of {arch}", module, None, _matrices(state))
+        return Network(path.name, digest, f"checkpoint of {Path(arch).name}", module, None, _matrices(state))
     module, widths = _fully_connected(path, state)
     recognised = f"fully connected {'-'.join(map(str, widths))}, ReLUs assumed between the layers"
     return Network(path.name, digest, recognised, module, (widths[0],), _matrices(state))
@@ -191,15 +194,18 @@ def _unmasked(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _built(arch: str, arguments: Mapping[str, object]) -> nn.Module:
-    """The module that ``arch`` makes, its code imported from the working folder or the Python path."""
-    place, _, name = arch.partition(":")
+    """The module that ``arch`` makes, its code imported from where it says, the working folder first."""
+    place, _, name = arch.rpartition(":")
     if not place or not name:
-        raise InvalidInput(f"arch is {arch!r}; give package.module:name of a class or a function")
-    here = str(Path.cwd())
+        raise InvalidInput(
+            f"arch is {arch!r}; give package.module:name, or FILE.py:name, of a class or a function"
+        )
+    file = Path(place).absolute() if place.endswith(".py") else None
+    here = str(file.parent if file else Path.cwd())
     sys.path.insert(0, here)
     try:
-        factory = getattr(importlib.import_module(place), name)
-        module = factory(**arguments)
+        code = _run_file(file) if file else importlib.import_module(place)
+        module = getattr(code, name)(**arguments)
     except Exception as error:  # whatever the user's code raises
         raise InvalidInput(
             f"arch {arch!r} with arguments {dict(arguments)} fails "
@@ -210,6 +216,16 @@ def _built(arch: str, arguments: Mapping[str, object]) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InvalidInput(f"arch {arch!r} makes a {type(module).__name__}; it must make a torch.nn.Module")
     return module
+
+
+def _run_file(file: Path) -> ModuleType:
+    """A file as a module of a name of its own, whatever modules of the file's name there are."""
+    spec = importlib.util.spec_from_file_location(f"_arch_{file.stem}", file)
+    assert spec is not None  # it ends with .py
+    assert spec.loader is not None
+    code = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    return code
 
 
 def _filled(module: nn.Module, state: Mapping[str, Tensor], arch: str) -> nn.Module:
@@ -248,7 +264,7 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module
     if not plain or any(one.shape[0] != other.shape[1] for (one, _), (other, _) in pairwise(pairs)):
         raise InvalidInput(
             f"model {str(path)!r} is not plainly a stack of linear layers (its first entry is {names[0]!r} "
-            f"{tuple(state[names[0]].shape)}); name its class with --arch package.module:Class, or export it"
+            f"{tuple(state[names[0]].shape)}); name its class with --arch FILE.py:Class, or export it"
         )
     modules: list[nn.Module] = [nn.Flatten()]
     for weight, bias in pairs:
