@@ -154,13 +154,15 @@ class _MaskedScore:
         self, u: Float[Array, " m"], r: Float[Array, " m"], alpha: float, unit: Float[Array, " m"]
     ) -> Float[Array, "m 3"]:
         """E[A T_+ e^(-u A)] for every u, its change from a longer step, and its sum without signs."""
-        out, pending, step = np.zeros((u.size, 3)), np.arange(u.size), CONTOUR_STEP
+        sums, pending, step = np.zeros((u.size, 3)), np.arange(u.size), CONTOUR_STEP
         while pending.size and step >= SMALLEST_STEP:
-            fine, check, size = self._contour(u[pending], r[pending], alpha, unit[pending], step).T
-            out[pending] = np.column_stack([fine, SAFETY * np.abs(fine - check), size])
+            sums[pending] /= 2  # the points of twice the step, whose shares are halved
+            sums[pending] += self._contour(u[pending], r[pending], alpha, unit[pending], step)
+            fine, check, _ = sums[pending].T
             pending = pending[np.abs(fine - check) > ENOUGH * unit[pending]]
             step /= 2
-        return out
+        fine, check, size = sums.T
+        return np.column_stack([fine, SAFETY * np.abs(fine - check), size])
 
     def _contour(
         self,
@@ -172,14 +174,16 @@ class _MaskedScore:
     ) -> Float[Array, "m 3"]:
         """Trapezoid sums along z = r (1 + i sinh x): by this step, by 3/2 of it, and without signs.
 
-        Each sum ends after its first negligible term; points are taken several at a time.
+        Of a smaller step than the first, only the points that twice the step leaves out. Each sum ends
+        after its first negligible term; points are taken several at a time.
         """
         out, active = np.zeros((u.size, 3)), np.arange(u.size)
-        k = np.arange(math.ceil(2 * CONTOUR_END / step))
-        k = k[(k % 2 == 0) | (k % 3 == 0)]
+        k = np.arange(math.ceil(2 * CONTOUR_END / step))  # x = k step / 2
+        fine, check = (k % 2 == 0, k % 3 == 0) if step == CONTOUR_STEP else (k % 4 == 2, k % 6 == 3)
         # Conjugate points count together, hence 1 / pi for 1 / (2 pi), and half of it at x = 0.
         share = step / math.pi * np.where(k == 0, 0.5, 1.0)
-        rules = share[:, None] * np.stack([k % 2 == 0, 1.5 * (k % 3 == 0), k % 2 == 0], axis=1)
+        rules = share[:, None] * np.stack([fine, 1.5 * check, fine], axis=1)
+        k, rules = k[fine | check], rules[fine | check]
         x, start = k * (step / 2), 0
         while active.size and start < k.size:
             fit = BLOCK // (active.size * self.a.size)
@@ -199,9 +203,23 @@ class _MaskedScore:
     def _product(
         self, u: Float[Array, " m"], z: Complex[Array, "m k"], alpha: float
     ) -> Complex[Array, "m k"]:
-        """E[A exp(-u A + z T)] at several z of every u."""
-        squares, decay = (z * z)[:, :, None], u[:, None, None] * self.a
-        kept = np.exp(z[:, :, None] * self.c + squares * (self.v / 2) - decay)
-        survives = alpha + (1 - alpha) * kept
-        share = (1 - alpha) * (kept / survives) @ self.a
-        return np.multiply.reduce(survives, axis=2) * share * np.exp(z * self.bias)
+        """E[A exp(-u A + z T)] at several z of every u.
+
+        Of weights taken together, ``none`` is E[e^(-u A + z T)] and ``some`` that times A: both of two groups
+        follow from those of each, so the second half is folded onto the first until one group is left.
+        """
+        none = np.multiply.outer(self.c, z) + np.multiply.outer(self.v / 2, z * z)
+        none -= np.multiply.outer(self.a, u)[:, :, None]
+        np.exp(none, out=none)
+        none *= 1 - alpha
+        some = none * self.a[:, None, None]
+        none += alpha
+        left = self.a.size
+        while left > 1:
+            half, rest = slice(left // 2), slice(left - left // 2, left)
+            some[half] *= none[rest]
+            some[rest] *= none[half]
+            some[half] += some[rest]
+            none[half] *= none[rest]
+            left -= left // 2
+        return some[0] * np.exp(z * self.bias)
