@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
@@ -25,7 +24,6 @@ from theory.types import InvalidInput, first_line
 
 SCHEMA_VERSION = "1"
 SCHEMA_KEY = b"sparse_robustness.schema"
-RUN_KEY = b"sparse_robustness.run"
 _DIGEST = "sha256"  # in settings.json, of all its other entries
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -175,35 +173,6 @@ def read_table(
     if empty:
         raise InvalidInput(f"results file {path} is damaged ({empty[0]} lacks entries); {remedy}")
     return content
-
-
-def condense(folder: Location, path: Path) -> int:
-    """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
-
-    Its settings and the commands that made it become metadata of the file, under ``RUN_KEY``.
-    Raises: InvalidInput if the folder holds no finished run, or ``path`` exists.
-    """
-    tables = [folder / name for name in ("results.parquet", "measure.parquet")]
-    final, note = next((path for path in tables if path.is_file()), None), folder / "settings.json"
-    if final is None or not note.is_file():
-        raise InvalidInput(f"folder is {folder}, which holds no finished run; run the experiment to its end")
-    if path.exists():
-        raise InvalidInput(f"out is {path}, which exists; choose another name")
-    rows = read_table(final)
-    networks = rows.filter(pc.field("example").is_null())
-    log = folder / "runs.jsonl"
-    told = json.dumps({"settings": read_settings(note), "runs": _logged(log)})
-    write_table(path, networks.replace_schema_metadata({**SCHEMA.metadata, RUN_KEY: told.encode()}))
-    return networks.num_rows
-
-
-def _logged(log: Location) -> list[object]:
-    """The entries of a run's runs.jsonl."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{log} is damaged ({error}); delete the line that is no JSON") from error
 
 
 def open_run(out: Location, settings: dict[str, object], *, parts: Sequence[str] = _FOLDERS) -> None:

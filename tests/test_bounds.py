@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -23,13 +24,14 @@ from torch.nn.utils import prune
 
 from empirical.attacks import deepfool, minimal_fgs, shorten
 from empirical.cli.main import main
+from empirical.condense import RUN_KEY
 from empirical.datasets import load, load_test
 from empirical.ensembles import from_networks
 from empirical.measurement import verified_radius
 from empirical.own_network.bounds import SCHEMA
 from empirical.own_network.loading import load_network
 from empirical.own_network.problem import ALPHAS, Request, fully_connected
-from empirical.results import read_table
+from empirical.results import read_settings, read_table
 from paper_figures.bounds import figure
 from theory import graph as graphs
 from theory.ceiling import mean_radius_ceiling
@@ -251,6 +253,17 @@ def test_a_finished_run_is_reported_again_and_never_overwritten(finished, monkey
     assert other.exit_code == 2
     assert "a run with examples = 20, not 10; choose a new folder" in other.stderr
     assert table.stat().st_mtime_ns == before
+
+
+def test_a_condensed_table_keeps_all_rows_and_says_how_it_was_made(finished, tmp_path):
+    folder, _, _, rows = finished
+    target = tmp_path / "net.parquet"
+    result = CliRunner().invoke(main, ["condense", str(folder / "run"), str(target)])
+    assert result.exit_code == 0, result.output
+    pd.testing.assert_frame_equal(read_table(target, schema=SCHEMA).to_pandas(), rows)
+    told = json.loads(pq.read_schema(target).metadata[RUN_KEY])
+    assert told["settings"] == read_settings(folder / "run" / "settings.json")
+    assert {"command", "seconds", "device", "torch", "commit"} <= set(told["runs"][0])
 
 
 def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):

@@ -85,6 +85,7 @@ def bounds(
             from empirical.own_network.bounds import default_folder, total_steps
             from empirical.own_network.problem import ALPHAS, Request
             from empirical.own_network.tables import bound_tables
+            from empirical.provenance import log_command
 
         request = Request(
             examples=examples,
@@ -101,6 +102,7 @@ def bounds(
         folder = out or default_folder(network)
         with progress(total_steps(request)) as advance:
             outcome = run(network, load_test(data), request, folder, device=chosen, advance=advance)
+        log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
         drawn = _draw(outcome)
     print_tables(bound_tables(outcome.rows), markdown=markdown)
     seconds = time.perf_counter() - started

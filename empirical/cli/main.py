@@ -91,11 +91,12 @@ def claims(table: Location, *, markdown: bool) -> None:
 def condense(folder: Location, out: Path) -> None:
     """Write the rows about whole networks of the run in FOLDER to OUT, small enough to be committed.
 
-    Settings, commands, seconds and versions become metadata of the file; examples' rows are left out.
+    Settings, commands, seconds and versions become metadata of the file; examples' rows are left out, but for
+    those of bounds, which are few.
     """
     with one_line_errors():
         with uninterrupted():
-            from empirical.results import condense as write
+            from empirical.condense import condense as write
 
         rows = write(folder, out)
     click.echo(f"{rows:,} rows in {out}")

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from empirical.claims import judge
 from empirical.cli.main import main
+from empirical.condense import RUN_KEY
 from empirical.provenance import choose_device
-from empirical.results import RUN_KEY, read_table
+from empirical.results import read_table
 from empirical.run import run_experiments, total_steps
 from empirical.workers import Workers
 from theory import relu

@@ -1,0 +1,48 @@
+"""A run's table made small enough to be committed, with how it was made in its metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from empirical.locations import Location
+from empirical.own_network.bounds import SCHEMA as BOUNDS
+from empirical.results import SCHEMA, read_settings, read_table, write_table
+from theory.types import InvalidInput
+
+RUN_KEY = b"sparse_robustness.run"
+_TABLES = {"results.parquet": SCHEMA, "measure.parquet": SCHEMA, "bounds.parquet": BOUNDS}
+
+
+def condense(folder: Location, path: Path) -> int:
+    """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
+
+    A table of bounds, which is small and drawn from its examples, keeps all rows. The settings and the
+    commands that made it become metadata of the file, under ``RUN_KEY``.
+    Raises: InvalidInput if the folder holds no finished run, or ``path`` exists.
+    """
+    name = next((name for name in _TABLES if (folder / name).is_file()), None)
+    note = folder / "settings.json"
+    if name is None or not note.is_file():
+        raise InvalidInput(f"folder is {folder}, which holds no finished run; run the experiment to its end")
+    if path.exists():
+        raise InvalidInput(f"out is {path}, which exists; choose another name")
+    schema = _TABLES[name]
+    rows = read_table(folder / name, schema=schema)
+    if schema is SCHEMA:
+        rows = rows.filter(pc.field("example").is_null())
+    log = folder / "runs.jsonl"
+    told = json.dumps({"settings": read_settings(note), "runs": _logged(log)})
+    write_table(path, rows.replace_schema_metadata({**schema.metadata, RUN_KEY: told.encode()}))
+    return rows.num_rows
+
+
+def _logged(log: Location) -> list[object]:
+    """The entries of a run's runs.jsonl."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{log} is damaged ({error}); delete the line that is no JSON") from error
