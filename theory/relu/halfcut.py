@@ -48,7 +48,9 @@ HALVED = 5
 # norm looks at the largest rows alone, the bound of a sparse layer at all. Every T gives a bound.
 Tuned: TypeAlias = tuple[tuple[float, float], ...]
 TUNED: Tuned = ((1.0, 1.0), (0.5, 1.0), (0.2, 0.75), (0.05, 0.6))
-STEPS, LARGEST_LOG = 200, 3.0
+# Steps of that search, fewer where no layer is wide; the rate falls as 1 / (steps / 10 + step).
+FEWEST_STEPS, STEPS, STEPS_PER_UNIT = 60, 200, 4
+LARGEST_LOG = 3.0
 TOGETHER = 2**12  # entries of the largest matrix whose scalings are worked on at once
 # Below this, squares of mantissas may have underflowed: far above what that can lose.
 TRUSTED = 2.0**-200
@@ -322,7 +324,8 @@ def _tuned(
     logs = [np.zeros((count, len(w))) for w in weights]
     left = [np.full((count, len(w)), len(w) ** -0.5) for w in weights]
     right = [np.full((count, w.shape[1]), w.shape[1] ** -0.5) for w in weights]
-    for step in range(STEPS):
+    steps = min(STEPS, max(FEWEST_STEPS, STEPS_PER_UNIT * max(map(len, weights))))
+    for step in range(steps):
         slopes = [np.zeros_like(log) for log in logs]
         grown = [np.ones((count, weights[0].shape[1])), *(np.exp(log) for log in logs)]
         for j, (weight, square) in enumerate(zip(weights, squares, strict=True)):
@@ -349,7 +352,7 @@ def _tuned(
         energy = (v * grown[-1]) ** 2
         whole = energy.sum(axis=1, keepdims=True)
         slopes[-1] += energy / np.where(whole > 0, whole, 1.0)
-        rate = 0.6 / (20 + step)
+        rate = 0.6 / (steps / 10 + step)
         for log, slope in zip(logs, slopes, strict=True):
             log -= rate * log.shape[1] * slope
             np.clip(log, -LARGEST_LOG, LARGEST_LOG, out=log)
