@@ -150,13 +150,16 @@ def test_bad_usage_is_one_line_and_status_2(arguments, message):
     assert "Traceback" not in result.output
 
 
-def test_an_error_in_a_conjecture_is_one_line_and_status_2(tmp_path):
+def test_an_error_in_a_conjecture_is_one_line_with_its_case_as_a_program_and_status_2(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FALSE.replace("return x.min(), 0.0", "return x.minimum()"))
     result = falsify("--conjecture", file, "--examples", 10, "--jobs", 1)
     assert result.exit_code == 2
     (_, line) = result.stderr.splitlines()
     assert line.startswith("Error: never_both_positive raised AttributeError: ")
+    program = result.stdout[result.stdout.index('"""never_both_positive') :]
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert again.stderr.splitlines()[-1].endswith(line.removeprefix("Error: "))
 
 
 def test_ctrl_c_prints_the_table_so_far_and_exits_130():

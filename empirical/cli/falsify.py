@@ -68,6 +68,7 @@ def falsify(
     Ctrl-C prints the table so far; with --out, the same command then goes on from there, or with more
     examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage.
     """
+    from theory.laws.claim import BadConjecture
     from theory.types import InvalidInput
 
     try:
@@ -95,6 +96,8 @@ def falsify(
         raise  # nobody reads what is printed
     except (InvalidInput, OSError) as error:
         click.echo(f"Error: {plain(error)}", err=True)
+        if isinstance(error, BadConjecture) and error.program:
+            click.echo(f"The simplest case found in which it does; run this:\n\n{error.program}")
         sys.exit(_USAGE)
     _print_results(results, conjectures=source is not None)
     if interrupted:

@@ -24,7 +24,17 @@ ROUNDING = 1e-12
 
 
 class BadConjecture(InvalidInput):
-    """A conjecture that cannot be hunted: its file, its arguments, what it raises or returns."""
+    """A conjecture that cannot be hunted: its file, its arguments, what it raises or returns.
+
+    ``program`` checks the case in which it raised or returned that; empty where there is none.
+    """
+
+    def __init__(self, message: str, program: str = "") -> None:
+        super().__init__(message, program)  # all arguments, so that it travels between processes
+        self.program = program
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def conjecture(**cases: st.SearchStrategy) -> Callable[[Callable[..., Any]], Law]:

@@ -31,6 +31,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings, target
 from hypothesis.errors import Unsatisfiable, UnsatisfiedAssumption
 
 from theory.laws.claim import BadConjecture
+from theory.laws.code import reproduction
 from theory.laws.law import Case, Law
 from theory.laws.mutation import mutant, simplified
 from theory.types import InvalidInput
@@ -141,6 +142,8 @@ class _Search:
             holds()
         except Unsatisfiable:
             return None
+        except BadConjecture as error:
+            raise BadConjecture(str(error), reproduction(self.law, failing[-1])) from error
         except InvalidInput:
             raise
         except Exception:
