@@ -7,14 +7,16 @@ the others stay what they are. Masks of removed weights are False.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
-from empirical.ensembles import Ensemble
-from theory.types import InvalidInput, check_sparsity
+from empirical.ensembles import Ensemble, MLPEnsemble
+from theory.types import InvalidInput, check_sparsity, count_removed
 
 Masks = tuple[Bool[Tensor, "K *_"], ...]
 
@@ -28,7 +30,8 @@ def magnitude_masks(ensemble: Ensemble, *, sparsity: float, layers: Sequence[int
     check_sparsity("sparsity", sparsity)
     masks = list(ensemble.masks)
     for i in chosen_layers(ensemble, layers):
-        masks[i] = _without_smallest(_ranks(ensemble, i), sparsity).view_as(masks[i])
+        ranks = _ranks(ensemble, i)
+        masks[i] = _without_smallest(ranks, round(sparsity * ranks.shape[1])).view_as(masks[i])
     return tuple(masks)
 
 
@@ -44,9 +47,54 @@ def global_magnitude_masks(
     masks = list(ensemble.masks)
     chosen = chosen_layers(ensemble, layers)
     together = torch.cat([_ranks(ensemble, i) for i in chosen], dim=1)
-    parts = _without_smallest(together, sparsity).split([masks[i][0].numel() for i in chosen], dim=1)
+    left = _without_smallest(together, round(sparsity * together.shape[1]))
+    parts = left.split([masks[i][0].numel() for i in chosen], dim=1)
     for i, part in zip(chosen, parts, strict=True):
         masks[i] = part.reshape(masks[i].shape)
+    return tuple(masks)
+
+
+def n_of_m_masks(
+    ensemble: Ensemble, *, sparsity: float, m: int, layers: Sequence[int] | None = None
+) -> Masks:
+    """N:M sparsity: of every m consecutive inputs of an output, the m * sparsity smallest weights removed.
+
+    2:4, which sparse tensor cores multiply, has m = 4 and sparsity 0.5. Inputs of a convolution are its
+    channels, at each position of the kernel apart. The order is that of :func:`magnitude_masks` within a
+    group; the rest of a layer whose inputs are no multiple of m loses floor(sparsity * rest) of each output.
+    Raises: InvalidInput for m < 2, unless sparsity is a multiple of 1/m in [0, 1], and the layers exist.
+    """
+    count = count_removed("sparsity", sparsity, m)
+    masks = list(ensemble.masks)
+    for i in chosen_layers(ensemble, layers):
+        ranks = _ranks(ensemble, i).view_as(masks[i]).movedim(2, -1)
+        inputs = ranks.shape[-1]
+        groups = pad(ranks, (0, -inputs % m), value=torch.inf).unflatten(-1, (-1, m))
+        removed = torch.full((groups.shape[-2], 1), count, device=ranks.device)
+        if inputs % m:
+            removed[-1] = math.floor(sparsity * (inputs % m))
+        place = groups.argsort(dim=-1, stable=True).argsort(dim=-1)
+        masks[i] = (place >= removed).flatten(-2)[..., :inputs].movedim(-1, 2).contiguous()
+    return tuple(masks)
+
+
+def unit_masks(ensemble: MLPEnsemble, *, kept: Sequence[int]) -> Masks:
+    """Structured pruning: all but the ``kept[l]`` strongest units of every hidden layer l removed whole.
+
+    A unit's strength is the l_2 norm of its incoming weights, those that are left, from the units that stay.
+    The weights into and out of the others are removed; units without any go first, of equal ones the first.
+    Raises: InvalidInput unless there is one number per hidden layer, each from 0 to the layer's units.
+    """
+    widths = [mask.shape[1] for mask in ensemble.masks[:-1]]
+    if len(kept) != len(widths) or not all(0 <= k <= n for k, n in zip(kept, widths, strict=True)):
+        raise InvalidInput(f"kept is {list(kept)}; the hidden layers have {widths} units")
+    masks = list(ensemble.masks)
+    for i, (k, n) in enumerate(zip(kept, widths, strict=True)):
+        weight, left = ensemble.weights[i], masks[i]
+        norms = torch.where(left.any(dim=2), (weight * left).norm(dim=2), -1.0)
+        stays = _without_smallest(norms, n - k)
+        masks[i] = masks[i] & stays[:, :, None]
+        masks[i + 1] = masks[i + 1] & stays[:, None]
     return tuple(masks)
 
 
@@ -103,8 +151,7 @@ def _ranks(ensemble: Ensemble, layer: int) -> Float[Tensor, "K size"]:
     return torch.where(kept, weight.abs(), -1.0).flatten(1)
 
 
-def _without_smallest(ranks: Float[Tensor, "K size"], sparsity: float) -> Bool[Tensor, "K size"]:
-    """False at the round(sparsity * size) smallest of every row; among equal ones, at the first."""
-    removed = round(sparsity * ranks.shape[1])
+def _without_smallest(ranks: Float[Tensor, "K size"], removed: int) -> Bool[Tensor, "K size"]:
+    """False at so many smallest of every row; among equal ones, at the first."""
     mask = torch.ones_like(ranks, dtype=torch.bool)
     return mask.scatter_(1, ranks.argsort(dim=1, stable=True)[:, :removed], value=False)

@@ -58,6 +58,22 @@ def check_sparsity(name: str, alpha: float) -> float:
     return float(alpha)
 
 
+WHOLE = 1e-9  # how far m * sparsity, itself rounded, may be from a whole number
+
+
+def count_removed(name: str, sparsity: float, m: int) -> int:
+    """How many of every m weights a sparsity removes.
+
+    Raises: InvalidInput for m < 2, or unless the sparsity is a multiple of 1/m in [0, 1].
+    """
+    check_sparsity(name, sparsity)
+    if m < 2:
+        raise InvalidInput(f"m is {m}; give groups of at least 2 weights")
+    if abs(m * sparsity - round(m * sparsity)) > WHOLE:
+        raise InvalidInput(f"{name} is {sparsity}; of {m} weights give a multiple of 1/{m}")
+    return round(m * sparsity)
+
+
 def check_labels(name: str, y: object, *, n: int, classes: int | None) -> np.ndarray:
     """Return labels as int64. Raises: InvalidInput unless they are ``n`` integers in [0, classes).
 

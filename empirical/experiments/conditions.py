@@ -6,6 +6,11 @@ condition             what stands at sparsity s
 ``dense``             nothing pruned, but trained on as long as the pruned networks: their fair reference
 ``magnitude``         the smallest weights of every layer removed, retrained, from one sparsity to the next
 ``global``            the same with one threshold for all layers
+``n-of-4``            N:M sparsity, retrained: of every 4 consecutive inputs of an output the smallest weights
+                      removed; at s = 0.5 the 2:4 of sparse tensor cores. s is a multiple of 1/4
+``n-of-16``           the same of every 16, in multiples of 1/16
+``units``             the weakest hidden units of an ``mlp`` removed whole, retrained, down to the widths of
+                      ``small-dense``
 ``one-shot``          the smallest weights of every layer of the dense network removed, not retrained
 ``random``            random masks (the theorem's own assumption) on the dense network, not retrained
 ``random-retrained``  random masks, nested, retrained from one sparsity to the next
@@ -35,7 +40,7 @@ import torch
 from empirical.activations import share_of_zero_activations
 from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline
-from empirical.ensembles import Ensemble, initialise, initialise_modules
+from empirical.ensembles import Ensemble, MLPEnsemble, initialise, initialise_modules
 from empirical.experiments.architectures import (
     Channels,
     channels_of,
@@ -45,9 +50,16 @@ from empirical.experiments.architectures import (
     widths_of,
 )
 from empirical.experiments.checkpoints import halved
-from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment, Network
+from empirical.experiments.specification import CONVOLUTIONAL_KINDS, N_OF_M, Experiment, Network
 from empirical.locations import Location
-from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks, threshold_masks
+from empirical.pruning import (
+    bernoulli_masks,
+    global_magnitude_masks,
+    magnitude_masks,
+    n_of_m_masks,
+    threshold_masks,
+    unit_masks,
+)
 from empirical.recipe import Recipe
 from empirical.surgery import Surgery
 from empirical.training import train
@@ -148,10 +160,14 @@ def blank_networks(bench: Bench, condition: str, *, level: int) -> Ensemble:
     """Networks of the architecture that ``condition`` has at this level, whatever their values."""
     if condition != "small-dense" or not level:
         return bench.initial()
+    return bench.initial(_small_dense(bench, level))
+
+
+def _small_dense(bench: Bench, level: int) -> Network:
+    """The smaller dense network that has as many weights as are left at this level."""
     whole, sparsity = bench.initial(), bench.experiment.sparsities[level]
     wanted = round((1 - sparsity) * sum(mask[0].numel() for mask in whole.masks))
-    network = bench.experiment.network
-    return bench.initial(smaller(network, wanted, inputs=whole.inputs, classes=whole.classes))
+    return smaller(bench.experiment.network, wanted, inputs=whole.inputs, classes=whole.classes)
 
 
 def next_networks(
@@ -174,6 +190,11 @@ def next_networks(
             pruned = previous.masked(magnitude_masks(previous, sparsity=s))
         case "global":
             pruned = previous.masked(global_magnitude_masks(previous, sparsity=s))
+        case "n-of-4" | "n-of-16":
+            pruned = previous.masked(n_of_m_masks(previous, sparsity=s, m=N_OF_M[condition]))
+        case "units":
+            assert isinstance(previous, MLPEnsemble)
+            pruned = previous.masked(unit_masks(previous, kept=_small_dense(bench, level).hidden))
         case "random-retrained":
             pruned = previous.masked(bernoulli_masks(previous, sparsity=s, seeds=bench.mask_seeds()))
         case "lottery":

@@ -14,7 +14,7 @@ from typing import Any
 from empirical.adversarial import Adversary
 from empirical.augmentation import Augmentation
 from empirical.recipe import Recipe, Schedule
-from theory.types import InvalidInput, check_sparsity
+from theory.types import InvalidInput, check_sparsity, count_removed
 
 CATALOG = Path(__file__).with_name("catalog")
 LINEAR_KINDS = ("linear-binary", "linear")
@@ -25,6 +25,9 @@ CONDITIONS = (
     "dense",
     "magnitude",
     "global",
+    "n-of-4",
+    "n-of-16",
+    "units",
     "one-shot",
     "random",
     "random-retrained",
@@ -34,6 +37,7 @@ CONDITIONS = (
     "l1",
     "activation",
 )
+N_OF_M = {"n-of-4": 4, "n-of-16": 16}  # conditions that prune groups of so many weights
 # An experiment file is a page. The reader of TOML needs the square of a dotted key's length in memory.
 _LARGEST, _LONGEST = 2**16, 1000
 # More networks, masks or weights between two layers than any machine holds; a misprint, no experiment.
@@ -128,6 +132,11 @@ class Experiment:
             raise InvalidInput(
                 f"conditions is {list(self.conditions)}; small-dense is for a network with hidden layers"
             )
+        if "units" in self.conditions and self.network.kind != "mlp":
+            raise InvalidInput(f"conditions is {list(self.conditions)}; units are pruned of an mlp only")
+        for condition in set(N_OF_M).intersection(self.conditions):
+            for alpha in self.sparsities:
+                count_removed(f"with {condition}, one of the sparsities", alpha, N_OF_M[condition])
         for name, known in (("conditions", CONDITIONS), ("attacks", ATTACKS)):
             chosen = getattr(self, name)
             unknown = [entry for entry in chosen if entry not in known]

@@ -18,7 +18,7 @@ from empirical.experiments.conditions import (
     dense_networks,
     next_networks,
 )
-from empirical.experiments.specification import CONDITIONS
+from empirical.experiments.specification import CONDITIONS, N_OF_M
 from empirical.recipe import Recipe
 from empirical.results import Rows, read_table
 from theory.types import InvalidInput
@@ -52,6 +52,10 @@ def at(bench, condition, dense, *, level):
     for i in range(1, level + 1):
         networks = next_networks(bench, condition, level=i, dense=dense, previous=networks)
     return networks
+
+
+def in_quarters(bench):
+    return replace(bench, experiment=replace(bench.experiment, sparsities=(0.0, 0.5, 0.75)))
 
 
 @pytest.mark.parametrize("condition", ["magnitude", "global", "one-shot", "lottery"])
@@ -101,6 +105,21 @@ def test_a_small_dense_network_has_as_many_weights(bench, dense):
     assert shapes == [m.shape for m in networks.masks]
 
 
+def test_units_are_pruned_to_the_widths_of_the_smaller_dense_network(bench, dense):
+    networks, small = at(bench, "units", dense, level=2), blank_networks(bench, "small-dense", level=2)
+    for mask, wanted in zip(networks.masks, small.masks, strict=True):
+        assert mask.any(2).sum(1).tolist() == [wanted.shape[1]] * 2
+        assert mask.any(1).sum(1).tolist() == [wanted.shape[2]] * 2
+    assert achieved_sparsity(bench, "units", networks) == achieved_sparsity(bench, "small-dense", small)
+
+
+@pytest.mark.parametrize(("condition", "m"), [("n-of-4", 4), ("n-of-16", 16)])
+def test_groups_keep_n_of_m(bench, dense, condition, m):
+    networks = at(in_quarters(bench), condition, dense, level=2)
+    assert (networks.masks[0].unflatten(2, (-1, m)).sum(3) == m // 4).all()
+    assert not torch.equal(networks.weights[0], dense.weights[0] * networks.masks[0])
+
+
 def test_surgery_comes_near_its_target(bench, dense):
     for level in (1, 2):
         networks = next_networks(bench, "surgery", level=level, dense=dense, previous=dense)
@@ -126,6 +145,8 @@ def test_penalties_make_zeros(bench, dense):
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_a_member_does_not_depend_on_the_others(bench, dense, condition):
     """Alone, a member ends where it does beside others."""
+    if condition in N_OF_M:
+        bench = in_quarters(bench)
     both = at(bench, condition, dense, level=2)
     alone = replace(bench, seeds=(4,))
     single = at(alone, condition, dense_networks(alone), level=2)

@@ -36,7 +36,8 @@ def written(tmp_path):
 def test_shipped_experiments_are_sound(name):
     experiment = read_experiment(name)
     assert experiment.name == name
-    assert len(experiment.sparsities) >= (4 if "small-dense" in name else 8)
+    few = {"structured-mnist": 5, "two-of-four-mnist": 3}
+    assert len(experiment.sparsities) >= few.get(name, 4 if "small-dense" in name else 8)
     if "[quick]" in catalog()[name].read_text():
         quick = read_experiment(name, quick=True)
         assert quick.network.kind == experiment.network.kind
@@ -80,6 +81,10 @@ def test_quick_replaces_entries_inside_tables(written):
         (("[0, 0.5]", "[0.1, 0.5]"), "rise from 0"),
         (("[0, 0.5]", "[0, 1.5]"), "sparsities is 1.5"),
         (("[0, 0.5]", "0.5"), "sparsities is 0.5; it must be of type"),
+        (
+            ("[0, 0.5]", '[0, 0.3]\nconditions = ["n-of-4"]'),
+            "with n-of-4, one of the sparsities is 0.3; of 4",
+        ),
         (('title = "Mine"', "title = 3"), "title is 3"),
         (('data = "digits"', ""), "data"),
         (("[network]", "seeds = 0\n[network]"), "seeds is 0"),

@@ -342,6 +342,7 @@ def test_nesterov_is_torchs():
         (lambda: Recipe(epochs=1, nesterov=True, momentum=0.0), "nesterov is True"),
         (lambda: Recipe(epochs=1, compiled="fast"), "compiled is 'fast'"),
         (lambda: replace(TINY, further_eps=(0.0,)), "further_eps is"),
+        (lambda: replace(TINY, conditions=("units",)), "units are pruned of an mlp only"),
         (lambda: replace(TINY, network=Network("linear")), "small-dense is for a network with hidden"),
     ],
 )

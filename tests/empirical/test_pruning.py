@@ -1,6 +1,7 @@
 """Masks remove exactly what they say."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,7 +15,14 @@ from empirical.activations import Above, KLargest, share_of_zero_activations, wi
 from empirical.datasets import load
 from empirical.ensembles import MLPEnsemble, ModuleEnsemble, initialise, initialise_modules, to_module
 from empirical.ensembles.modules import apply_masks
-from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks, threshold_masks
+from empirical.pruning import (
+    bernoulli_masks,
+    global_magnitude_masks,
+    magnitude_masks,
+    n_of_m_masks,
+    threshold_masks,
+    unit_masks,
+)
 from empirical.schedules import one_shot, progressive, rewound, rounds
 from empirical.training import Recipe, train
 from theory.types import InvalidInput
@@ -37,6 +45,114 @@ def test_exactly_the_smallest_are_removed(values, sparsity):
     removed, kept = (torch.tensor(values)[mask.flatten() == keep].abs() for keep in (False, True))
     assert len(removed) == round(sparsity * len(values))
     assert max(removed.tolist(), default=0.0) <= min(kept.tolist(), default=math.inf)
+
+
+def groups_by_hand(row: list[float], *, m: int, removed: int) -> list[bool]:
+    """Which weights of one output stay, group by group, in plain Python."""
+    stays = [True] * len(row)
+    for start in range(0, len(row), m):
+        group = row[start : start + m]
+        count = removed if len(group) == m else removed * len(group) // m
+        for k in sorted(range(len(group)), key=lambda k: (abs(group[k]), k))[:count]:
+            stays[start + k] = False
+    return stays
+
+
+@given(st.data(), st.sampled_from([2, 4, 5, 16]), st.integers(1, 37))
+def test_every_group_of_m_inputs_loses_its_smallest_weights(data, m, inputs):
+    rows = data.draw(st.lists(st.lists(st.integers(-3, 3), min_size=inputs, max_size=inputs), min_size=1))
+    removed = data.draw(st.integers(0, m))
+    w = torch.tensor(rows, dtype=torch.float32)[None]
+    nets = MLPEnsemble((w,), (torch.zeros(1, len(rows)),), (torch.ones_like(w, dtype=torch.bool),))
+    (mask,) = n_of_m_masks(nets, sparsity=removed / m, m=m)
+    assert mask[0].tolist() == [groups_by_hand(row, m=m, removed=removed) for row in rows]
+
+
+def test_groups_of_a_convolution_are_of_channels_and_pruned_weights_go_first():
+    conv = initialise_modules(
+        lambda: nn.Sequential(nn.Conv2d(8, 3, 2), nn.Flatten(), nn.Linear(3, 2)),
+        shape=(8, 2, 2),
+        seeds=[0],
+        device=CPU,
+    )
+    mask, last = n_of_m_masks(conv, sparsity=0.5, m=4)
+    weight = conv.weights[0][0]
+    for out in range(3):
+        for r, c in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            found = mask[0, out, :, r, c].tolist()
+            assert found == groups_by_hand(weight[out, :, r, c].tolist(), m=4, removed=2)
+    assert last[0].sum() == 2 * 2  # one of three, the share below half
+    deeper = n_of_m_masks(conv.masked((mask, last)), sparsity=0.75, m=4)[0]
+    assert (deeper <= mask).all()
+    assert deeper.sum() == 3 * 4 * 2
+
+
+def test_two_of_four_is_what_sparse_tensor_cores_take():
+    """Every four weights in a row of the stored matrix hold two at most: the format of PyTorch itself."""
+    nets = initialise([64, 32, 10], seeds=[0], device=CPU)
+    mask = n_of_m_masks(nets, sparsity=0.5, m=4)[0][0]
+    assert (mask.reshape(-1, 4).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "m", "message"),
+    [
+        (0.3, 4, "sparsity is 0.3; of 4 weights give a multiple of 1/4"),
+        (0.5, 1, "m is 1"),
+        (1.5, 4, "sparsity is 1.5"),
+    ],
+)
+def test_bad_groups_are_named(sparsity, m, message):
+    with pytest.raises(InvalidInput, match=message):
+        n_of_m_masks(layer([1.0] * 8), sparsity=sparsity, m=m)
+
+
+def test_the_strongest_units_stay_and_the_others_are_dead():
+    nets = initialise([6, 5, 4, 3], seeds=[0, 1], device=CPU)
+    first = nets.masks[0].clone()
+    first[:, 2] = False
+    biases = tuple(torch.rand_like(bias) for bias in nets.biases)
+    nets = replace(nets, biases=biases).masked((first, *nets.masks[1:]))
+    masks = unit_masks(nets, kept=[3, 2])
+    pruned = nets.masked(masks)
+    for k in range(2):
+        alive = [mask[k].any(dim=1) for mask in masks]
+        for i, count in enumerate((3, 2)):
+            left = nets.masks[i][k] if i == 0 else nets.masks[i][k] & alive[i - 1]
+            norms = (nets.weights[i][k] * left).norm(dim=1)
+            assert alive[i].sum() == count
+            assert norms[alive[i]].min() >= norms[~alive[i]].max()
+            assert torch.equal(masks[i + 1][k].any(dim=0), alive[i])
+        assert not alive[0][2]  # had no weights: weaker than any
+    # Without the removed units altogether, their biases too, the network is the same.
+    x = torch.rand(7, 6)
+    for k in range(2):
+        h = x
+        for i in range(3):
+            keep = masks[i][k].any(dim=1) if i < 2 else torch.ones(3, dtype=torch.bool)
+            before = masks[i - 1][k].any(dim=1) if i else torch.ones(6, dtype=torch.bool)
+            h = h @ (pruned.weights[i] * masks[i])[k][keep][:, before].T + pruned.biases[i][k][keep]
+            h = h.relu() if i < 2 else h
+        torch.testing.assert_close(h, pruned.logits(x)[k])
+
+
+def test_strength_is_that_of_the_weights_which_are_left():
+    values = [[[1.0], [2.0], [3.0]], [[9.0, 0.0, 0.1], [0.0, 1.0, 0.0]], [[1.0, 1.0]]]
+    weights = tuple(torch.tensor(w)[None] for w in values)
+    biases = tuple(torch.zeros(1, w.shape[1]) for w in weights)
+    nets = MLPEnsemble(weights, biases, tuple(torch.ones_like(w, dtype=torch.bool) for w in weights))
+    masks = unit_masks(nets, kept=[2, 1])
+    assert masks[0].flatten().tolist() == [False, True, True]
+    assert masks[1][0].tolist() == [[False] * 3, [False, True, True]]  # the weight of 9 left with its unit
+    zero = replace(nets, weights=(torch.zeros(1, 3, 1), *weights[1:]))
+    bare = zero.masked((torch.tensor([[[True], [False], [True]]]), *zero.masks[1:]))
+    assert unit_masks(bare, kept=[2, 2])[0].flatten().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("kept", [[3], [6, 2], [3, -1]])
+def test_bad_numbers_of_units_are_named(kept):
+    with pytest.raises(InvalidInput, match=r"kept is \[.*\]; the hidden layers have \[5, 4\] units"):
+        unit_masks(initialise([6, 5, 4, 3], seeds=[0], device=CPU), kept=kept)
 
 
 def test_ties_go_by_index_and_pruned_weights_go_first():
