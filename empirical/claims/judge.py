@@ -41,6 +41,9 @@ RELU: tuple[Measure, ...] = (
 CONDITIONS = (
     ("magnitude", "C3", "C4", "", ""),
     ("surgery", "C3", "C4", ", surgery", ", surgery"),
+    ("n-of-4", "C3", "C4", ", N:4", ", N:4"),
+    ("n-of-16", "C3", "C4", ", N:16", ", N:16"),
+    ("units", "C3", "C4", ", units", ", units"),
     ("activation", "C6", "C6", ", rise", ", fall"),
 )
 

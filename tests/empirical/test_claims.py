@@ -260,3 +260,22 @@ def test_activation_sparsity_is_judged_by_its_own_claim():
     assert set(judged["claim"]) == {"C6"}
     assert set(judged[judged["measure"].str.endswith("rise")]["verdict"]) == {"supported"}
     assert set(judged[judged["measure"].str.endswith("fall")]["verdict"]) == {"supported"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "mark"),
+    [("surgery", "surgery"), ("n-of-4", "N:4"), ("n-of-16", "N:16"), ("units", "units")],
+)
+def test_other_ways_of_pruning_are_judged_beside_magnitude(condition, mark):
+    """Each as C3 and C4, by its own rows: here it rises and falls where magnitude pruning does not."""
+    flat, hill = (
+        frame[frame["family"] == "mlp"]
+        for frame in (made_up(lambda _: 0.0, noise=1e-3), made_up(lambda a: 0.8 * a * (1 - a), noise=1e-3))
+    )
+    named = hill[hill["pruning"] == "magnitude"]
+    named = named.assign(pruning=named["pruning"].cat.rename_categories({"magnitude": condition}))
+    judged = judge(pd.concat([flat.astype({"pruning": str}), named.astype({"pruning": str})]))
+    own = judged["measure"].str.endswith(f", {mark}")
+    assert set(judged[own]["claim"]) == {"C3", "C4"}
+    assert set(judged[own]["verdict"]) == {"supported"}
+    assert "supported" not in set(judged[~own & judged["claim"].isin(["C3", "C4"])]["verdict"])
