@@ -349,11 +349,16 @@ def test_facts_of_the_finished_run(finished):
             "value": [0.9, 0.89, 0.7, 0.9],
         }
     )
-    weights = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.zeros(2, 2)}
+    conv = torch.zeros(2, 6, 1, 2)
+    conv[0, 2:5, 0, 1] = 1.0  # three channels in a row, two of the first four
+    weights = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.zeros(2, 2), "c": conv}
     network = Network("net", "0", "a network", nn.Identity(), None, weights)
     findings = Findings(network, "none", rows[:0], rows, 0, "", {}, {})
     assert harmless(findings) == 0.1
-    assert [layer.sparsity for layer in layers(findings)] == [0.5, 1.0, 5 / 6]
+    found = layers(findings)
+    assert [layer.sparsity for layer in found] == [0.5, 1.0, 21 / 24, 26 / 30]
+    assert [layer.densest for layer in found] == [1, 0, 2, 2]
+    assert [layer.silent for layer in found] == [0, 2, 1, 3]
 
 
 def test_the_page_in_a_browser(finished, tmp_path):

@@ -9,6 +9,8 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray as Array
 from scipy.stats import binomtest
+from torch import Tensor
+from torch.nn.functional import pad
 
 from empirical.own_network.check import Findings
 from empirical.own_network.tables import NORMS
@@ -16,16 +18,23 @@ from empirical.own_network.tables import NORMS
 CONFIDENCE = 0.95
 # A level of pruning is harmless while accuracy is within this share of the examples of what it was.
 HARMLESS = 0.02
+GROUP = 4  # of inputs, of which sparse tensor cores skip two
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One pruned or prunable parameter."""
+    """One pruned or prunable parameter, (outputs, inputs, ...).
+
+    ``densest`` is the largest number of weights that are not zero among four consecutive inputs of an output:
+    2 or less is 2:4 sparsity. ``silent`` outputs have no weights left.
+    """
 
     name: str
     shape: str
     weights: int
     zeros: int
+    densest: int
+    silent: int
 
     @property
     def sparsity(self) -> float:
@@ -62,12 +71,30 @@ class Sandwich:
 
 def layers(findings: Findings) -> list[Layer]:
     """Every parameter with two or more axes, and all together."""
-    found = [
-        Layer(name, " x ".join(map(str, weight.shape)), weight.numel(), int((weight == 0).sum()))
-        for name, weight in findings.network.weights.items()
-    ]
-    total = Layer("all layers", "", sum(p.weights for p in found), sum(p.zeros for p in found))
+    found = [_layer(name, weight) for name, weight in findings.network.weights.items()]
+    total = Layer(
+        "all layers",
+        "",
+        sum(part.weights for part in found),
+        sum(part.zeros for part in found),
+        max((part.densest for part in found), default=0),
+        sum(part.silent for part in found),
+    )
     return [*found, total]
+
+
+def _layer(name: str, weight: Tensor) -> Layer:
+    there = weight != 0
+    by_output = there.movedim(1, -1).int()
+    fours = pad(by_output, (0, -by_output.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP)).sum(-1)
+    return Layer(
+        name,
+        " x ".join(map(str, weight.shape)),
+        weight.numel(),
+        int((~there).sum()),
+        int(fours.max()) if fours.numel() else 0,
+        int((~there.flatten(1).any(1)).sum()),
+    )
 
 
 def accuracy(findings: Findings) -> tuple[float, float, float, int]:
