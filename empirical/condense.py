@@ -8,8 +8,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from empirical.locations import Location
-from empirical.own_network.bounds import SCHEMA as BOUNDS
-from empirical.results import SCHEMA, read_settings, read_table, write_table
+from empirical.results import BOUNDS, SCHEMA, read_settings, read_table, write_table
 from theory.types import InvalidInput
 
 RUN_KEY = b"sparse_robustness.run"

@@ -7,7 +7,6 @@ the others stay what they are. Masks of removed weights are False.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +60,8 @@ def n_of_m_masks(
 
     2:4, which sparse tensor cores multiply, has m = 4 and sparsity 0.5. Inputs of a convolution are its
     channels, at each position of the kernel apart. The order is that of :func:`magnitude_masks` within a
-    group; the rest of a layer whose inputs are no multiple of m loses floor(sparsity * rest) of each output.
+    group; the rest of a layer whose inputs are no multiple of m loses floor(sparsity * rest) of each output:
+    a single channel none, below sparsity 1.
     Raises: InvalidInput for m < 2, unless sparsity is a multiple of 1/m in [0, 1], and the layers exist.
     """
     count = count_removed("sparsity", sparsity, m)
@@ -72,7 +72,7 @@ def n_of_m_masks(
         groups = pad(ranks, (0, -inputs % m), value=torch.inf).unflatten(-1, (-1, m))
         removed = torch.full((groups.shape[-2], 1), count, device=ranks.device)
         if inputs % m:
-            removed[-1] = math.floor(sparsity * (inputs % m))
+            removed[-1] = count * (inputs % m) // m
         place = groups.argsort(dim=-1, stable=True).argsort(dim=-1)
         masks[i] = (place >= removed).flatten(-2)[..., :inputs].movedim(-1, 2).contiguous()
     return tuple(masks)

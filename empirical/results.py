@@ -49,6 +49,31 @@ SCHEMA = pa.schema(
     ],
     metadata={SCHEMA_KEY: SCHEMA_VERSION.encode()},
 )
+# The table of bounds of one network; docs/bounds.md explains its columns.
+BOUNDS = pa.schema(
+    [
+        ("settings", _TEXT),
+        ("model", _TEXT),
+        ("model_sha256", _TEXT),
+        ("data", _TEXT),
+        ("version", _TEXT),
+        ("commit", _TEXT),
+        ("device", _TEXT),
+        ("dtype", _TEXT),
+        ("examples", pa.int64()),
+        ("seconds", pa.float64()),
+        ("quantity", _TEXT),
+        ("norm", _TEXT),
+        ("method", _TEXT),
+        ("nature", _TEXT),
+        ("pair", _TEXT),
+        ("radius", pa.float64()),
+        ("sparsity", pa.float64()),
+        ("example", pa.int32()),
+        ("value", pa.float64()),
+    ],
+    metadata={SCHEMA_KEY: b"bounds-2"},
+)
 # Columns that a row may lack an entry of.
 _NULLABLE = ("achieved_sparsity", "example", "eps", "value")
 KINDS = ("measured", "identity", "upper bound", "lower bound", "estimate", "check")

@@ -37,7 +37,7 @@ CONDITIONS = {
     "magnitude": Look("magnitude, retrained", "#0072B2", "solid"),
     "global": Look("one threshold, retrained", "#56B4E9", (0, (7, 1.2))),
     "n-of-4": Look("N:4, retrained", "#AA4499", (0, (4, 1.2, 1.2, 1.2, 1.2, 1.2))),
-    "n-of-16": Look("N:16, retrained", "#44AA99", (0, (4, 1.2, 1.2, 1.2))),
+    "n-of-16": Look("N:16, retrained", "#44AA99", (0, (2.5, 1.2, 2.5, 1.2, 1.2, 1.2))),
     "units": Look("whole units, retrained", "#CC3311", (0, (7, 1.2, 2.5, 1.2))),
     "random-retrained": Look("random, retrained", "#D55E00", (0, (5, 1.2, 1.2, 1.2))),
     "lottery": Look("magnitude, rewound", "#882255", (0, (3, 1))),
@@ -48,7 +48,7 @@ CONDITIONS = {
     "one-shot": Look("magnitude, not retrained", "#E69F00", (0, (2, 1))),
     "random": Look("random, not retrained", "#CC79A7", (0, (1.2, 1.2))),
 }
-_UNKNOWN = ("#DDCC77", "#0077BB")
+_UNKNOWN = ("#DDCC77", "#999999")
 
 
 def look_of(condition: str) -> Look:

@@ -28,10 +28,9 @@ from empirical.condense import RUN_KEY
 from empirical.datasets import load, load_test
 from empirical.ensembles import from_networks
 from empirical.measurement import verified_radius
-from empirical.own_network.bounds import SCHEMA
 from empirical.own_network.loading import load_network
 from empirical.own_network.problem import ALPHAS, Request, fully_connected
-from empirical.results import read_settings, read_table
+from empirical.results import BOUNDS, read_settings, read_table
 from paper_figures.bounds import figure
 from theory import graph as graphs
 from theory.ceiling import mean_radius_ceiling
@@ -123,7 +122,7 @@ def finished(trained, tmp_path_factory):
     )
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    rows = read_table(folder / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    rows = read_table(folder / "run" / "bounds.parquet", schema=BOUNDS).to_pandas()
     return folder, arguments, result, rows
 
 
@@ -260,7 +259,7 @@ def test_a_condensed_table_keeps_all_rows_and_says_how_it_was_made(finished, tmp
     target = tmp_path / "net.parquet"
     result = CliRunner().invoke(main, ["condense", str(folder / "run"), str(target)])
     assert result.exit_code == 0, result.output
-    pd.testing.assert_frame_equal(read_table(target, schema=SCHEMA).to_pandas(), rows)
+    pd.testing.assert_frame_equal(read_table(target, schema=BOUNDS).to_pandas(), rows)
     told = json.loads(pq.read_schema(target).metadata[RUN_KEY])
     assert told["settings"] == read_settings(folder / "run" / "settings.json")
     assert {"command", "seconds", "device", "torch", "commit"} <= set(told["runs"][0])
@@ -279,7 +278,7 @@ def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "bounds.parquet").exists()
     monkeypatch.setattr("empirical.own_network.bound_rows._network_rows", None)
     assert run(*arguments).exit_code == 0
-    found = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    found = read_table(tmp_path / "run" / "bounds.parquet", schema=BOUNDS).to_pandas()
     compared = ["quantity", "norm", "method", "nature", "radius", "sparsity", "example", "value"]
     pd.testing.assert_frame_equal(found[compared], rows[compared], check_categorical=False)
 
@@ -351,7 +350,7 @@ def test_a_convolutional_program(tmp_path, dtype):
     arguments = ("--data", tmp_path / "images.npz", "--out", tmp_path / "run", "--p", "2", "--radius", "0.05")
     result = run(tmp_path / "cnn.pt2", *arguments, "--dtype", dtype)
     assert result.exit_code == 0, result.output
-    rows = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    rows = read_table(tmp_path / "run" / "bounds.parquet", schema=BOUNDS).to_pandas()
     assert one(rows, quantity="accuracy") == 1.0
     assert set(rows["norm"]) == {"", "l2"}
     assert set(rows.loc[rows["quantity"] == "lipschitz", "radius"].dropna()) == {0.05}
@@ -392,7 +391,7 @@ def test_mask_rungs_of_a_convolutional_network(tmp_path):
     result = run(tmp_path / "lenet.pt2", *arguments, "--alphas", "0,0.5,0.9", "--radius", 0.1)
     assert result.exit_code == 0, result.output
     assert "l_inf, random masks, classes 2-0     P1" in result.stdout
-    rows = read_table(tmp_path / "run" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    rows = read_table(tmp_path / "run" / "bounds.parquet", schema=BOUNDS).to_pandas()
     masks = rows[rows["quantity"] == "expected_lipschitz"]
     assert set(masks.loc[masks["norm"] == "linf", "method"]) == {"P1", "best"}
     sizes = copy.deepcopy(net).requires_grad_(requires_grad=False)

@@ -18,10 +18,9 @@ from torch import nn
 from empirical.cli.main import main
 from empirical.datasets import load, load_test
 from empirical.own_network import problem
-from empirical.own_network.bounds import SCHEMA
 from empirical.own_network.check_facts import harmless, layers
 from empirical.own_network.loading import Network, load_network
-from empirical.results import read_table
+from empirical.results import BOUNDS, read_table
 from tests.browser import assert_readable
 from tests.test_report import Page
 from theory.graph import relaxation_products
@@ -156,7 +155,7 @@ def test_changes_add_up_to_the_change_of_the_measured_mean_radius(finished):
 
 
 def test_certified_attacked_and_ceiling_are_in_order(finished):
-    proved = read_table(finished.folder / "bounds" / "bounds.parquet", schema=SCHEMA).to_pandas()
+    proved = read_table(finished.folder / "bounds" / "bounds.parquet", schema=BOUNDS).to_pandas()
     measured = read_table(finished.folder / "measure" / "measure.parquet").to_pandas()
     for norm in ("l2", "linf"):
         certified, attacked = (
@@ -274,11 +273,11 @@ def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monke
     assert "CROWN and local: the first 5 examples" in page
     assert "CROWN and local: not run" in other
     assert "random masks, classes" in page
-    rows = read_table(Path("state/bounds/bounds.parquet"), schema=SCHEMA).to_pandas()
+    rows = read_table(Path("state/bounds/bounds.parquet"), schema=BOUNDS).to_pandas()
     counts = rows[rows["quantity"].eq("radius")].groupby("method", observed=True)["example"].nunique()
     assert counts[["CROWN", "path norm"]].tolist() == [5, N]
     assert set(rows.loc[rows["quantity"] == "expected_lipschitz", "method"]) == {"P1", "F", "best"}
-    rows = read_table(Path("program/bounds/bounds.parquet"), schema=SCHEMA).to_pandas()
+    rows = read_table(Path("program/bounds/bounds.parquet"), schema=BOUNDS).to_pandas()
     assert not (rows["method"] == "CROWN").any()
 
 
@@ -350,14 +349,14 @@ def test_facts_of_the_finished_run(finished):
         }
     )
     conv = torch.zeros(2, 6, 1, 2)
-    conv[0, 2:5, 0, 1] = 1.0  # three channels in a row, two of the first four
+    conv[0, 2:5, 0, 1] = 1.0  # three channels in a row, two of them in one group
     weights = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.zeros(2, 2), "c": conv}
     network = Network("net", "0", "a network", nn.Identity(), None, weights)
     findings = Findings(network, "none", rows[:0], rows, 0, "", {}, {})
     assert harmless(findings) == 0.1
     found = layers(findings)
     assert [layer.sparsity for layer in found] == [0.5, 1.0, 21 / 24, 26 / 30]
-    assert [layer.densest for layer in found] == [1, 0, 2, 2]
+    assert [layer.densest for layer in found] == [None, None, 2, 2]
     assert [layer.silent for layer in found] == [0, 2, 1, 3]
 
 

@@ -162,6 +162,16 @@ def test_an_error_in_a_conjecture_is_one_line_with_its_case_as_a_program_and_sta
     assert again.stderr.splitlines()[-1].endswith(line.removeprefix("Error: "))
 
 
+def test_bad_input_to_the_theory_is_an_error_of_the_conjecture(tmp_path):
+    file = tmp_path / "mine.py"
+    claim = FALSE.replace("return x.min(), 0.0", "return check_sparsity('alpha', 2.0 + abs(x.min())), 9.0")
+    file.write_text("from theory.types import check_sparsity\n" + claim)
+    result = falsify("--conjecture", file, "--examples", 10, "--jobs", 1)
+    assert result.exit_code == 2
+    assert "never_both_positive raised InvalidInput: alpha is " in result.stderr
+    assert "case = dict(" in result.stdout
+
+
 def test_ctrl_c_prints_the_table_so_far_and_exits_130():
     command = [
         sys.executable,

@@ -58,7 +58,7 @@ def check_sparsity(name: str, alpha: float) -> float:
     return float(alpha)
 
 
-WHOLE = 1e-9  # how far m * sparsity, itself rounded, may be from a whole number
+WHOLE_WITHIN = 1e-9  # how far m * sparsity, itself rounded, may be from a whole number
 
 
 def count_removed(name: str, sparsity: float, m: int) -> int:
@@ -69,7 +69,7 @@ def count_removed(name: str, sparsity: float, m: int) -> int:
     check_sparsity(name, sparsity)
     if m < 2:
         raise InvalidInput(f"m is {m}; give groups of at least 2 weights")
-    if abs(m * sparsity - round(m * sparsity)) > WHOLE:
+    if abs(m * sparsity - round(m * sparsity)) > WHOLE_WITHIN:
         raise InvalidInput(f"{name} is {sparsity}; of {m} weights give a multiple of 1/{m}")
     return round(m * sparsity)
 

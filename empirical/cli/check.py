@@ -82,7 +82,8 @@ def check(
             advance("report")
             command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
             page = write_check(findings, folder, command=command)
-        log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
+        for part in (folder, *(folder / name for name in ("bounds", "measure") if (folder / name).is_dir())):
+            log_command(part, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables([summary_table(findings)], markdown=markdown)
     seconds = time.perf_counter() - started
     click.echo(f"Report  {page}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)

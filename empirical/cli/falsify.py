@@ -63,7 +63,8 @@ def falsify(
     LAW is a name or a pattern such as 'relu.*'; all by default. Each law is tried on drawn cases and on
     changed ones that come ever closer to failing. The worst ratio of a bound is the smallest bound / truth
     seen, rounding included: a law holds where it is at least 1. That of an identity is its relative error.
-    A counterexample is made as simple as possible and printed as a program that shows it.
+    A counterexample is made as simple as possible and printed as a program that shows it; so is a case in
+    which a conjecture raises an error.
 
     Ctrl-C prints the table so far; with --out, the same command then goes on from there, or with more
     examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage.
@@ -97,7 +98,7 @@ def falsify(
     except (InvalidInput, OSError) as error:
         click.echo(f"Error: {plain(error)}", err=True)
         if isinstance(error, BadConjecture) and error.program:
-            click.echo(f"The simplest case found in which it does; run this:\n\n{error.program}")
+            click.echo(f"The simplest case found that shows this; run it:\n\n{error.program}")
         sys.exit(_USAGE)
     _print_results(results, conjectures=source is not None)
     if interrupted:

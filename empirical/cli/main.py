@@ -91,8 +91,8 @@ def claims(table: Location, *, markdown: bool) -> None:
 def condense(folder: Location, out: Path) -> None:
     """Write the rows about whole networks of the run in FOLDER to OUT, small enough to be committed.
 
-    Settings, commands, seconds and versions become metadata of the file; examples' rows are left out, but for
-    those of bounds, which are few.
+    Settings, commands, seconds and versions become metadata of the file; examples' rows are left out, but
+    for those of a table of bounds.
     """
     with one_line_errors():
         with uninterrupted():

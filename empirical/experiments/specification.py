@@ -134,7 +134,7 @@ class Experiment:
             )
         if "units" in self.conditions and self.network.kind != "mlp":
             raise InvalidInput(f"conditions is {list(self.conditions)}; units are pruned of an mlp only")
-        for condition in set(N_OF_M).intersection(self.conditions):
+        for condition in (name for name in N_OF_M if name in self.conditions):
             for alpha in self.sparsities:
                 count_removed(f"with {condition}, one of the sparsities", alpha, N_OF_M[condition])
         for name, known in (("conditions", CONDITIONS), ("attacks", ATTACKS)):

@@ -24,29 +24,9 @@ from empirical.own_network.measuring import fingerprint
 from empirical.own_network.problem import Problem, Request
 from empirical.own_network.scores import scores_alone
 from empirical.provenance import commit, device_name, package_version
-from empirical.results import NORMS, SCHEMA_KEY, open_run, read_table, write_table
+from empirical.results import BOUNDS, NORMS, open_run, read_table, write_table
 from empirical.sweep import settings_id, unit_path
 from theory.types import InvalidInput
-
-_TEXT = pa.dictionary(pa.int32(), pa.string())
-_SETTINGS = ("settings", "model", "model_sha256", "data", "version", "commit", "device", "dtype")
-SCHEMA = pa.schema(
-    [
-        *((name, _TEXT) for name in _SETTINGS),
-        ("examples", pa.int64()),
-        ("seconds", pa.float64()),
-        ("quantity", _TEXT),
-        ("norm", _TEXT),
-        ("method", _TEXT),
-        ("nature", _TEXT),
-        ("pair", _TEXT),
-        ("radius", pa.float64()),
-        ("sparsity", pa.float64()),
-        ("example", pa.int32()),
-        ("value", pa.float64()),
-    ],
-    metadata={SCHEMA_KEY: b"bounds-2"},
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +70,7 @@ def bounds(
     open_run(out, described, parts=("units", "figures"))
     final = out / "bounds.parquet"
     if final.is_file():
-        content = read_table(final, schema=SCHEMA)
+        content = read_table(final, schema=BOUNDS)
         if set(content["settings"].unique().to_pylist()) != {settings_id(described)}:
             raise InvalidInput(f"results file {final} belongs to another run; choose a new folder")
     else:
@@ -133,10 +113,10 @@ def _describe(problem: Problem, request: Request, device: torch.device) -> dict[
 def _unit(path: Location, compute: Callable[[], list[Row]], provenance: dict[str, object]) -> pa.Table:
     """The unit's rows: read from ``path`` if they are there, else computed, timed and written there."""
     if path.is_file():
-        return read_table(path, schema=SCHEMA)
+        return read_table(path, schema=BOUNDS)
     started = time.perf_counter()
     rows = compute()
     run = provenance | {"seconds": time.perf_counter() - started}
-    content = pa.Table.from_pylist([run | asdict(row) for row in rows], schema=SCHEMA)
+    content = pa.Table.from_pylist([run | asdict(row) for row in rows], schema=BOUNDS)
     write_table(path, content)
     return content

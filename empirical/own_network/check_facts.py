@@ -23,17 +23,18 @@ GROUP = 4  # of inputs, of which sparse tensor cores skip two
 
 @dataclass(frozen=True)
 class Layer:
-    """One pruned or prunable parameter, (outputs, inputs, ...).
+    """One pruned or prunable parameter, read as (outputs, inputs, ...).
 
-    ``densest`` is the largest number of weights that are not zero among four consecutive inputs of an output:
-    2 or less is 2:4 sparsity. ``silent`` outputs have no weights left.
+    ``densest`` is the largest number of weights that are not zero in any group of four inputs, 1 to 4, 5 to
+    8, ..., of an output: 2 or less is 2:4 sparsity. None where there are fewer than four inputs. ``silent``
+    outputs have no weights left.
     """
 
     name: str
     shape: str
     weights: int
     zeros: int
-    densest: int
+    densest: int | None
     silent: int
 
     @property
@@ -77,7 +78,7 @@ def layers(findings: Findings) -> list[Layer]:
         "",
         sum(part.weights for part in found),
         sum(part.zeros for part in found),
-        max((part.densest for part in found), default=0),
+        max((part.densest for part in found if part.densest is not None), default=None),
         sum(part.silent for part in found),
     )
     return [*found, total]
@@ -85,14 +86,14 @@ def layers(findings: Findings) -> list[Layer]:
 
 def _layer(name: str, weight: Tensor) -> Layer:
     there = weight != 0
-    by_output = there.movedim(1, -1).int()
-    fours = pad(by_output, (0, -by_output.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP)).sum(-1)
+    inputs = weight.shape[1]
+    fours = pad(there.movedim(1, -1).int(), (0, -inputs % GROUP)).unflatten(-1, (-1, GROUP)).sum(-1)
     return Layer(
         name,
         " x ".join(map(str, weight.shape)),
         weight.numel(),
         int((~there).sum()),
-        int(fours.max()) if fours.numel() else 0,
+        int(fours.max()) if inputs >= GROUP else None,
         int((~there.flatten(1).any(1)).sum()),
     )
 

@@ -65,7 +65,7 @@ def _claim(function: Callable[..., Any], **case: Any) -> float | None:
     name = getattr(function, "__name__", "the conjecture")
     try:
         claim = function(**case)
-    except (AssertionError, InvalidInput, UnsatisfiedAssumption):
+    except (AssertionError, BadConjecture, UnsatisfiedAssumption):
         raise
     except Exception as error:
         raise BadConjecture(f"{name} raised {type(error).__name__}: {error}") from error

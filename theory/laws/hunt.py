@@ -143,6 +143,8 @@ class _Search:
         except Unsatisfiable:
             return None
         except BadConjecture as error:
+            if not failing:
+                raise
             raise BadConjecture(str(error), reproduction(self.law, failing[-1])) from error
         except InvalidInput:
             raise
