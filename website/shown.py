@@ -18,6 +18,7 @@ SHOWN = {
     "E3-fine": ("E3-fine", "controls"),
     "E3-gradient-masking": ("E3", "gradient_masking"),
     "E3-attacks": ("E3", "attacks"),
+    "E3-long": ("E3-long", "robustness"),
     "E4-gradient-masking": ("E4", "gradient_masking"),
     "E4-attacks": ("E4", "attacks"),
     "E7-activation-sparsity": ("E7", "activation_sparsity"),
