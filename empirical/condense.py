@@ -18,7 +18,7 @@ _TABLES = {"results.parquet": SCHEMA, "measure.parquet": SCHEMA, "bounds.parquet
 def condense(folder: Location, path: Path) -> int:
     """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
 
-    A table of bounds, which is small and drawn from its examples, keeps all rows. The settings and the
+    A table of bounds, whose figure is drawn from its examples, keeps all rows. The settings and the
     commands that made it become metadata of the file, under ``RUN_KEY``.
     Raises: InvalidInput if the folder holds no finished run, or ``path`` exists.
     """
