@@ -16,6 +16,7 @@ import torch
 from empirical.claims import judge, violations
 from empirical.data.named import NAMED
 from empirical.deadline import NEVER, Deadline, OutOfTime
+from empirical.experiments.architectures import check_smaller
 from empirical.experiments.chains import Chain, Place, blocks
 from empirical.experiments.specification import Experiment
 from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint, speaks_of_masks
@@ -178,7 +179,8 @@ def _open(
             f"out is {out}, which no other process sees; use one worker (--workers 1), or another location"
         )
     for experiment in experiments:
-        experiment_data(experiment)  # a class that is missing is an error before any work
+        data = experiment_data(experiment)  # a class that is missing is an error before any work
+        check_smaller(experiment, inputs=data.x_train.shape[1], classes=data.classes)
     settings = describe(experiments, device, networks=networks)
     taken = []
     if networks is not None:

@@ -14,8 +14,17 @@ from numpy import ndarray as Array
 from torch import nn
 
 from empirical.ensembles.modules import prunable_names
-from empirical.experiments.specification import Network
-from empirical.models import VGG_GROUPS, dense_small, lenet5, resnet, standardised, vgg_like
+from empirical.experiments.specification import SCALED, Experiment, Network
+from empirical.models import (
+    VGG_GROUPS,
+    count_weights,
+    dense_small,
+    lenet5,
+    resnet,
+    standardised,
+    vgg_like,
+)
+from theory.types import InvalidInput
 
 # Halvings of the interval of scales: widths up to 512 are told apart after ten, the rest costs nothing.
 _HALVINGS = 30
@@ -62,22 +71,43 @@ def build(network: Network, *, classes: int, channels: Channels | None = None) -
     return built if channels is None else standardised(built, mean=channels.mean, std=channels.std)
 
 
-def smaller(network: Network, wanted: int, *, inputs: int, classes: int) -> Network:
-    """The dense network of the same kind, all widths scaled alike, whose weights are nearest to ``wanted``.
+def smaller(network: Network, *, sparsity: float, inputs: int, classes: int) -> Network:
+    """The dense network of the same kind, all widths scaled alike, with the weights left at this sparsity.
 
-    Among equally near ones the smaller. Raises: InvalidInput for an ``mlp`` that no widths bring so low; a
-    convolutional network of one channel per layer is the smallest there is, and is given for less.
+    Its number of weights is the nearest there is, among equally near ones the smaller. Raises: InvalidInput
+    for an ``mlp`` that no widths bring so low; a convolutional network of one channel per layer is the
+    smallest there is, and is given for less.
     """
     if network.kind == "mlp":
+        wanted = round((1 - sparsity) * count_weights((inputs, *network.hidden, classes)))
         return replace(network, hidden=dense_small(wanted, inputs, classes, hidden=network.hidden)[1:-1])
     count = functools.cache(lambda scale: _weights(replace(network, scale=scale), classes))
     low, high = network.scale * 2.0**-_HALVINGS, network.scale
+    wanted = round((1 - sparsity) * count(high))
     if count(high) <= wanted:
         return network
     while high / low - 1 > 2.0**-_HALVINGS:
         middle = math.sqrt(low * high) if high / low > 2 else (low + high) / 2
         low, high = (middle, high) if count(middle) <= wanted else (low, middle)
     return replace(network, scale=min((low, high), key=lambda scale: abs(count(scale) - wanted)))
+
+
+def check_smaller(experiment: Experiment, *, inputs: int, classes: int) -> None:
+    """That there is a smaller network at every sparsity where a condition wants one.
+
+    Raises: InvalidInput naming the condition and the sparsity.
+    """
+    if experiment.network.kind != "mlp":  # of a convolutional network there always is
+        return
+    for condition in (name for name in SCALED if name in experiment.conditions):
+        for sparsity in experiment.sparsities:
+            try:
+                smaller(experiment.network, sparsity=sparsity, inputs=inputs, classes=classes)
+            except InvalidInput as error:
+                raise InvalidInput(
+                    f"with {condition}, one of the sparsities is {sparsity}, which no widths come to "
+                    f"({error}); leave it out"
+                ) from error
 
 
 def _weights(network: Network, classes: int) -> int:

@@ -165,9 +165,9 @@ def blank_networks(bench: Bench, condition: str, *, level: int) -> Ensemble:
 
 def _small_dense(bench: Bench, level: int) -> Network:
     """The smaller dense network that has as many weights as are left at this level."""
-    whole, sparsity = bench.initial(), bench.experiment.sparsities[level]
-    wanted = round((1 - sparsity) * sum(mask[0].numel() for mask in whole.masks))
-    return smaller(bench.experiment.network, wanted, inputs=whole.inputs, classes=whole.classes)
+    experiment, data = bench.experiment, bench.data
+    sparsity, inputs = experiment.sparsities[level], data.x_train.shape[1]
+    return smaller(experiment.network, sparsity=sparsity, inputs=inputs, classes=data.classes)
 
 
 def next_networks(

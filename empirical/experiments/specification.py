@@ -37,6 +37,7 @@ CONDITIONS = (
     "l1",
     "activation",
 )
+SCALED = ("units", "small-dense")  # conditions at the widths of a smaller dense network
 N_OF_M = {"n-of-4": 4, "n-of-16": 16}  # conditions that prune groups of so many weights
 # An experiment file is a page. The reader of TOML needs the square of a dotted key's length in memory.
 _LARGEST, _LONGEST = 2**16, 1000

@@ -116,6 +116,17 @@ def test_bad_files_are_named(tmp_path, written):
         read_experiment(str(tmp_path / "binary.toml"))
 
 
+@pytest.mark.parametrize("condition", ["units", "small-dense"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_sparsity_that_no_widths_come_to_is_named_before_any_work(written, tmp_path, condition):
+    out = tmp_path / "out"
+    name = written(PLAIN.replace("[0, 0.5]", f'[0, 0.5, 0.999]\nconditions = ["dense", "{condition}"]'))
+    result = CliRunner().invoke(main, ["run", name, "--workers", "1", "--out", str(out)])
+    assert result.exit_code == 2, result.output
+    assert f"with {condition}, one of the sparsities is 0.999, which no widths come to" in result.output
+    assert not out.exists()
+
+
 def test_run_takes_a_users_file(written, tmp_path):
     name = written(PLAIN + "[first]\nepochs = 2\n[retrain]\nepochs = 1\n")
     out = tmp_path / "out"

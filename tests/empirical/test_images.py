@@ -249,11 +249,11 @@ def test_smaller_networks_have_the_nearest_number_of_weights(kind):
     whole = _weights(network, 10)
     others = [_weights(replace(network, scale=float(s)), 10) for s in np.geomspace(0.005, 0.25, 15)]
     for share in (0.3, 0.02):
-        found = smaller(network, round(share * whole), inputs=3072, classes=10)
+        found = smaller(network, sparsity=1 - share, inputs=3072, classes=10)
         missed = abs(_weights(found, 10) - share * whole)
         assert found.kind == kind
         assert all(missed <= abs(other - share * whole) + 1 for other in others)
-    assert smaller(network, whole, inputs=3072, classes=10) == network
+    assert smaller(network, sparsity=0.0, inputs=3072, classes=10) == network
 
 
 @settings(max_examples=20)
