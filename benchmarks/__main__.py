@@ -9,7 +9,7 @@ import click
 import torch
 
 from benchmarks.floor import multiply_adds, product_rate, seconds
-from benchmarks.tables import save, show
+from benchmarks.tables import report
 from empirical.attacks import deepfool, minimal_fgs, shorten
 from empirical.datasets import Dataset, load
 from empirical.ensembles import MLPEnsemble, initialise
@@ -151,9 +151,7 @@ def main(device: str, out: Path | None) -> None:
     threads = f"{torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{platform.machine()}, {threads}"
     table = [line | {"device": name} for line in (*training(data, chosen), *attacks(data, chosen))]
-    show(table, FIELDS)
-    if out:
-        save(table, FIELDS, out)
+    report(table, FIELDS, out)
 
 
 main()

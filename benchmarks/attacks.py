@@ -22,12 +22,9 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import process_time
 
-import click
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,13 +37,14 @@ from benchmarks.attack_peers import (
     smallest_step_peers,
 )
 from benchmarks.cases import CPU, QUICK, Setup, cases
+from benchmarks.command import on_mnist
 from benchmarks.floor import product_rate, seconds
-from benchmarks.tables import Row, save, show
+from benchmarks.tables import Row
 from benchmarks.turns import Timed, in_turns
 from empirical.attacks import carlini_wagner, ddn, deepfool, fgs, fmn, minimal_fgs, strongest
 from empirical.attacks.active import margins
 from empirical.attacks.losses import cross_entropy_direction
-from empirical.datasets import Dataset, load
+from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble, initialise_modules, to_module
 from empirical.models import lenet5
 from empirical.training import Recipe, train
@@ -264,24 +262,11 @@ def tabulate(data: Dataset, setup: Setup) -> list[Row]:
     return [line | {"machine": machine} for line in (*table, products(setup))]
 
 
-@click.command()
-@click.option("--mnist", help="MNIST: an .npz file with x_train, y_train, x_test and y_test.")
-@click.option("--quick", is_flag=True, help="A smoke test on scikit-learn's digits instead.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
-def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
-    """Attacks beside those of adv-lib, foolbox, torchattacks and ART, on one thread."""
-    if (mnist is None) != quick:
-        raise click.UsageError("give either --mnist FILE.npz or --quick")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            table = tabulate(load(mnist or "digits"), QUICK if quick else FULL)
-    finally:
-        torch.set_num_threads(threads)
-    show(table, FIELDS)
-    if out:
-        save(table, FIELDS, out)
+main = on_mnist(
+    lambda data, quick: tabulate(data, QUICK if quick else FULL),
+    FIELDS,
+    "Attacks beside those of adv-lib, foolbox, torchattacks and ART",
+)
 
 
 if __name__ == "__main__":

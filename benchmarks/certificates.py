@@ -27,15 +27,13 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import process_time
 
-import click
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from benchmarks.cases import CPU, QUICK, Case, Setup, cases
+from benchmarks.command import on_mnist
 from benchmarks.floor import interval_flops, jacobian_flops, margin_flops, product_rate
 from benchmarks.peers import (
     LIRPA,
@@ -47,9 +45,9 @@ from benchmarks.peers import (
     lirpa_lipschitz,
     recurjac_lipschitz,
 )
-from benchmarks.tables import Row, save, show
+from benchmarks.tables import Row
 from benchmarks.turns import Timed, in_turns
-from empirical.datasets import Dataset, load
+from empirical.datasets import Dataset
 from theory import graph, relu
 
 FIELDS: tuple[str, ...] = (
@@ -304,24 +302,11 @@ def tabulate(data: Dataset, setup: Setup) -> list[Row]:
     return [line | {"machine": machine} for line in (*table, *products(setup))]
 
 
-@click.command()
-@click.option("--mnist", help="MNIST: an .npz file with x_train, y_train, x_test and y_test.")
-@click.option("--quick", is_flag=True, help="A smoke test on scikit-learn's digits instead.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
-def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
-    """Certificates and local Lipschitz constants beside auto_LiRPA, RecurJac and Fast-Lip, on one thread."""
-    if (mnist is None) != quick:
-        raise click.UsageError("give either --mnist FILE.npz or --quick")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1):
-            table = tabulate(load(mnist or "digits"), QUICK if quick else Setup())
-    finally:
-        torch.set_num_threads(threads)
-    show(table, FIELDS)
-    if out:
-        save(table, FIELDS, out)
+main = on_mnist(
+    lambda data, quick: tabulate(data, QUICK if quick else Setup()),
+    FIELDS,
+    "Certificates and local Lipschitz constants beside auto_LiRPA, RecurJac and Fast-Lip",
+)
 
 
 if __name__ == "__main__":

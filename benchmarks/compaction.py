@@ -28,25 +28,24 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from time import process_time
 from typing import TypeVar
 from unittest.mock import patch
 
-import click
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
 
 from benchmarks.cases import CPU, QUICK, Case, Setup, cases
+from benchmarks.command import on_mnist
 from benchmarks.peers import installed
-from benchmarks.tables import Row, save, show
+from benchmarks.tables import Row
 from empirical.attacks import crossings
 from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.clever import clever
 from empirical.compaction import compact, products
-from empirical.datasets import Dataset, load
+from empirical.datasets import Dataset
 from empirical.ensembles import MLPEnsemble, from_modules, to_module
 from empirical.ensembles.layers import Layer, compressed
 from empirical.measurement import Measurement, measure
@@ -249,23 +248,7 @@ def tabulate(data: Dataset, setup: Setup) -> list[Row]:
     return table
 
 
-@click.command()
-@click.option("--mnist", help="MNIST: an .npz file with x_train, y_train, x_test and y_test.")
-@click.option("--quick", is_flag=True, help="A smoke test on scikit-learn's digits instead.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
-def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
-    """What sparsity saves, on one thread."""
-    if (mnist is None) != quick:
-        raise click.UsageError("give either --mnist FILE.npz or --quick")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        table = tabulate(load(mnist or "digits"), QUICK if quick else SETUP)
-    finally:
-        torch.set_num_threads(threads)
-    show(table, FIELDS)
-    if out:
-        save(table, FIELDS, out)
+main = on_mnist(lambda data, quick: tabulate(data, QUICK if quick else SETUP), FIELDS, "What sparsity saves")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.tables import save
 from empirical.datasets import Dataset, load
 from empirical.ensembles import initialise, relu_network
 from empirical.pruning import magnitude_masks
@@ -108,10 +108,7 @@ def main(out: Path | None) -> None:
                 table.append(dict(zip(FIELDS, values, strict=True)))
     summary(table)
     if out:
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(table)
+        save(table, FIELDS, out)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from time import process_time
 from unittest.mock import patch
 
-import click
 import torch
 from torch import Tensor
 
 from benchmarks.cases import CPU, QUICK, Case, Setup, cases
-from benchmarks.tables import Row, save, show
+from benchmarks.command import on_mnist
+from benchmarks.tables import Row
 from empirical.attacks import deepfool
 from empirical.attacks.nearest import nearest_boundaries
-from empirical.datasets import load
+from empirical.datasets import Dataset
 from empirical.ensembles import MLPEnsemble
 
 FIELDS = ("precision", "given", "examples", "seconds", "gradients", "ratio", "mean")
@@ -68,26 +67,18 @@ def row(case: Case, dtype: torch.dtype, *, given: bool, repeats: int) -> Row:
     }
 
 
-@click.command()
-@click.option("--mnist", help="MNIST: an .npz file with x_train, y_train, x_test and y_test.")
-@click.option("--quick", is_flag=True, help="A smoke test on scikit-learn's digits instead.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
-def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
-    """DeepFool's norms in the hidden layer's space beside gradients over the inputs, on one thread."""
-    if (mnist is None) != quick:
-        raise click.UsageError("give either --mnist FILE.npz or --quick")
-    setup = QUICK if quick else SETUP
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        (case, *_) = cases(load(mnist or "digits"), setup)
-        settings = [(dtype, given) for dtype in SAME for given in (False, True)]
-        table = [row(case, dtype, given=given, repeats=setup.repeats) for dtype, given in settings]
-    finally:
-        torch.set_num_threads(threads)
-    show(table, FIELDS)
-    if out:
-        save(table, FIELDS, out)
+def tabulate(data: Dataset, setup: Setup) -> list[Row]:
+    """Both ways in both precisions."""
+    (case, *_) = cases(data, setup)
+    settings = [(dtype, given) for dtype in SAME for given in (False, True)]
+    return [row(case, dtype, given=given, repeats=setup.repeats) for dtype, given in settings]
+
+
+main = on_mnist(
+    lambda data, quick: tabulate(data, QUICK if quick else SETUP),
+    FIELDS,
+    "DeepFool's norms in the hidden layer's space beside gradients over the inputs",
+)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ inputs is a lower estimate of it, and so is the largest gradient over the patter
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.tables import report
 from empirical.datasets import load
 from empirical.ensembles import initialise, relu_network
 from empirical.training import Recipe, train
@@ -111,13 +111,7 @@ def table(net: ReLUNetwork, x: np.ndarray, *, masks: int, searched: int) -> list
 def main(out: Path | None, masks: int, searched: int, epochs: int) -> None:
     """Compare every rung with Monte Carlo on a trained digits network."""
     lines = table(trained(epochs), load("digits").x_test, masks=masks, searched=searched)
-    for line in ({field: field for field in FIELDS}, *lines):
-        click.echo("  ".join(str(line[field]).ljust(27) for field in FIELDS).rstrip())
-    if out:
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(lines)
+    report(lines, FIELDS, out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.tables import save
 from empirical.datasets import Dataset, load
 from empirical.ensembles import initialise, relu_network
 from empirical.training import Recipe, train
@@ -174,11 +174,7 @@ def main(out: Path) -> None:
     ]
     rows = [line for case in cases for line in measure(case)]
     rows += [line for case in cases if case.net is not None for line in bounds(case)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    save(rows, FIELDS, out)
     click.echo(f"{len(rows)} rows in {out}")
 
 

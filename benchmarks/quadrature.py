@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import platform
@@ -13,6 +12,7 @@ from time import process_time
 import click
 import numpy as np
 
+from benchmarks.tables import report
 from theory.linear import GaussianClasses, MaskAverage, masked_gaussian_mean_radius, masked_mean_radius
 from theory.types import BinaryLinear
 
@@ -65,13 +65,7 @@ def main(out: Path | None) -> None:
         for average, n, count, orders in runs
         for p in (2.0, math.inf)
     ]
-    for line in ({field: field for field in FIELDS}, *table):
-        click.echo("  ".join(str(line[field]).ljust(22) for field in FIELDS).rstrip())
-    if out:
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(table)
+    report(table, FIELDS, out)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,13 @@ import click
 Row = dict[str, object]
 
 
+def report(table: Sequence[Row], fields: Sequence[str], path: Path | None) -> None:
+    """Print the rows and, if there is a path, store them there."""
+    show(table, fields)
+    if path:
+        save(table, fields, path)
+
+
 def show(table: Sequence[Row], fields: Sequence[str]) -> None:
     """Print the rows under a line of headings, every column as wide as its widest entry."""
     widths = {field: max(len(field), *(len(str(line[field])) for line in table)) for field in fields}

@@ -18,18 +18,17 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from time import process_time
 
-import click
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from benchmarks.command import on_mnist
 from benchmarks.floor import product_rate
-from benchmarks.tables import Row, save, show
+from benchmarks.tables import Row
 from benchmarks.turns import in_turns
-from empirical.datasets import Dataset, load
+from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, initialise, initialise_modules
 from empirical.models import lenet5
 from empirical.pruning import magnitude_masks
@@ -224,24 +223,11 @@ def tabulate(data: Dataset, setup: Setup) -> list[Row]:
     ]
 
 
-@click.command()
-@click.option("--mnist", help="MNIST: an .npz file with x_train, y_train, x_test and y_test.")
-@click.option("--quick", is_flag=True, help="A smoke test on scikit-learn's digits instead.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
-def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
-    """Time training and progressive pruning beside a loop over single networks, on one thread."""
-    if (mnist is None) != quick:
-        raise click.UsageError("give either --mnist FILE.npz or --quick")
-    data = load(mnist or "digits")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        table = [line for setup in setups(data, quick=quick) for line in tabulate(data, setup)]
-    finally:
-        torch.set_num_threads(threads)
-    show(table, FIELDS)
-    if out:
-        save(table, FIELDS, out)
+main = on_mnist(
+    lambda data, quick: [line for setup in setups(data, quick=quick) for line in tabulate(data, setup)],
+    FIELDS,
+    "Training and progressive pruning beside a loop over single networks",
+)
 
 
 if __name__ == "__main__":
