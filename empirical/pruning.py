@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -54,27 +54,41 @@ def global_magnitude_masks(
 
 
 def n_of_m_masks(
-    ensemble: Ensemble, *, sparsity: float, m: int, layers: Sequence[int] | None = None
+    ensemble: Ensemble,
+    *,
+    sparsity: float,
+    m: int,
+    seeds: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Masks:
     """N:M sparsity: of every m consecutive inputs of an output, the m * sparsity smallest weights removed.
 
     2:4, which sparse tensor cores multiply, has m = 4 and sparsity 0.5. Inputs of a convolution are its
     channels, at each position of the kernel apart. The order is that of :func:`magnitude_masks` within a
     group; the rest of a layer whose inputs are no multiple of m loses floor(sparsity * rest) of each output:
-    a single channel none, below sparsity 1.
-    Raises: InvalidInput for m < 2, unless sparsity is a multiple of 1/m in [0, 1], and the layers exist.
+    a single channel none, below sparsity 1. With ``seeds``, inputs stand in a random order before they are
+    grouped, as a network can be stored: one order for all outputs, the same for a seed at every sparsity.
+    Raises: InvalidInput for m < 2, unless sparsity is a multiple of 1/m in [0, 1], there is one seed per
+    member and the layers exist.
     """
     count = count_removed("sparsity", sparsity, m)
+    generators = None if seeds is None else _generators(ensemble, seeds)
     masks = list(ensemble.masks)
     for i in chosen_layers(ensemble, layers):
         ranks = _ranks(ensemble, i).view_as(masks[i]).movedim(2, -1)
         inputs = ranks.shape[-1]
+        order = _orders(generators, ranks) if generators else None
+        if order is not None:
+            ranks = ranks.gather(-1, order)
         groups = pad(ranks, (0, -inputs % m), value=torch.inf).unflatten(-1, (-1, m))
         removed = torch.full((groups.shape[-2], 1), count, device=ranks.device)
         if inputs % m:
             removed[-1] = count * (inputs % m) // m
         place = groups.argsort(dim=-1, stable=True).argsort(dim=-1)
-        masks[i] = (place >= removed).flatten(-2)[..., :inputs].movedim(-1, 2).contiguous()
+        stays = (place >= removed).flatten(-2)[..., :inputs]
+        if order is not None:
+            stays = torch.empty_like(stays).scatter_(-1, order, stays)
+        masks[i] = stays.movedim(-1, 2).contiguous()
     return tuple(masks)
 
 
@@ -123,16 +137,26 @@ def bernoulli_masks(
     per member and the layers exist.
     """
     check_sparsity("sparsity", sparsity)
-    if len(seeds) != ensemble.members:
-        raise InvalidInput(f"seeds has {len(seeds)} entries; the ensemble has {ensemble.members} members")
-    chosen = chosen_layers(ensemble, layers)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    chosen, generators = chosen_layers(ensemble, layers), _generators(ensemble, seeds)
     masks = []
     for i, (weight, kept) in enumerate(zip(ensemble.weights, ensemble.masks, strict=True)):
         shape = weight.shape[1:]
         uniform = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators])
         masks.append((uniform >= sparsity).to(weight.device) if i in chosen else kept)
     return tuple(masks)
+
+
+def _generators(ensemble: Ensemble, seeds: Sequence[int]) -> list[torch.Generator]:
+    """One for every member, on the CPU whatever the device. Raises: InvalidInput unless each has a seed."""
+    if len(seeds) != ensemble.members:
+        raise InvalidInput(f"seeds has {len(seeds)} entries; the ensemble has {ensemble.members} members")
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _orders(generators: Sequence[torch.Generator], like: Tensor) -> Int[Tensor, "K ..."]:
+    """A random order of the last dimension of ``like`` for every member, in its shape."""
+    orders = torch.stack([torch.randperm(like.shape[-1], generator=g) for g in generators])
+    return orders.to(like.device).view(len(orders), *[1] * (like.ndim - 2), -1).expand_as(like)
 
 
 def chosen_layers(ensemble: Ensemble, layers: Sequence[int] | None) -> list[int]:

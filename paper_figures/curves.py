@@ -22,6 +22,8 @@ _TELLING = (
     "global",
     "n-of-4",
     "n-of-16",
+    "n-of-4-shuffled",
+    "n-of-16-shuffled",
     "units",
     "lottery",
     "random-retrained",

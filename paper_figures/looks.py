@@ -38,6 +38,8 @@ CONDITIONS = {
     "global": Look("one threshold, retrained", "#56B4E9", (0, (7, 1.2))),
     "n-of-4": Look("N:4, retrained", "#AA4499", (0, (4, 1.2, 1.2, 1.2, 1.2, 1.2))),
     "n-of-16": Look("N:16, retrained", "#44AA99", (0, (2.5, 1.2, 2.5, 1.2, 1.2, 1.2))),
+    "n-of-4-shuffled": Look("N:4 of shuffled inputs", "#AA4499", (0, (6, 1.2))),
+    "n-of-16-shuffled": Look("N:16 of shuffled inputs", "#44AA99", (0, (6, 1.2))),
     "units": Look("whole units, retrained", "#CC3311", (0, (7, 1.2, 2.5, 1.2))),
     "random-retrained": Look("random, retrained", "#D55E00", (0, (5, 1.2, 1.2, 1.2))),
     "lottery": Look("magnitude, rewound", "#882255", (0, (3, 1))),

@@ -43,6 +43,8 @@ CONDITIONS = (
     ("surgery", "C3", "C4", ", surgery", ", surgery"),
     ("n-of-4", "C3", "C4", ", N:4", ", N:4"),
     ("n-of-16", "C3", "C4", ", N:16", ", N:16"),
+    ("n-of-4-shuffled", "C3", "C4", ", N:4 shuffled", ", N:4 shuffled"),
+    ("n-of-16-shuffled", "C3", "C4", ", N:16 shuffled", ", N:16 shuffled"),
     ("units", "C3", "C4", ", units", ", units"),
     ("activation", "C6", "C6", ", rise", ", fall"),
 )

@@ -9,6 +9,8 @@ condition             what stands at sparsity s
 ``n-of-4``            N:M sparsity, retrained: of every 4 consecutive inputs of an output the smallest weights
                       removed; at s = 0.5 the 2:4 of sparse tensor cores. s is a multiple of 1/4
 ``n-of-16``           the same of every 16, in multiples of 1/16
+``n-of-4-shuffled``   the same with every layer's inputs put in a random order before they are grouped;
+                      ``n-of-16-shuffled`` likewise
 ``units``             the weakest hidden units of an ``mlp`` removed whole, retrained, down to the widths of
                       ``small-dense``
 ``one-shot``          the smallest weights of every layer of the dense network removed, not retrained
@@ -122,7 +124,7 @@ class Bench:
         return halved(found) if self.experiment.compact else found
 
     def mask_seeds(self) -> list[int]:
-        """Seeds of the random masks: the same at every sparsity, so that masks are nested."""
+        """Seeds of random masks and orders: the same at every sparsity, so that masks are nested."""
         return [derived_seed(seed, 2, 0) for seed in self.seeds]
 
     @functools.cached_property
@@ -190,8 +192,9 @@ def next_networks(
             pruned = previous.masked(magnitude_masks(previous, sparsity=s))
         case "global":
             pruned = previous.masked(global_magnitude_masks(previous, sparsity=s))
-        case "n-of-4" | "n-of-16":
-            pruned = previous.masked(n_of_m_masks(previous, sparsity=s, m=N_OF_M[condition]))
+        case "n-of-4" | "n-of-16" | "n-of-4-shuffled" | "n-of-16-shuffled":
+            seeds = bench.mask_seeds() if condition.endswith("shuffled") else None
+            pruned = previous.masked(n_of_m_masks(previous, sparsity=s, m=N_OF_M[condition], seeds=seeds))
         case "units":
             assert isinstance(previous, MLPEnsemble)
             pruned = previous.masked(unit_masks(previous, kept=_small_dense(bench, level).hidden))

@@ -27,6 +27,8 @@ CONDITIONS = (
     "global",
     "n-of-4",
     "n-of-16",
+    "n-of-4-shuffled",
+    "n-of-16-shuffled",
     "units",
     "one-shot",
     "random",
@@ -38,7 +40,8 @@ CONDITIONS = (
     "activation",
 )
 SCALED = ("units", "small-dense")  # conditions at the widths of a smaller dense network
-N_OF_M = {"n-of-4": 4, "n-of-16": 16}  # conditions that prune groups of so many weights
+# Conditions that prune groups of so many weights.
+N_OF_M = {"n-of-4": 4, "n-of-16": 16, "n-of-4-shuffled": 4, "n-of-16-shuffled": 16}
 # An experiment file is a page. The reader of TOML needs the square of a dotted key's length in memory.
 _LARGEST, _LONGEST = 2**16, 1000
 # More networks, masks or weights between two layers than any machine holds; a misprint, no experiment.

@@ -264,7 +264,14 @@ def test_activation_sparsity_is_judged_by_its_own_claim():
 
 @pytest.mark.parametrize(
     ("condition", "mark"),
-    [("surgery", "surgery"), ("n-of-4", "N:4"), ("n-of-16", "N:16"), ("units", "units")],
+    [
+        ("surgery", "surgery"),
+        ("n-of-4", "N:4"),
+        ("n-of-16", "N:16"),
+        ("n-of-4-shuffled", "N:4 shuffled"),
+        ("n-of-16-shuffled", "N:16 shuffled"),
+        ("units", "units"),
+    ],
 )
 def test_other_ways_of_pruning_are_judged_beside_magnitude(condition, mark):
     """Each as C3 and C4, by its own rows: here it rises and falls where magnitude pruning does not."""

@@ -120,6 +120,17 @@ def test_groups_keep_n_of_m(bench, dense, condition, m):
     assert not torch.equal(networks.weights[0], dense.weights[0] * networks.masks[0])
 
 
+@pytest.mark.parametrize("condition", ["n-of-4-shuffled", "n-of-16-shuffled"])
+def test_groups_of_shuffled_inputs_keep_as_many_and_are_nested(bench, dense, condition):
+    some = in_quarters(bench)
+    first, second = (at(some, condition, dense, level=level) for level in (1, 2))
+    for mask, before in zip(second.masks, first.masks, strict=True):
+        assert (mask <= before).all()
+    assert (second.masks[0].sum(2) == 64 // 4).all()
+    plain = at(some, condition.removesuffix("-shuffled"), dense, level=2)
+    assert not torch.equal(second.masks[0], plain.masks[0])
+
+
 def test_surgery_comes_near_its_target(bench, dense):
     for level in (1, 2):
         networks = next_networks(bench, "surgery", level=level, dense=dense, previous=dense)

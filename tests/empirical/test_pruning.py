@@ -68,6 +68,20 @@ def test_every_group_of_m_inputs_loses_its_smallest_weights(data, m, inputs):
     assert mask[0].tolist() == [groups_by_hand(row, m=m, removed=removed) for row in rows]
 
 
+@given(st.data(), st.sampled_from([2, 4, 5, 16]), st.integers(1, 37))
+def test_shuffled_groups_are_those_of_a_network_with_its_inputs_in_that_order(data, m, inputs):
+    rows = data.draw(st.lists(st.lists(st.integers(-3, 3), min_size=inputs, max_size=inputs), min_size=1))
+    removed, seeds = data.draw(st.integers(0, m)), data.draw(st.tuples(*[st.integers(0, 2**32)] * 2))
+    w = torch.tensor(rows, dtype=torch.float32).expand(2, -1, -1)
+    nets = MLPEnsemble((w,), (torch.zeros(2, len(rows)),), (torch.ones_like(w, dtype=torch.bool),))
+    (mask,) = n_of_m_masks(nets, sparsity=removed / m, m=m, seeds=seeds)
+    for seed, one in zip(seeds, mask, strict=True):
+        order = torch.randperm(inputs, generator=torch.Generator().manual_seed(seed)).tolist()
+        for row, found in zip(rows, one.tolist(), strict=True):
+            stays = groups_by_hand([row[k] for k in order], m=m, removed=removed)
+            assert [found[k] for k in order] == stays
+
+
 def test_the_share_of_a_shorter_group_is_not_rounded_twice():
     nets = initialise([150, 1], seeds=[0], device=CPU)
     (mask,) = n_of_m_masks(nets, sparsity=0.58, m=100)  # 0.58 * 50 is 28.999999999999996
@@ -82,11 +96,16 @@ def test_groups_of_a_convolution_are_of_channels_and_pruned_weights_go_first():
         device=CPU,
     )
     mask, last = n_of_m_masks(conv, sparsity=0.5, m=4)
+    shuffled, _ = n_of_m_masks(conv, sparsity=0.5, m=4, seeds=[1])
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1)).tolist()
     weight = conv.weights[0][0]
     for out in range(3):
         for r, c in ((0, 0), (0, 1), (1, 0), (1, 1)):
             found = mask[0, out, :, r, c].tolist()
             assert found == groups_by_hand(weight[out, :, r, c].tolist(), m=4, removed=2)
+            assert shuffled[0, out, order, r, c].tolist() == groups_by_hand(
+                weight[out, order, r, c].tolist(), m=4, removed=2
+            )
     assert last[0].sum() == 2 * 2  # one of three, the share below half
     deeper = n_of_m_masks(conv.masked((mask, last)), sparsity=0.75, m=4)[0]
     assert (deeper <= mask).all()
@@ -104,6 +123,8 @@ def test_groups_of_a_convolution_are_of_channels_and_pruned_weights_go_first():
 def test_bad_groups_are_named(sparsity, m, message):
     with pytest.raises(InvalidInput, match=message):
         n_of_m_masks(layer([1.0] * 8), sparsity=sparsity, m=m)
+    with pytest.raises(InvalidInput, match="seeds has 2 entries"):
+        n_of_m_masks(layer([1.0] * 8), sparsity=0.5, m=4, seeds=[1, 2])
 
 
 def test_the_strongest_units_stay_and_the_others_are_dead():
