@@ -43,7 +43,13 @@ def test_the_findings_are_those_of_the_committed_table():
     assert claims_markdown(judged) in README
 
 
-@pytest.mark.parametrize("name", ["E1", "E2", "E3", "E3-fine", "E3-long", "E4", "E7", "E8", "controls-mnist"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("E1", "E2", "E3", "E3-fine", "E3-long", "E4", "E7", "E8"),
+        *("controls-mnist", "structured-mnist", "two-of-four-mnist"),
+    ],
+)
 def test_the_findings_on_mnist_are_those_of_the_committed_tables(name):
     content = read_table(TABLE.with_name(f"{name}.parquet"))
     assert violations(content).empty
