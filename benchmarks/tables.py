@@ -27,7 +27,8 @@ def show(table: Sequence[Row], fields: Sequence[str]) -> None:
 
 
 def save(table: Sequence[Row], fields: Sequence[str], path: Path) -> None:
-    """Write the rows as CSV, under a temporary name that is moved into place."""
+    """Write the rows as CSV, under a temporary name that is moved into place; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields)
