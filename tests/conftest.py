@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # tests run in several processes; more threads each wo
 # Checks the array shapes written in annotations on every call of the package under test; the laws pass
 # Hypothesis strategies about, which cannot be checked at run time.
 CHECKED = [f"theory.{part.stem}" for part in Path(theory.__file__).parent.iterdir() if part.stem != "laws"]
-jaxtyping.install_import_hook([*CHECKED, "empirical"], f"{typecheck.__name__}.check")
+typecheck.check_all_calls([*CHECKED, "empirical"])
 
 _SLOW_SETUP = [HealthCheck.too_slow]  # drawing arrays is slow on a loaded two-core machine
 settings.register_profile("dev", max_examples=30, deadline=None, suppress_health_check=_SLOW_SETUP)
