@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -46,25 +48,33 @@ def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
             verdicts.append(verdict_on("C9", family, label, "inconclusive", seeds=len(seeds), note=note))
             continue
         guess, truth = (frame.loc[seeds, grid].to_numpy() for frame in (predicted, measured))
-        draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
-        low, high = np.quantile(_prediction_error(guess[draws], truth[draws]), [LEVEL / 2, 1 - LEVEL / 2])
-        holds = "supported" if high < PREDICTION_ERROR else "inconclusive"
         best = [grid[1 + int(values[:, 1:].mean(axis=0).argmax())] for values in (guess, truth)]
-        verdicts.append(
-            verdict_on(
-                "C9",
-                family,
-                label,
-                "refuted" if low > PREDICTION_ERROR else holds,
-                effect=float(_prediction_error(guess, truth)),
-                interval=(low, high),
-                what="mean error over the sparsities above 0, as a share of the radius at 0",
-                test=f"bootstrap over seeds, {RESAMPLES} resamples, against {PREDICTION_ERROR:.0%}",
-                seeds=len(seeds),
-                note=f"before collapse: up to sparsity {grid[-1]:g}; best above 0: {best[0]:g} predicted, "
-                f"{best[1]:g} measured",
-            )
+        note = (
+            f"before collapse: up to sparsity {grid[-1]:g}; best above 0: {best[0]:g} predicted, "
+            f"{best[1]:g} measured"
         )
+        found = verdict_on(
+            "C9",
+            family,
+            label,
+            "inconclusive",
+            effect=float(_prediction_error(guess, truth)),
+            what="mean error over the sparsities above 0, as a share of the radius at 0",
+            seeds=len(seeds),
+            note=note if len(seeds) > 1 else f"an interval needs 2 seeds; {note}",
+        )
+        if len(seeds) > 1:
+            draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
+            low, high = np.quantile(_prediction_error(guess[draws], truth[draws]), [LEVEL / 2, 1 - LEVEL / 2])
+            holds = "supported" if high < PREDICTION_ERROR else "inconclusive"
+            found = replace(
+                found,
+                verdict="refuted" if low > PREDICTION_ERROR else holds,
+                low=float(low),
+                high=float(high),
+                test=f"bootstrap over seeds, {RESAMPLES} resamples, against {PREDICTION_ERROR:.0%}",
+            )
+        verdicts.append(found)
     return verdicts
 
 

@@ -250,6 +250,18 @@ def test_predictions_are_held_against_what_they_predict(factor, verdict):
     assert row["note"].startswith("before collapse: up to sparsity 0.99;")
 
 
+@pytest.mark.parametrize("factor", [1.03, 1.5])
+def test_a_single_seed_decides_nothing_on_a_prediction(factor):
+    """Nor has its error an interval, which a bootstrap would give the width 0."""
+    frame = masked(factor)
+    judged = judge(frame[frame["seed"] == 0])
+    row = judged[judged["claim"] == "C9"].iloc[0]
+    assert row["verdict"] == "inconclusive"
+    assert np.isfinite(row["effect"])
+    assert np.isnan([row["low"], row["high"]]).all()
+    assert row["note"].startswith("an interval needs 2 seeds; before collapse")
+
+
 def test_predictions_of_collapsed_networks_count_for_nothing():
     """Networks that give every input one class have a radius that anybody predicts."""
     judged = judge(masked(1.5, accuracy=lambda alpha: 0.95 if alpha < 0.5 else 0.1))
