@@ -21,6 +21,17 @@ from theory import relu
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
+SMALL = """
+title = "Small"
+data = "digits"
+conditions = ["magnitude"]
+sparsities = [0.0, 0.9]
+seeds = 1
+test_examples = 60
+network = { kind = "mlp", hidden = [12] }
+first = { epochs = 5 }
+retrain = { epochs = 2 }
+"""
 VALUES = ["family", "pruning", "sparsity", "seed", "example", "norm", "quantity", "method", "eps", "value"]
 
 
@@ -88,17 +99,22 @@ def test_a_second_run_reuses_everything(small_run, small_experiments):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == kept
 
 
-@pytest.mark.parametrize("stop", [1, 14, 29, 36])
-def test_a_killed_run_resumes_to_the_same_rows(small_run, small_experiments, tmp_path, stop):
-    calls = []
+def test_a_run_killed_again_and_again_resumes_to_the_same_rows(small_run, small_experiments, tmp_path):
+    """In each of the experiments, in training and at the masks; what is done once stays as it is."""
+    kept: dict[str, int] = {}
+    for stop in (1, 14, 29, 50, 70, total_steps(small_experiments, CPU)):
+        calls = []
 
-    def killed(stage, detail):
-        calls.append(stage)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
+        def killed(stage, _, stop=stop, calls=calls):
+            calls.append(stage)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_experiments(small_experiments, tmp_path / "run", device=CPU, advance=killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiments(small_experiments, tmp_path / "run", device=CPU, advance=killed)
+        now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "units").iterdir()}
+        assert kept.items() <= now.items()
+        kept = now
     run_experiments(small_experiments, tmp_path / "run", device=CPU)
     pd.testing.assert_frame_equal(values(tmp_path / "run"), values(small_run[0]))
 
@@ -153,10 +169,9 @@ def test_a_violated_theorem_ends_with_1_and_names_its_rows(monkeypatch, tmp_path
     """A certificate a hundred times too large is caught by the attacks."""
     honest = relu.certified_radius
     monkeypatch.setattr(relu, "certified_radius", lambda *args, **named: 100 * honest(*args, **named))
-    out = tmp_path / "run"
-    result = CliRunner().invoke(
-        main, ["verify", "--seeds", "1", "--sparsities", "0,0.9", "--out", str(out), "--workers", "1"]
-    )
+    file, out = tmp_path / "small.toml", tmp_path / "run"
+    file.write_text(SMALL)
+    result = CliRunner().invoke(main, ["run", str(file), "--out", str(out), "--workers", "1"])
     assert result.exit_code == 1, result.output
     assert "violate a theorem (certificate <= attack" in result.output
     named = read_table(out / "results.parquet").to_pandas()

@@ -18,7 +18,7 @@ from theory.types import BinaryLinear, InvalidInput
 # The run-time shape checks pick random items of the tuples in a network, also while Hypothesis draws one.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
-EXAMPLES = 50
+EXAMPLES = 30
 # A broken formula that no case of so many exposes would count as a law that cannot fail.
 SEARCH = 500
 
