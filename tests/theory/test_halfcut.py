@@ -84,6 +84,30 @@ def test_walk_shapes_count_every_closed_walk_once(p):
     assert sum(plane) == math.comb(2 * p, p) // (p + 1)  # Catalan: the walks around plane trees
 
 
+@pytest.mark.parametrize("p", trace_moments.ORDERS)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 1), (2, 2, 3)])
+def test_messages_give_the_sums_over_all_labels(p, shape):
+    """Walk by walk, with a sum over the labels at every vertex of its tree."""
+    weight = np.random.default_rng(p).normal(size=shape)
+
+    def below(size, tree, side):
+        """The sum over the labels of all vertices but the root, for every label of the root."""
+        factors = [size.swapaxes(0, side) ** uses @ below(size, child, 1 - side) for uses, child in tree]
+        return np.prod([np.ones(size.shape[side]), *factors], axis=0)
+
+    found = trace_moments.noise_sums(weight, p)
+    for place in np.ndindex(shape[:-2]):
+        size, wanted = np.abs(weight[place]), dict.fromkeys(found, 0.0)
+        for (tree, others), count in trace_moments.walk_shapes(p).items():
+            key = tuple(sorted([*uses_of(tree), *others]))
+            wanted[key] += count * below(size, tree, 0).sum() * size.max() ** sum(others)
+        assert {key: value[place] for key, value in found.items()} == pytest.approx(wanted, rel=1e-13)
+
+
+def uses_of(tree) -> list[int]:
+    return [n for uses, child in tree for n in (uses, *uses_of(child))]
+
+
 def test_one_fluctuation_moment_is_exact_without_cycles():
     """A single column has walks on stars only; p = 2 sums E N^4 + the pairs, exactly."""
     weight, keep = np.array([[1.0], [2.0], [-3.0]]), np.array([0.3])

@@ -49,7 +49,7 @@ HALVED = 5
 Tuned: TypeAlias = tuple[tuple[float, float], ...]
 TUNED: Tuned = ((1.0, 1.0), (0.5, 1.0), (0.2, 0.75), (0.05, 0.6))
 # Steps of that search, fewer where no layer is wide; the rate falls as 1 / (steps / 10 + step).
-FEWEST_STEPS, STEPS, STEPS_PER_UNIT = 60, 200, 4
+FEWEST_STEPS, STEPS, STEPS_PER_UNIT = 20, 200, 4
 LARGEST_LOG = 3.0
 TOGETHER = 2**12  # entries of the largest matrix whose scalings are worked on at once
 # Below this, squares of mantissas may have underflowed: far above what that can lose.

@@ -16,6 +16,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
 
@@ -91,26 +92,21 @@ def noise_sums(weight: Float[Array, "*several r s"], p: int) -> Polynomial:
     the discovering tree; an edge outside the tree counts max |w|^uses. Labels that coincide only add. Of
     ``several`` matrices at once, the coefficients are (*several).
     """
-    size = np.abs(weight)
-    powers = {m: size**m for m in range(2, 2 * p + 1)}
-    turned = {m: power.mT for m, power in powers.items()}
-    steps, shapes = _messages(p)
-    messages: list[np.ndarray] = []
-    sent: dict[tuple[int, int, int], np.ndarray] = {}  # along an edge, the same for every parent
-    for side, children in steps:
-        total = np.ones((*size.shape[:-2], size.shape[side - 2], 1))
-        for uses, child in children:
-            if (side, uses, child) not in sent:
-                sent[side, uses, child] = (turned if side else powers)[uses] @ messages[child]
-            total = total * sent[side, uses, child]
-        messages.append(total)
-    roots = {root: messages[root].sum(axis=(-2, -1)) for _, root, _, _ in shapes}
-    largest = size.max(axis=(-2, -1))
-    outside = {others: largest**others for _, _, others, _ in shapes}
-    sums: Polynomial = {}
-    for key, root, others, count in shapes:
-        sums[key] = np.asarray(sums.get(key, 0.0) + count * roots[root] * outside[others])
-    return sums
+    plan, size = _messages(p), np.abs(weight)
+    powers = dict(zip(range(1, 2 * p + 1), itertools.accumulate([size] * (2 * p), np.multiply), strict=True))
+    # By side, for the rows and the columns: what reaches them from a tree, and what an edge passes on of it.
+    several, ends = size.shape[:-2], size.shape[-2:]
+    reach = [np.ones((*several, count, n)) for n, count in zip(ends, plan.trees, strict=True)]
+    passed = [np.ones((*several, count, n)) for n, count in zip(ends, plan.edges, strict=True)]
+    for level in plan.levels:
+        for side, uses, children, edges in level.passing:
+            power = powers[uses] if side else powers[uses].mT
+            passed[side][..., edges, :] = reach[1 - side][..., children, :] @ power
+        for side, trees, below in level.joining:
+            reach[side][..., trees, :] = math.prod(passed[side][..., edges, :] for edges in below)
+    largest = size.max(axis=(-2, -1))[..., None]
+    walks = reach[0].sum(axis=-1)[..., plan.roots] * largest**plan.outside * plan.counts
+    return {key: np.asarray(walks[..., shapes].sum(axis=-1)) for key, shapes in plan.keys.items()}
 
 
 def noise_norm(sums: dict[int, Polynomial], keep: Float[Array, "*batch"]) -> Float[Array, "*several_batch"]:
@@ -228,30 +224,84 @@ def _classes(layers: int, p: int) -> Counter[Choice]:
     return found
 
 
-@cache
-def _messages(p: int) -> tuple[list[tuple[int, Tree]], list[tuple[tuple[int, ...], int, int, int]]]:
-    """The walk shapes as a list of messages, children first, each with its side and its children's numbers.
-
-    And for each shape the uses of all edges, the number of its root's message, the uses outside, the count.
+@dataclass(frozen=True)
+class _Level:
+    """Trees of one height: the edges above others (side of the parent, uses, those trees, numbers), then
+    their products (side, numbers, the first edges of all of them, the second ones, ...).
     """
-    number: dict[tuple[Tree, int], int] = {}
-    steps: list[tuple[int, Tree]] = []
 
-    def numbered(tree: Tree, side: int) -> int:
-        if (tree, side) not in number:
-            children = tuple((uses, numbered(child, 1 - side)) for uses, child in tree)
-            steps.append((side, children))
-            number[tree, side] = len(steps) - 1
-        return number[tree, side]
+    passing: list[tuple[int, int, list[int], slice]]
+    joining: list[tuple[int, slice, list[list[int]]]]
 
-    def edges(tree: Tree) -> list[int]:
-        return [n for uses, child in tree for n in (uses, *edges(child))]
 
-    shapes = [
-        (tuple(sorted([*edges(tree), *others])), numbered(tree, 0), sum(others), count)
-        for (tree, others), count in walk_shapes(p).items()
-    ]
-    return steps, shapes
+@dataclass(frozen=True)
+class _Messages:
+    """The walk shapes as messages up their trees, by height; trees and edges are numbered on each side.
+
+    Edge 0 passes on 1 and stands for those that a tree lacks. Of every shape its root's number, the uses
+    outside the tree and the number of its walks; and which shapes use their edges how often.
+    """
+
+    trees: tuple[int, int]
+    edges: tuple[int, int]
+    levels: list[_Level]
+    roots: Array
+    outside: Array
+    counts: Array
+    keys: dict[tuple[int, ...], list[int]]
+
+
+@cache
+def _messages(p: int) -> _Messages:
+    """All messages of order p, those of one height and number of uses together."""
+    heights: list[dict[tuple[int, Tree], None]] = []
+
+    def enter(tree: Tree, side: int) -> int:
+        height = 1 + max((enter(child, 1 - side) for _, child in tree), default=-1)
+        heights.extend({} for _ in range(height + 1 - len(heights)))
+        heights[height][side, tree] = None
+        return height
+
+    def uses_of(tree: Tree) -> list[int]:
+        return [n for uses, child in tree for n in (uses, *uses_of(child))]
+
+    shapes = walk_shapes(p)
+    for root, _ in shapes:
+        enter(root, 0)
+    number: dict[tuple[int, Tree], int] = {}
+    edge: dict[tuple[int, int, Tree], int] = {}
+    trees, edges, levels = [0, 0], [1, 1], []
+    for height in heights:
+        level = _Level([], [])
+        fresh = {
+            (side, *branch): None for side, tree in height for branch in tree if (side, *branch) not in edge
+        }
+        for side, uses in sorted({(side, uses) for side, uses, _ in fresh}):
+            children = [child for one, many, child in fresh if (one, many) == (side, uses)]
+            start, edges[side] = edges[side], edges[side] + len(children)
+            edge |= {(side, uses, child): start + k for k, child in enumerate(children)}
+            level.passing.append(
+                (side, uses, [number[1 - side, child] for child in children], slice(start, edges[side]))
+            )
+        for side in (0, 1):
+            own = [tree for one, tree in height if one == side]
+            start, trees[side] = trees[side], trees[side] + len(own)
+            number |= {(side, tree): start + k for k, tree in enumerate(own)}
+            below = itertools.zip_longest(*([edge[side, *b] for b in tree] for tree in own), fillvalue=0)
+            level.joining.append((side, slice(start, trees[side]), [list(numbers) for numbers in below]))
+        levels.append(level)
+    keys: dict[tuple[int, ...], list[int]] = {}
+    for k, (root, others) in enumerate(shapes):
+        keys.setdefault(tuple(sorted([*uses_of(root), *others])), []).append(k)
+    return _Messages(
+        trees=(trees[0], trees[1]),
+        edges=(edges[0], edges[1]),
+        levels=levels,
+        roots=np.array([number[0, root] for root, _ in shapes]),
+        outside=np.array([sum(others) for _, others in shapes]),
+        counts=np.array(list(shapes.values()), dtype=np.float64),
+        keys=keys,
+    )
 
 
 def _partitions(n: int) -> Iterator[tuple[int, ...]]:
