@@ -257,7 +257,7 @@ def convolutional(tmp_path_factory) -> Path:
 
 def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monkeypatch):
     monkeypatch.chdir(convolutional)
-    common = ("--data", "images.npz", *QUICK)
+    common = ("--data", "images.npz", *QUICK, "--removed", "0.9")
     as_state = run("cnn.pt", "--arch", "own_cnn:Net", *common, "--crown", 5, "--out", "state")
     as_program = run("cnn.pt2", *common, "--crown", 0, "--out", "program")
     assert (as_state.exit_code, as_program.exit_code) == (0, 0), as_state.output + as_program.output
