@@ -7,6 +7,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+# Installations compile nothing in advance; what is used is compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: verify test lint bench figures docs wheel clean
 .DEFAULT_GOAL := verify
 

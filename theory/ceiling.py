@@ -176,8 +176,8 @@ class OpponentDistances:
     units of 2^exponent.
     """
 
-    rows: tuple[Int[Array, " k"], ...]
-    costs: tuple[Float[Array, "k k"], ...]
+    rows: tuple[Int[Array, " _"], ...]
+    costs: tuple[Float[Array, "_ _"], ...]
     exponent: int
 
 
