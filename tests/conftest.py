@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Tests run in several processes, here and in those they start: more threads each would only compete.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import jaxtyping
 import pytest
 import torch
@@ -11,7 +14,7 @@ from hypothesis import HealthCheck, settings
 import theory
 from tests import typecheck
 
-torch.set_num_threads(1)  # tests run in several processes; more threads each would only compete
+torch.set_num_threads(1)
 
 # Checks the array shapes written in annotations on every call of the package under test; the laws pass
 # Hypothesis strategies about, which cannot be checked at run time.

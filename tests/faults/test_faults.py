@@ -42,7 +42,7 @@ def test_no_fault_costs_a_row(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", "--each", "1", "--few", "1", *only, "--out", str(out)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
