@@ -155,6 +155,19 @@ def test_bounds_do_not_depend_on_the_chunks_and_use_what_is_known(graph, p, data
     )
 
 
+def test_an_example_gets_in_company_what_it_gets_alone():
+    """Its second layer is max(x, 0) - max(x, 0) + 1: of certain sign at 1 by intervals, open at 0."""
+    weights = (np.array([[1.0], [1.0]]), np.array([[1.0, -1.0]]), np.array([[1.0], [-1.0]]))
+    graph = from_relu_network(ReLUNetwork(weights, (np.zeros(2), np.ones(1), np.zeros(2))))
+    ball = Ball(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([2.0, 0.4]).double(), math.inf)
+    together = node_bounds(graph, ball).intervals
+    for k in range(2):
+        alone = node_bounds(graph, ball.take(torch.tensor([k]))).intervals
+        for one, other in zip(together, alone, strict=True):
+            assert torch.allclose(one.lower[k], other.lower[0])
+            assert torch.allclose(one.upper[k], other.upper[0])
+
+
 def test_an_example_without_open_signs_in_a_group_of_its_own(monkeypatch):
     eye = np.eye(2)
     net = ReLUNetwork((eye, eye, eye), (np.zeros(2), np.zeros(2), np.zeros(2)))

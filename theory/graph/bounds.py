@@ -124,8 +124,9 @@ def open_signs(
         for columns in places.split(max(1, entries // row), dim=1):
             at = examples[:, None], columns
             below, above = _entries(graph, node, columns, here, balls, part, steps=steps)
-            lower[at] = torch.fmax(lower[at], below)
-            upper[at] = torch.fmin(upper[at], above)
+            # Places that only fill an example's row up stay as they are: bounds do not hang on the company.
+            lower[at] = torch.where(open_[at], torch.fmax(lower[at], below), lower[at])
+            upper[at] = torch.where(open_[at], torch.fmin(upper[at], above), upper[at])
     return Interval(lower.reshape(interval.lower.shape), upper.reshape(interval.lower.shape))
 
 
