@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from theory.graph import bounds, certificate, lipschitz
@@ -21,6 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 # Bounds differ by their allowances for rounding, which count entries, far below this.
 AGREEMENT = 1e-9
+FAR = 1e9
+# The margin is at least 1/16 everywhere.
+SURE = ReLUNetwork(
+    (np.diag([0.0, 0.0, 0.25, 0.0])[:, [0, 1, 3, 2]], np.array([[0.25, 0.0, 0.25, 0.0], [0.0] * 4])),
+    (np.array([0.25, 0.0, 0.0, 0.0]), np.zeros(2)),
+)
 
 
 def kept(n: int) -> st.SearchStrategy[np.ndarray]:
@@ -66,9 +72,11 @@ def test_scores_are_the_same_and_nothing_dead_is_left(net, data):
 
 @settings(max_examples=40)
 @given(net=sparse_networks(), p=attack_norms(), steps=st.sampled_from([0, 2]), data=st.data())
+@example(net=SURE, p=2.0, steps=0, data=None)
 def test_certificates_and_constants_are_those_of_the_whole_graph(net, p, steps, data):
     graph = from_relu_network(net)
-    x = data.draw(tensors((2, net.weights[0].shape[1])))
+    shape = (2, net.weights[0].shape[1])
+    x = torch.zeros(shape).double() if data is None else data.draw(tensors(shape))
     y, radius = graph.scores(x).argmax(1), torch.tensor([0.1, 0.5]).double()
 
     def found() -> list[torch.Tensor]:
@@ -85,7 +93,10 @@ def test_certificates_and_constants_are_those_of_the_whole_graph(net, p, steps, 
         whole = found()
     for here, there in zip(ours[:2], whole[:2], strict=True):
         torch.testing.assert_close(here, there, rtol=AGREEMENT, atol=AGREEMENT)
-    torch.testing.assert_close(ours[2], whole[2], rtol=1e-3, atol=AGREEMENT)
+    # So far out that rounding alone ends a certificate, the smaller graph, which rounds less, gets further.
+    far = whole[2] > FAR
+    assert (ours[2][far] >= whole[2][far] * (1 - 1e-3)).all()
+    torch.testing.assert_close(ours[2][~far], whole[2][~far], rtol=1e-3, atol=AGREEMENT)
 
 
 @settings(max_examples=40)
