@@ -13,11 +13,11 @@ from empirical.claims.verdicts import Measure, Verdict
 
 STATEMENTS = {
     "C1": "Linear: l_inf robustness rises with sparsity, up to collapse",
-    "C2": "Linear: l_2 robustness does not improve with sparsity",
-    "C3": "ReLU: some sparsity beats the equally trained dense network",
-    "C4": "ReLU: over-sparsified networks fall again",
+    "C2": "Linear: no sparsity gains 5 % in l_2 robustness",
+    "C3": "ReLU: some sparsity gains 5 % over the equally trained dense network",
+    "C4": "ReLU: robustness rises, then over-sparsified networks fall again",
     "C5": "Random masks: E[L] <= c (1 - eta), and every rung of the ladder",
-    "C6": "Activation sparsity raises robustness; extreme sparsity lowers it",
+    "C6": "Activation sparsity raises robustness by 5 %; extreme sparsity lowers it again",
     "C7": "Certificate <= exact <= every attack; mean radius <= universal ceiling",
     "C8": "Linear identities hold; attacks measure the exact radius",
     "C9": "Moment propagation predicts the measured radii of masked networks",
