@@ -32,7 +32,7 @@ def sparsity_axis(axes: Axes, sparsities: np.ndarray) -> None:
             ticks.append(float(tick))
     ticks = sorted(set(ticks))
     axes.set_xticks(ticks, [_percent(tick) for tick in ticks])
-    axes.xaxis.minorticks_off()
+    axes.set_xticks(np.unique(sparsities), minor=True)  # where something was measured
     margin = 0.03 * length
     axes.set_xlim(float(_gather(_spread(first) - margin)), float(_gather(_spread(last) + margin)))
 
@@ -57,10 +57,20 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g}"
 
 
-def draw(axes: Axes, curve: Curve, look: Look, shown: pd.Series, whole: pd.Series) -> np.ndarray:
+def draw(
+    axes: Axes,
+    curve: Curve,
+    look: Look,
+    shown: pd.Series,
+    whole: pd.Series,
+    *,
+    marker: str = "",
+    hollow: bool = False,
+) -> np.ndarray:
     """A condition's curve with its band: strong where ``whole``, thin where only ``shown``, else absent.
 
-    A level between two that are not strong is a dot: a single network's table has no other.
+    A level between two that are not strong is a dot: a single network's table has no other. With a
+    ``marker`` every strong level has one.
 
     Returns the values that the axis must hold: mean and band where strong.
     """
@@ -74,7 +84,9 @@ def draw(axes: Axes, curve: Curve, look: Look, shown: pd.Series, whole: pd.Serie
     axes.plot(curve.sparsity, faded, color=look.colour, linestyle=look.line, linewidth=0.6, alpha=0.45)
     (line,) = axes.plot(curve.sparsity, mean, color=look.colour, linestyle=look.line, label=look.label)
     alone = strong & ~(np.append(strong[1:], False) | np.append(False, strong[:-1]))
-    if alone.any():  # a line has no length there
+    if marker:
+        line.set(marker=marker, markerfacecolor="white" if hollow else look.colour)
+    elif alone.any():  # a line has no length there
         line.set(marker="o", markersize=3, markevery=alone)
     return np.concatenate([mean, low, high])
 

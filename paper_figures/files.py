@@ -16,7 +16,7 @@ from paper_figures.parquet import BadParquet, read_parquet
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 # Numbers that a row may lack.
-_NUMBERS = ("achieved_sparsity", "value")
+_NUMBERS = ("achieved_sparsity", "eps", "value")
 _COLUMNS = pa.schema(
     {name: _TEXT for name in ("dataset", "family", "pruning", "norm", "quantity", "method", "kind")}
     | {name: pa.float64() for name in ("sparsity", *_NUMBERS)}

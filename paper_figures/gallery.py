@@ -38,7 +38,11 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure's file name, title, function, and caption; ``{over}`` stands for the averaging."""
+    """A figure's file name, title, function, and caption.
+
+    In it ``{over}`` stands for the averaging, ``{eps}`` for the step of FGS, ``{unit}`` for that of
+    distances, ``{thin}`` for which lines are thin and which left out.
+    """
 
     name: str
     title: str
@@ -51,12 +55,10 @@ ENTRIES = (
         "robustness",
         "Robustness against sparsity, measured and predicted",
         robustness.figure,
-        "Measured mean radii and FGS accuracy (lines, {over}) with the exact radius of linear models "
+        "Measured mean radii and FGS accuracy{eps} (lines, {over}) with the exact radius of linear models "
         "(circles on the lines), the tightest informative bound for the magnitude-pruned networks "
         "(triangles: Hölder on the support, Jensen, Markov, certificate) and the universal ceiling at the "
-        "dense networks' correct examples (named, and drawn where it is near); a line is thin where "
-        "accuracy lies more than 10 % below the dense networks', and left out where more than 1 % of the "
-        "examples count with the cap.",
+        "dense networks' correct examples (named, and drawn where it is near).{thin}{unit}",
     ),
     Entry(
         "accuracy",
@@ -70,8 +72,7 @@ ENTRIES = (
         controls.figure,
         "Gain in mean radius (best attack) and change of accuracy of every condition against the dense "
         "network of the same seed that was trained equally long ({over}); conditions that are not trained "
-        "on after their first training are held against the network at sparsity 0. A line is thin where "
-        "accuracy lies more than 10 % below the dense networks'.",
+        "on after their first training are held against the network at sparsity 0.{thin}",
     ),
     Entry(
         "gradient_masking",
@@ -80,17 +81,16 @@ ENTRIES = (
         "Above: mean radius over that of the equally trained dense network, as FGS (l_inf) or DeepFool "
         "(l_2) and as the strongest attack see it ({over}); stars mark the best sparsity before accuracy "
         "collapses, shading the sparsities where the mean of one attack is a gain and that of the other a "
-        "loss, significant or not. Below: by how much the mean radius of FGS or DeepFool exceeds that of the "
-        "strongest attack; growth beyond the dense networks' is a sign of gradient masking.",
+        "loss, a point or more apart, significant or not. Below: by how much the mean radius of FGS or "
+        "DeepFool exceeds that of the strongest attack; growth beyond the dense networks' is a sign of "
+        "gradient masking.{thin}",
     ),
     Entry(
         "attacks",
         "Robustness against sparsity, attack by attack",
         attacks.figure,
         "Mean radius of the pruned networks by every attack, and by the strongest for every example, beside "
-        "that of the equally trained dense networks by the strongest (dashed; {over}). A line is thin "
-        "where accuracy lies more than 10 % below the dense networks', and left out where more "
-        "than 1 % of the examples count with the cap.",
+        "that of the equally trained dense networks by the strongest (dashed; {over}).{thin}{unit}",
     ),
     Entry(
         "sandwich",
@@ -98,7 +98,7 @@ ENTRIES = (
         sandwich.figure,
         "Mean radius of the magnitude-pruned ReLU networks (geometric {over}): the truth lies in the "
         "shaded gap between the certificate and the best attack, whose ratio is written at the first "
-        "sparsity and the last before accuracy collapses.",
+        "sparsity and the last before accuracy collapses.{thin}{unit}",
     ),
     Entry(
         "margin_gradient",
@@ -114,7 +114,8 @@ ENTRIES = (
         activation_sparsity.figure,
         "Networks trained with an L1 term on the inputs of the last layer, against the share of these that "
         "is zero ({over}): mean radius over that of the dense networks, trained equally long without "
-        "it, by DeepFool or the smallest FGS step and by the strongest attack; FGS accuracy; clean accuracy.",
+        "it, by DeepFool or the smallest FGS step and by the strongest attack; FGS accuracy{eps}; clean "
+        "accuracy.{thin}",
     ),
     Entry(
         "mask_ladder",
@@ -136,6 +137,11 @@ ENTRIES = (
 )
 
 
+_THIN = (
+    " A line is thin where accuracy lies more than 10 % below the dense networks', and a radius left out "
+    "where more than 1 % of the examples count with the cap."
+)
+_UNIT = " Distances in the unit of the inputs: for images the range of a pixel."
 _SURGERY = " Sparsity under network surgery: share that its thresholds cut at first; splicing leaves less."
 
 
@@ -155,7 +161,10 @@ def caption(entry: Entry, table: pd.DataFrame) -> str:
     band = "band: pointwise 95 % t-interval over seeds"
     over = f"mean over {number}, {band}" if many > 1 else "mean of one seed, no interval"
     levels = _SURGERY if "surgery" in set(table["pruning"]) else ""
-    return f"{entry.caption.format(over=over)}{levels}{_counted(examples(table))}"
+    steps = table.loc[table["quantity"] == "fgs_accuracy", "eps"].dropna().unique()
+    eps = f" at eps = {', '.join(f'{step:g}' for step in sorted(steps))}" if len(steps) else ""
+    text = entry.caption.format(over=over, eps=eps, unit=_UNIT, thin=_THIN)
+    return f"{text}{levels}{_counted(examples(table))}"
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -8,8 +8,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.axes import STYLE, log_limits, sparsity_axis
-from paper_figures.curves import Curve, geometric, intact
+from paper_figures.axes import STYLE, draw, log_limits, sparsity_axis
+from paper_figures.curves import Curve, geometric, intact, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, panels
 from paper_figures.looks import GREY, Look
 from paper_figures.subjects import Subject, relu, seed_values, subjects
@@ -21,6 +21,7 @@ _LINES = {
     "best": (Look("best attack", "#0072B2", "solid"), "o"),
     "certificate": (Look("certificate", "#009E73", (0, (5, 1.5))), "^"),
 }
+_ATTACKS = ("fgs", "deepfool", "best")
 
 
 def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
@@ -48,34 +49,31 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
 
 def _panel(axes: Axes, subject: Subject, norm: str) -> None:
     curves: dict[str, Curve] = {}
+    held: list[np.ndarray] = []
+    whole = intact(subject, "magnitude")
     for method, (look, marker) in _LINES.items():
         curve = geometric(seed_values(subject, "magnitude", "mean_radius", method=method, norm=norm))
         if not np.isfinite(curve.mean).any():
             continue
         curves[method] = curve
-        axes.fill_between(curve.sparsity, curve.low, curve.high, color=look.colour, alpha=0.18, linewidth=0)
-        axes.plot(
-            curve.sparsity,
-            curve.mean,
-            color=look.colour,
-            linestyle=look.line,
-            marker=marker,
-            markerfacecolor=look.colour if method in ("best", "certificate") else "white",
-            label=look.label,
-        )
-    log_limits(axes, [curve.mean for curve in curves.values()])
+        shown = whole | True
+        if method in _ATTACKS:
+            shown = uncapped(subject, "magnitude", method=method, norm=norm)
+        hollow = method in ("fgs", "deepfool")
+        held.append(draw(axes, curve, look, shown, whole, marker=marker, hollow=hollow))
+    log_limits(axes, held)
     sparsity_axis(axes, subject.levels)
     if "best" in curves and "certificate" in curves:
-        _gap(axes, curves["best"], curves["certificate"], intact(subject, "magnitude"))
+        _gap(axes, curves["best"], curves["certificate"], whole)
 
 
 def _gap(axes: Axes, attack: Curve, certificate: Curve, whole: pd.Series) -> None:
     """Shade what lies between, and write its factor at the first sparsity and the last before collapse."""
-    axes.fill_between(
-        attack.sparsity, certificate.mean, attack.mean, color="#F0F0F0", linewidth=0, zorder=0.5
-    )
+    sound = whole.reindex(attack.sparsity, fill_value=False).to_numpy(dtype=bool)
+    inside = {"where": sound, "color": "#F0F0F0", "linewidth": 0, "zorder": 0.5}
+    axes.fill_between(attack.sparsity, certificate.mean, attack.mean, **inside)
     factor = attack.mean / certificate.mean
-    kept = np.flatnonzero(np.isfinite(factor) & whole.reindex(attack.sparsity, fill_value=False).to_numpy())
+    kept = np.flatnonzero(np.isfinite(factor) & sound)
     for index, align in ((kept[:1], "left"), (kept[1:][-1:], "right")):
         for k in index:
             middle = float(np.sqrt(attack.mean[k] * certificate.mean[k]))

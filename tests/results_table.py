@@ -77,6 +77,7 @@ def network_table(
         value=values,
         kind=np.where(checks, "check", np.where(estimates, "estimate", "measured")),
         achieved_sparsity=_achieved(table),
+        eps=np.where(table["quantity"] == "fgs_accuracy", 0.1, np.nan),
         example=pd.array([None] * len(table), dtype="Int32"),
         dataset=dataset,
         settings="0123456789ab",

@@ -159,6 +159,14 @@ def test_captions_name_seeds_and_examples(seeds: int) -> None:
     assert told.endswith("n = 360 test examples.")
 
 
+def test_captions_name_the_steps_of_fgs() -> None:
+    table = network_table(families=("mlp",))
+    assert "FGS accuracy at eps = 0.1 (lines" in caption(ENTRIES[0], table)
+    other = table["quantity"].eq("fgs_accuracy") & table["method"].eq("fgs")
+    table.loc[other, "eps"] = 0.05
+    assert "FGS accuracy at eps = 0.05, 0.1 (lines" in caption(ENTRIES[0], table)
+
+
 def test_number_of_examples_follows_from_shares_where_no_check_counts_them() -> None:
     table = network_table(families=("lenet-5",))
     assert "test examples" not in caption(ENTRIES[0], table)  # no number of examples has such shares
@@ -269,6 +277,25 @@ def test_sandwich_shows_certificate_and_attack(table) -> None:
             method=method,
         )  # fmt: skip
         np.testing.assert_allclose(_values(axes, label), expected)
+
+
+def test_sandwich_ends_where_networks_have_collapsed_or_the_cap_rules() -> None:
+    table = network_table(families=("mlp",))
+    own = (table["pruning"] == "magnitude") & (table["sparsity"] == 0.9)
+    table.loc[own & (table["quantity"] == "accuracy"), "value"] = 0.1
+    axes = _panels(sandwich.figure(table))[1]
+    for label in ("certificate", "best attack", "universal ceiling"):
+        assert np.isnan(_values(axes, label)).tolist() == [False, False, True]
+    assert np.isfinite(_faded_ends(axes)).tolist() == [True] * 5  # one for each method
+    capped = own & (table["quantity"] == "capped") & (table["method"] == "best")
+    table.loc[capped, "value"] = 360
+    assert np.isfinite(_faded_ends(_panels(sandwich.figure(table))[1])).sum() == 4
+
+
+def _faded_ends(axes: Axes) -> np.ndarray:
+    """Where the thin lines of what has collapsed end."""
+    thin = [line for line in axes.lines if str(line.get_label()).startswith("_")]
+    return np.array([np.asarray(line.get_ydata())[-1] for line in thin])
 
 
 def test_margin_over_gradient_stands_beside_the_radius(table) -> None:

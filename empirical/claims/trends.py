@@ -95,7 +95,7 @@ class BestGain:
 
     @property
     def doubt(self) -> str:
-        """Why it decides nothing: seeds too few for a gain to show, or a gain that may be one of the margin."""
+        """Why it decides nothing: too few seeds for a gain to show, or a gain that may reach the margin."""
         if self.p_value < LEVEL:
             return f"a gain; whether of {MARGIN:.0%} is open"
         return f"80 % power for a gain of {self.detectable:.1%}"
