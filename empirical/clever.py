@@ -16,7 +16,7 @@ from empirical.attacks.hidden_norms import HiddenNorms
 from empirical.attacks.nearest import pulls, unit_pulls
 from empirical.compaction import much_smaller
 from empirical.cores import on_cores, shares
-from empirical.ensembles import Ensemble, MLPEnsemble
+from empirical.ensembles import Ensemble, MLPEnsemble, apart
 from empirical.reverse_weibull import EndPoint, end_points
 from theory.types import InvalidInput, check_p
 
@@ -72,7 +72,7 @@ def clever(
     device = x.device
 
     def sample(part: range) -> Tensor:
-        nets, inputs = _without_dead_parts(ensemble.select(part))
+        nets, inputs = _without_dead_parts(apart(ensemble.select(part)))
         hidden = HiddenNorms.of(nets) if q == 2 else None
         rows = max(1, _BYTES[device.type] // (x.element_size() * len(part) * nets.classes * nets.inputs))
         found = x.new_zeros(len(part), len(x), nets.classes, batches)

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from scipy import stats
 
 from empirical.comparison import check, check_equal
 from empirical.datasets import Dataset
@@ -20,8 +21,9 @@ from theory import relu
 
 # The method's name in the results.
 MOMENTS = "moment propagation"
-# A Monte Carlo mean contradicts a bound when it exceeds it by this many standard errors (p < 3e-7).
-STANDARD_ERRORS = 5.0
+# A Monte Carlo mean contradicts a bound when it exceeds it by more standard errors than chance does with this
+# probability, by Student's t.
+CHANCE = 3e-7
 # Examples whose gradients the Monte Carlo over masks looks at; the largest one counts.
 MASK_EXAMPLES = 32
 
@@ -42,7 +44,9 @@ def compare_masks(
     """
     found: list[Rows] = []
     device = dense.weights[0].device
-    x = torch.tensor(data.x_test[:MASK_EXAMPLES], dtype=dense.weights[0].dtype, device=device)
+    dense = dense.to(dtype=torch.float64, device=device)  # a tight rung lies within float32's rounding
+    x = torch.tensor(data.x_test[:MASK_EXAMPLES], dtype=torch.float64, device=device)
+    reach = stats.t.isf(CHANCE, copies - 1)
     settings = np.array([[alpha] * (len(dense.weights) - 1) + [0.0] for alpha in alphas])
     for k, seed in enumerate(members.seed):
         net = relu_network(dense, k)
@@ -78,7 +82,7 @@ def compare_masks(
                         norm=norm,
                     )
                 )
-                surely = np.maximum(mean - STANDARD_ERRORS * error, 0.0)
+                surely = np.maximum(mean - reach * error, 0.0)
                 found += check(described, surely, bound, name=f"random masks, {name}", norm=norm)
             name, eta = ("F", relu.eta_frobenius) if p == 2 else ("P1", relu.eta_path)
             shrinking = eta(settings)
@@ -120,8 +124,7 @@ def predict_masks(
             values: np.ndarray, quantity: str, norm: str = "", *, described: Members = described
         ) -> Rows:
             mean = values.mean(axis=1)
-            method = "moment propagation"
-            return Rows(described, mean, quantity=quantity, method=method, kind="estimate", norm=norm)
+            return Rows(described, mean, quantity=quantity, method=MOMENTS, kind="estimate", norm=norm)
 
         found.append(rows(prediction.accuracy, "accuracy"))
         for p, norm in NORMS.items():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,8 +21,9 @@ from empirical.attacks.nearest import nearest_boundaries
 from empirical.compaction import much_smaller
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
-from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
+from empirical.ensembles import Ensemble, MLPEnsemble, apart
 from empirical.results import NORMS, Members, Rows
+from theory.types import InvalidInput
 
 # Networks measured together, and bytes of their Jacobians: enough to fill a GPU, few enough to stay in a
 # CPU's cache and memory.
@@ -115,12 +115,7 @@ def _parts(nets: Ensemble, device: torch.device, attacks: Sequence[str]) -> list
         [others[i] for i in part]
         for part in shares(len(others), device=device, at_most=_MEMBERS[device.type])
     ]
-    return [*alone, *(_Part(group, _own(nets.select(group))) for group in groups)]
-
-
-def _own(nets: Ensemble) -> Ensemble:
-    """The networks with a module of their own: one that several threads call would mix up their weights."""
-    return replace(nets, module=copy.deepcopy(nets.module)) if isinstance(nets, ModuleEnsemble) else nets
+    return [*alone, *(_Part(group, apart(nets.select(group))) for group in groups)]
 
 
 def _map(measured: Measurement, change: Callable[[Array], Array]) -> Measurement:
@@ -222,8 +217,12 @@ def _measure(
     box: bool,
 ) -> Measurement:
     limit = limits if box else None
+    logits = nets.logits(x)
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite()).any(2).any(0).nonzero()[0])
+        raise InvalidInput(f"scores of example {bad} are NaN or infinite; radii need finite ones")
     nearest = nearest_boundaries(nets, x, y, norms=tuple(NORMS), boxes={None, limit})
-    correct = margins(nets.logits(x), y) > 0
+    correct = margins(logits, y) > 0
     radius: dict[tuple[float, str], Tensor] = {}
     for name in attacks:
         for p, method, x_adv, found in attacked(name, nets, x, y, nearest=nearest, box=limit):

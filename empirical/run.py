@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +16,11 @@ import torch
 
 from empirical.claims import judge, violations
 from empirical.data.named import NAMED
+from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.experiments.architectures import check_smaller
 from empirical.experiments.chains import Chain, Place, blocks
-from empirical.experiments.specification import Experiment
+from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment
 from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint, speaks_of_masks
 from empirical.locations import Location, in_one_process, present
 from empirical.progress import Advance, Progress
@@ -178,9 +180,11 @@ def _open(
         raise InvalidInput(
             f"out is {out}, which no other process sees; use one worker (--workers 1), or another location"
         )
+    _check_apart(experiments)
     for experiment in experiments:
         data = experiment_data(experiment)  # a class that is missing is an error before any work
         check_smaller(experiment, inputs=data.x_train.shape[1], classes=data.classes)
+        _check_data(experiment, data)
     settings = describe(experiments, device, networks=networks)
     taken = []
     if networks is not None:
@@ -189,6 +193,41 @@ def _open(
     open_run(out, settings)
     take_over(taken, settings=settings_id(settings))
     return settings
+
+
+def _check_apart(experiments: Sequence[Experiment]) -> None:
+    """Raises: InvalidInput if two experiments of a run would share files, or the claims mix up their rows."""
+    names = [experiment.name for experiment in experiments]
+    for k, experiment in enumerate(experiments):
+        kind = experiment.network.kind
+        for other in experiments[:k]:
+            if other.network.kind == kind:
+                raise InvalidInput(
+                    f"experiments {other.name} and {experiment.name} both have networks of kind {kind!r}, "
+                    "which one table cannot tell apart; run each into a folder of its own"
+                )
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"experiments are named {', '.join(names)}; give every one a name of its own")
+
+
+def _check_data(experiment: Experiment, data: Dataset) -> None:
+    """Raises: InvalidInput for what would fail only once networks are trained."""
+    if speaks_of_masks(experiment) and max(experiment.pair) >= data.classes:
+        raise InvalidInput(
+            f"pair is {experiment.pair} in {experiment.name}; the data has {data.classes} classes, "
+            f"so give two of 0 to {data.classes - 1}"
+        )
+    if len(np.unique(data.y_test)) < 2:
+        raise InvalidInput(
+            f"test_examples is {len(data.y_test)} in {experiment.name}, and all of these are of one class; "
+            "the theory is about two classes or more: give more, or shuffle the test set"
+        )
+    for stage in ("first", "retrain"):
+        if getattr(experiment, stage).augmentation and experiment.network.kind not in CONVOLUTIONAL_KINDS:
+            raise InvalidInput(
+                f"{stage}.augmentation in {experiment.name} shifts and flips images; "
+                f"a network of the kind {experiment.network.kind!r} takes rows of features: leave it out"
+            )
 
 
 def _jobs(

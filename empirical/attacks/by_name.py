@@ -108,16 +108,18 @@ def searched(
     else:
         rounded = None if box is None else (float(np.float32(box[0])), float(np.float32(box[1])))
         rough = clip(x.float(), rounded)
-        x_adv, found = _pulled_back(nets, x, y, *search(fast, rough, y, rounded), box=box)
+        if rough.isfinite().all() and (rounded is None or -np.inf < rounded[0] < rounded[1] < np.inf):
+            x_adv, found = _pulled_back(nets, x, y, *search(fast, rough, y, rounded), box=box)
     moved = (x_adv - x).abs().amax(2)
     wrong = margins(nets.logits(x), y) <= 0
-    again = (~wrong & (~found | (moved < _COARSE * x.abs().amax(1)))).any(0)
+    unsure = ~wrong & (~found | (moved < _COARSE * x.abs().amax(1)))
+    again = unsure.any(0)  # for the members that are unsure: what is found of one depends on no other
     if again.any():
         some_x, some_y = x[again], y[again]
         found_again = _pulled_back(nets, some_x, some_y, *search(nets, some_x, some_y, box), box=box)
-        x_adv[:, again], found[:, again] = closest(
-            some_x, [found_again, (x_adv[:, again], found[:, again])], p=p
-        )
+        closer, any_found = closest(some_x, [found_again, (x_adv[:, again], found[:, again])], p=p)
+        x_adv[:, again] = torch.where(unsure[:, again, None], closer, x_adv[:, again])
+        found[:, again] = torch.where(unsure[:, again], any_found, found[:, again])
     return x_adv, found
 
 

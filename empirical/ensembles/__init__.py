@@ -13,6 +13,7 @@ from empirical.ensembles.mlp import (
 )
 from empirical.ensembles.modules import (
     ModuleEnsemble,
+    apart,
     from_modules,
     from_stack,
     initialise_modules,
@@ -26,6 +27,7 @@ __all__ = [
     "Ensemble",
     "MLPEnsemble",
     "ModuleEnsemble",
+    "apart",
     "concatenate",
     "from_modules",
     "from_networks",

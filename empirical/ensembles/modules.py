@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils.prune import BasePruningMethod
 
 from empirical.ensembles.mlp import MLPEnsemble
 from empirical.ensembles.narrow import NarrowConvolutions
 from empirical.ensembles.programs import ProgramModule
-from empirical.ensembles.protocol import Cotangent, share_of_zeros
+from empirical.ensembles.protocol import Cotangent, Ensemble, share_of_zeros
 from theory.types import InvalidInput, first_line
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -175,6 +176,13 @@ class ModuleEnsemble:
         return torch.cat([torch.zeros_like(scores), scores], dim=2) if self.outputs == 1 else scores
 
 
+def apart(ensemble: Ensemble) -> Ensemble:
+    """The same networks with a module of their own: one that several threads call mixes up weights."""
+    if isinstance(ensemble, ModuleEnsemble):
+        return replace(ensemble, module=copy.deepcopy(ensemble.module))
+    return ensemble
+
+
 def evaluate(module: nn.Module, state: Mapping[str, Tensor], x: Float[Tensor, "K n *shape"]) -> Tensor:
     """The outputs (K, n, c) of every member on its own batch; differentiable in the state and in x."""
     return (_one_by_one if x.device.type == "cpu" or len(x) == 1 else _at_once)(module, state, x)
@@ -282,8 +290,11 @@ def to_module(ensemble: MLPEnsemble | ModuleEnsemble, member: int) -> nn.Module:
 
 
 def from_stack(module: nn.Module) -> MLPEnsemble | None:
-    """A ``Sequential`` of linear layers with a ReLU between any two as one member; None for others."""
-    if not isinstance(module, nn.Sequential):
+    """A ``Sequential`` of linear layers with a ReLU between any two as one member; None for others.
+
+    None too where a layer computes anything else than its class does: in a subclass, or by a hook.
+    """
+    if not isinstance(module, nn.Sequential) or not all(map(_is_plain, [module, *module])):
         return None
     layers = [layer for layer in module if not isinstance(layer, nn.Flatten)]
     linear = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
@@ -297,6 +308,19 @@ def from_stack(module: nn.Module) -> MLPEnsemble | None:
         for layer, zero in zip(linear, none, strict=True)
     )
     return MLPEnsemble(weights, biases, tuple(weight != 0 for weight in weights))
+
+
+_PLAIN = (nn.Sequential, nn.Flatten, nn.Linear, nn.ReLU)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it computes what one of these classes does; pruning's own hooks only mask the weight."""
+    if not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _PLAIN):
+        return False
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        return False
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return all(isinstance(hook, BasePruningMethod) for hook in hooks)
 
 
 def _unit_rows(logits: Tensor) -> list[Tensor]:

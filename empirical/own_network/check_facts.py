@@ -102,7 +102,7 @@ def accuracy(findings: Findings) -> tuple[float, float, float, int]:
     """Clean accuracy, the ends of its Wilson interval, and the number of examples."""
     rows = findings.measured
     value = float(rows.loc[(rows["quantity"] == "accuracy"), "value"].iloc[0])
-    count = len(_radii(rows, "linf", rows["method"].ne("best")).columns)
+    count = rows.loc[rows["quantity"] == "radius", "example"].nunique()
     interval = binomtest(round(value * count), count).proportion_ci(CONFIDENCE, method="wilson")
     return value, float(interval.low), float(interval.high), count
 

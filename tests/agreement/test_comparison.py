@@ -7,6 +7,7 @@ import torch
 from empirical.comparison import ATTACK_SLACK, check, check_equal, compare_linear, compare_relu
 from empirical.datasets import load
 from empirical.ensembles import initialise
+from empirical.mask_comparison import compare_masks
 from empirical.measurement import measure
 from empirical.results import Members
 
@@ -82,3 +83,16 @@ def test_linear_networks_that_deepfool_did_not_attack_are_compared_without_it():
     names = {part.method for part in rows if part.quantity == "violations"}
     assert "exact <= attack" in names
     assert "linear radius" not in names
+
+
+@pytest.mark.parametrize("copies", [2, 100])
+def test_tight_rungs_under_random_masks_are_not_violated_by_rounding_or_few_masks(copies):
+    """One hidden unit: without masks the rungs are the Lipschitz constant, and few masks say little."""
+    seeds = list(range(8))
+    nets = initialise((64, 1, 10), seeds=seeds, device=torch.device("cpu"))
+    members = Members("digits", "mlp", ["dense"] * 8, [0.0] * 8, [0.0] * 8, seeds)
+    alphas = (0.0, 0.3, 0.7, 0.95)
+    rows = compare_masks(members, nets, load("digits"), alphas, pair=(1, 7), copies=copies)
+    violated = [row for row in rows if row.quantity == "violations"]
+    assert len(violated)
+    assert not sum(row.values.sum() for row in violated)

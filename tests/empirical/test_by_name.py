@@ -1,6 +1,7 @@
 """Searches in float32 measure what the same searches in float64 do."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,3 +120,26 @@ def test_an_unknown_name_is_an_error(trained_digits):
     nets, x, y = trained_digits
     with pytest.raises(InvalidInput, match="'fgsm' is unknown"):
         list(attacked("fgsm", nets, x[:2], y[:2], nearest={}, box=None))
+
+
+def test_inputs_and_boxes_that_float32_cannot_hold_are_searched_in_float64():
+    nets, y = linear([1.0, 2.0]), torch.tensor([1])
+    far = torch.tensor([[1e39, 1e39]], dtype=torch.float64)
+    x_adv, found = searched(SEARCHES["fmn", 2.0], nets, far, y, p=2.0)
+    assert float(verified_radius(nets, far, y, x_adv, found, p=2)) == pytest.approx(
+        3e39 / math.sqrt(5), rel=0.01
+    )
+    box = (1.0, 1.0 + 1e-9)  # one number in float32
+    close = linear([1.0, 2.0], bias=-3 - 1e-9)
+    x = torch.tensor([[1.0 + 8e-10, 1.0 + 8e-10]], dtype=torch.float64)
+    x_adv, found = searched(SEARCHES["fmn", math.inf], close, x, y, p=math.inf, box=box)
+    assert box[0] <= float(x_adv.min()) <= float(x_adv.max()) <= box[1]
+
+
+def test_a_second_search_for_one_member_leaves_the_others_alone(trained_digits):
+    nets, x, y = trained_digits
+    x, y = x[:20], y[:20]
+    dead = replace(nets.select([0]), weights=tuple(0 * w for w in nets.select([0]).weights))
+    together = searched(SEARCHES["cw", 2.0], nets.select([1]).joined([dead]), x, y, p=2.0)
+    alone = searched(SEARCHES["cw", 2.0], nets.select([1]), x, y, p=2.0)
+    torch.testing.assert_close(together[0][0], alone[0][0], rtol=1e-5, atol=1e-6)

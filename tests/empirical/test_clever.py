@@ -12,7 +12,15 @@ from torch import nn
 from empirical.attacks.hidden_norms import HiddenNorms
 from empirical.clever import ball, clever
 from empirical.compaction import much_smaller
-from empirical.ensembles import MLPEnsemble, from_modules, from_networks, initialise, linear_classifier
+from empirical.ensembles import (
+    MLPEnsemble,
+    from_modules,
+    from_networks,
+    initialise,
+    initialise_modules,
+    linear_classifier,
+)
+from empirical.models import lenet5
 from theory.laws.strategies import attack_norms, linear_classifiers
 from theory.linear import radius
 from theory.types import InvalidInput, ReLUNetwork
@@ -165,3 +173,20 @@ def test_bad_arguments_are_named(change, message):
     nets, x = networks([2, 3], [0]), torch.zeros(1, 2, dtype=torch.float64)
     with pytest.raises(InvalidInput, match=message):
         clever(nets, x, torch.tensor([0]), **({"p": 2.0, "radius": 1.0} | change))
+
+
+def test_threads_do_not_mix_up_the_weights_of_modules():
+    """Four networks of one module, on four threads and on one."""
+    nets = initialise_modules(
+        lambda: lenet5(channels=(4, 6), hidden=20), shape=(1, 28, 28), seeds=range(4), device=CPU
+    ).to(dtype=torch.float64, device=CPU)
+    x = torch.rand(3, 784, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y, threads = nets.logits(x)[0].argmax(1), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            found.append(clever(nets, x, y, p=2.0, radius=0.5, batches=6, batch_size=20).largest)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)

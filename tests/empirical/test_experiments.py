@@ -1,5 +1,6 @@
 """Experiment files are read strictly, and every shipped one is sound."""
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -17,6 +18,13 @@ sparsities = [0, 0.5]
 [network]
 kind = "mlp"
 hidden = [8]
+"""
+AUGMENTED = """[first]
+epochs = 1
+[retrain]
+epochs = 1
+[retrain.augmentation]
+padding = 1
 """
 
 
@@ -125,6 +133,43 @@ def test_a_sparsity_that_no_widths_come_to_is_named_before_any_work(written, tmp
     assert result.exit_code == 2, result.output
     assert f"with {condition}, one of the sparsities is 0.999, which no widths come to" in result.output
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"digits"', '"THREE"'), "pair is (1, 7) in mine; the data has 3 classes"),
+        (("data =", "test_examples = 1\ndata ="), "all of these are of one class"),
+        (("[network]", AUGMENTED + "[network]"), "retrain.augmentation in mine shifts"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_would_fail_once_networks_are_trained_is_named_before(written, tmp_path, change, message):
+    x, y = np.random.default_rng(0).random((30, 4)), np.arange(30) % 3
+    np.savez(tmp_path / "three.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    text = PLAIN.replace("[0, 0.5]", '[0, 0.5]\nconditions = ["dense", "random"]').replace(*change)
+    name, out = written(text.replace("THREE", str(tmp_path / "three.npz"))), tmp_path / "out"
+    result = CliRunner().invoke(main, ["run", name, "--workers", "1", "--out", str(out)])
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_experiments_that_one_table_cannot_tell_apart_are_refused(written, tmp_path):
+    mine = written(PLAIN)
+    (tmp_path / "other.toml").write_text(PLAIN)
+    arguments = ["run", mine, str(tmp_path / "other.toml"), "--workers", "1", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.output
+    assert "mine and other both have networks of kind 'mlp'" in result.output
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.toml").write_text(PLAIN.replace('"mlp"\nhidden = [8]', '"linear"'))
+    arguments[2] = str(tmp_path / "there" / "mine.toml")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.output
+    assert "experiments are named mine, mine; give every one a name of its own" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_run_takes_a_users_file(written, tmp_path):

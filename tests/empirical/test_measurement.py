@@ -5,14 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import empirical.measurement as module
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset, load
-from empirical.ensembles import MLPEnsemble, linear_classifier
+from empirical.ensembles import MLPEnsemble, from_modules, linear_classifier
 from empirical.measurement import mask_gradient_norms, measure, radius_rows
 from empirical.results import Members
 from theory.linear import radius
+from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
 
@@ -112,3 +114,15 @@ def test_the_mean_square_of_distances_in_a_huge_box_is_infinite():
     means = {row.quantity: row.values for row in rows}
     assert means["mean_squared_distance"] == np.inf
     assert means["mean_radius"] == pytest.approx(3**0.5 * 1e300 / 2)
+
+
+def test_scores_that_are_no_numbers_are_named():
+    net = nn.Sequential(nn.Linear(64, 10), nn.Softmax(1), _Log())
+    nets, data = from_modules([net], shape=(64,)), few(load("digits"), 5)
+    with pytest.raises(InvalidInput, match="scores of example 0 are NaN or infinite"):
+        measure(nets, data, eps=0.1)
+
+
+class _Log(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - 1).log()

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
+from torch.nn.utils import prune
 
 from empirical.cli.main import main
 from empirical.datasets import Dataset, load
 from empirical.ensembles import from_stack, to_module
 from empirical.measurement import measure
+from empirical.own_network.loading import Network
+from empirical.own_network.measuring import ensemble_of
 from empirical.results import read_table
 
 
@@ -136,3 +140,46 @@ def test_a_file_without_examples_says_so(model, tmp_path):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "x_test has shape (0, 64); expected (examples, features...), one of each at least" in result.stderr
+
+
+class Scaled(nn.Sequential):
+    def forward(self, input):
+        return super().forward(2 * input - 1)
+
+
+class Masked(nn.Linear):
+    def forward(self, input):
+        return nn.functional.linear(input, self.weight * (self.weight > 0), self.bias)
+
+
+def stack(first: nn.Module, kind: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
+    return kind(nn.Flatten(), first, nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+def pruned() -> nn.Linear:
+    return prune.l1_unstructured(nn.Linear(8, 6), "weight", amount=0.5)
+
+
+def hooked() -> nn.Sequential:
+    found = stack(nn.Linear(8, 6))
+    found[1].register_forward_hook(lambda _, __, output: output.mul(2))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("made", "plain"),
+    [
+        (lambda: stack(nn.Linear(8, 6)), True),
+        (lambda: stack(pruned()), True),
+        (lambda: stack(nn.Linear(8, 6), Scaled), False),
+        (lambda: stack(Masked(8, 6)), False),
+        (hooked, False),
+    ],
+)
+def test_a_network_is_measured_as_it_computes(made, plain):
+    """Subclasses and hooks compute what their class does not."""
+    module = made().eval()
+    assert (from_stack(module) is not None) == plain
+    nets = ensemble_of(Network("mine", "0", "a network", module, None, {}), (8,), torch.device("cpu"))
+    x = torch.randn(20, 8, dtype=torch.float64)
+    torch.testing.assert_close(nets.logits(x)[0], module(x).detach())
