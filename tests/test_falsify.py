@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 from empirical.cli.hunt_book import HuntBook
 from empirical.cli.main import main
 from theory.laws.catalog import select
-from theory.laws.hunt import Tally
+from theory.laws.hunt import Failure, Tally, hunt
 from theory.types import InvalidInput
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,81 @@ def test_a_file_that_is_no_hunt_or_another_one_is_refused(tmp_path, seed, change
     with pytest.raises(InvalidInput, match=re.escape(message)):
         HuntBook.open(out, laws=laws, examples=2000, seed=seed)
     assert out.read_text() == text
+
+
+def test_two_hunts_into_one_file_keep_the_rows_of_both(tmp_path):
+    """Of a law that both hunt the row of more examples stays; with another seed the second is refused."""
+    out, (one, two) = tmp_path / "table.csv", select(("linear.fgs", "relu.P2<=F"))
+    first, second, other = (
+        HuntBook.open(out, laws=(one, two), examples=2000, seed=seed) for seed in (0, 0, 1)
+    )
+    first.enter(one, Tally(1000, ratio=1.5))
+    second.enter(two, Tally(1000, ratio=2.5))
+    for book in (first, second, first):
+        book.save()
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {(row["law"], row["worst"]) for row in rows} == {("linear.fgs", "1.5"), ("relu.P2<=F", "2.5")}
+
+    for _ in range(2):
+        second.enter(one, Tally(1000, ratio=1.25))
+    for book in (second, first):
+        book.save()
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {(row["law"], row["tried"], row["worst"]) for row in rows} == {
+        ("linear.fgs", "2000", "1.25"),
+        ("relu.P2<=F", "1000", "2.5"),
+    }
+
+    other.enter(two, Tally(1000, ratio=3.5))
+    with pytest.raises(InvalidInput, match="seed is 0, not 1; name another file"):
+        other.save()
+    assert list(csv.DictReader(out.read_text().splitlines())) == rows
+
+
+def test_a_counterexample_in_the_file_stays_whatever_another_hunt_tried(tmp_path):
+    out, (law,) = tmp_path / "table.csv", select(("linear.fgs",))
+    found, held = (HuntBook.open(out, laws=(law,), examples=2000, seed=0) for _ in range(2))
+    found.enter(law, Tally(10, failure=Failure({}, "the check failed")))
+    for _ in range(2):
+        held.enter(law, Tally(1000, ratio=1.5))
+    for book in (found, held):
+        book.save()
+    (row,) = csv.DictReader(out.read_text().splitlines())
+    assert (row["falsified"], row["examples"]) == ("True", "10")
+
+
+def test_a_killed_process_is_status_75_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    for place in ("theory.laws.hunt.ROUND", "empirical.cli.hunt_book.ROUND"):
+        monkeypatch.setattr(place, 50)
+    out = tmp_path / "table.csv"
+    command = ("linear.fgs", "--examples", 100, "--jobs", 1)
+
+    def killed(load, **options):
+        yield from islice(hunt(load, **options), 1)
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("theory.laws.hunt.hunt", killed)
+        kept, lost = falsify(*command, "--out", out), falsify(*command)
+    assert (kept.exit_code, lost.exit_code) == (75, 75)
+    assert " 50 examples" in kept.stdout
+    assert " 50 examples" in lost.stdout
+    assert kept.stderr.splitlines()[1:] == [
+        "Error: a process of the hunt was killed (out of memory?); the table shows what was tried until "
+        f"then; {out} keeps it; run the same command again to go on"
+    ]
+    assert lost.stderr.splitlines()[-1].endswith("; run again, with --out FILE.csv to keep it")
+    result = falsify(*command, "--out", out)
+    assert result.exit_code == 0
+    assert " 100 examples" in result.stdout
+
+
+def test_a_conjecture_that_kills_its_process_is_not_falsified(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import os\n" + FALSE.replace("return x.min(), 0.0", "os._exit(9)"))
+    result = falsify("--conjecture", file, "--examples", 10, "--jobs", 1, "--out", tmp_path / "table.csv")
+    assert result.exit_code == 75
+    assert result.stderr.endswith("run again with another file to start anew\n")
 
 
 def test_a_false_conjecture_exits_1_with_its_minimal_counterexample_as_a_program(tmp_path):

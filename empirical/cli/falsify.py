@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli.completion import complete_conjecture, complete_law
-from empirical.cli.terminal import plain
+from empirical.cli.terminal import INTERRUPTED, OK, UNFINISHED, USAGE, VIOLATED, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from theory.laws.hunt import Tally
     from theory.laws.law import Law
 
-_OK, _FALSIFIED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+_FALSIFIED = VIOLATED
 _MOST_JOBS = 1024
 # Of 0 failures in n independent draws: the true share of failures is below 3/n with 95 % confidence.
 _RULE_OF_THREE = 3
@@ -32,7 +32,13 @@ _RULE_OF_THREE = 3
 @click.command()
 @click.argument("laws", nargs=-1, metavar="[LAW ...]", shell_complete=complete_law)
 @click.option("--examples", default=1000, show_default=True, metavar="N", help="Cases to try per law.")
-@click.option("--seed", default=0, show_default=True, metavar="S", help="The same seed tries the same cases.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    metavar="S",
+    help="The same seed tries the same cases, with the same versions of this package and Hypothesis.",
+)
 @click.option("--jobs", type=int, metavar="J", help="Processes.  [default: one per core]")
 @click.option(
     "--conjecture",
@@ -67,7 +73,8 @@ def falsify(
     which a conjecture raises an error.
 
     Ctrl-C prints the table so far; with --out, the same command then goes on from there, or with more
-    examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage.
+    examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage,
+    75 a process of the hunt was killed: the same command goes on as after Ctrl-C.
     """
     from theory.laws.claim import BadConjecture
     from theory.types import InvalidInput
@@ -91,7 +98,7 @@ def falsify(
         load = partial(claim.load, source) if source else partial(catalog.select, laws)
         chosen = load()
         book = HuntBook.open(out, laws=chosen, examples=examples, seed=seed)
-        interrupted = _hunt(load, book, examples=examples, jobs=jobs or _cores(), seed=seed)
+        ended = _hunt(load, book, examples=examples, jobs=jobs or _cores(), seed=seed)
         results = [(law, book.tallies[law.name]) for law in chosen if law.name in book.tallies]
     except BrokenPipeError:
         raise  # nobody reads what is printed
@@ -99,20 +106,37 @@ def falsify(
         click.echo(f"Error: {plain(error)}", err=True)
         if isinstance(error, BadConjecture) and error.program:
             click.echo(f"The simplest case found that shows this; run it:\n\n{error.program}")
-        sys.exit(_USAGE)
+        sys.exit(USAGE)
     _print_results(results, conjectures=source is not None)
-    if interrupted:
+    if ended == INTERRUPTED:
         click.echo("Stopped; the table shows what was tried until then.", err=True)
-        sys.exit(_INTERRUPTED)
-    sys.exit(_FALSIFIED if any(tally.failure for _, tally in results) else _OK)
+    elif ended == UNFINISHED:
+        click.echo(f"Error: {_lost(out, conjectures=source is not None)}", err=True)
+    else:
+        ended = _FALSIFIED if any(tally.failure for _, tally in results) else OK
+    sys.exit(ended)
+
+
+def _lost(out: Path | None, *, conjectures: bool) -> str:
+    """What is kept of a hunt that lost a process, and how to go on."""
+    if out is None:
+        remedy = "run again, with --out FILE.csv to keep it"
+    elif conjectures:
+        remedy = f"{out} keeps it; run again with another file to start anew"
+    else:
+        remedy = f"{out} keeps it; run the same command again to go on"
+    told = "a process of the hunt was killed (out of memory?); the table shows what was tried until then"
+    return f"{told}; {remedy}"
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _hunt(load: partial, book: HuntBook, *, examples: int, jobs: int, seed: int) -> bool:
-    """Enter every round in the book; whether the user stopped the hunt."""
+def _hunt(load: partial, book: HuntBook, *, examples: int, jobs: int, seed: int) -> int:
+    """Enter every round in the book; the status of a hunt that was stopped or lost a process, or 0."""
+    from concurrent.futures.process import BrokenProcessPool
+
     from theory.laws.hunt import hunt
 
     left = sum(max(0, examples - book.tried.get(law.name, 0)) for law in load())
@@ -124,11 +148,13 @@ def _hunt(load: partial, book: HuntBook, *, examples: int, jobs: int, seed: int)
                 book.enter(law, tally)
                 advance(law.name, (examples if tally.failure else book.tried[law.name]) - before)
     except KeyboardInterrupt:
-        return True
+        return INTERRUPTED
+    except BrokenProcessPool:
+        return UNFINISHED
     finally:
         rounds.close()
         book.save()
-    return False
+    return OK
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from empirical.locations import write_atomically
 from empirical.provenance import commit
 from theory.laws.code import expression
 from theory.laws.hunt import ROUND, Tally
@@ -59,21 +60,26 @@ class HuntBook:
     def _continue(self, name: str, row: dict[str, str]) -> None:
         """Take in the row of a law that this hunt is about."""
         where = f"{self.path}, {name}"
-        if row["seed"] != str(self.seed):
-            raise InvalidInput(f"{where}: seed is {row['seed']}, not {self.seed}; name another file")
+        tried, tally = self._told(name, row)
         if row["falsified"] != "False":
             raise InvalidInput(f"{where} is falsified there; mend the law and hunt into another file")
-        try:
-            tried, counted = int(row["tried"]), int(row["examples"])
-            tally = Tally(counted, ratio=float(row["worst"]), seconds=float(row["seconds"]))
-        except ValueError as error:
-            raise InvalidInput(f"{where} is no row of a hunt ({error}); name another file") from error
         if tried % ROUND and tried < self.examples:
             raise InvalidInput(
                 f"{where}: {tried} examples were tried, and only whole rounds of {ROUND} can be continued; "
                 "name another file"
             )
         self.tallies[name], self.tried[name] = tally, tried
+
+    def _told(self, name: str, row: dict[str, str]) -> tuple[int, Tally]:
+        """What the row of a law says was tried. Raises: InvalidInput if that was with another seed."""
+        where = f"{self.path}, {name}"
+        if row["seed"] != str(self.seed):
+            raise InvalidInput(f"{where}: seed is {row['seed']}, not {self.seed}; name another file")
+        try:
+            tally = Tally(int(row["examples"]), ratio=float(row["worst"]), seconds=float(row["seconds"]))
+            return int(row["tried"]), tally
+        except ValueError as error:
+            raise InvalidInput(f"{where} is no row of a hunt ({error}); name another file") from error
 
     def enter(self, law: Law, tally: Tally) -> None:
         """One more round of a law."""
@@ -85,17 +91,26 @@ class HuntBook:
             self.save()
 
     def save(self) -> None:
-        """Bring the file up to date, whole or not at all. Raises: OSError if it cannot be written."""
+        """Bring the file up to date, whole or not at all; what another hunt has entered there stays.
+
+        Of a law that both hunt the row that says more is kept. Raises: OSError if it cannot be written,
+        InvalidInput if another hunt has put no such table there, or hunts the same law with another seed.
+        """
         if self.path is None:
             return
-        self._rows |= {name: self._row(law) for name, law in self._hunted.items()}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows.values())
-        temporary.replace(self.path)
+        there = _read(self.path) if self.path.exists() else {}
+        own = {name: self._row(law) for name, law in self._hunted.items()}
+        self._rows |= own
+        further = {name for name in own.keys() & there.keys() if self._says_more(name, there[name])}
+        rows = self._rows | there | {name: own[name] for name in own.keys() - further}
+        write_atomically(self.path, partial(_write, rows))
         self._saved = time.monotonic()
+
+    def _says_more(self, name: str, row: dict[str, str]) -> bool:
+        """Whether the row in the file is of more examples than ours, or it alone has a counterexample."""
+        tried, _ = self._told(name, row)
+        failed = self.tallies[name].failure is not None
+        return (row["falsified"] != "False", tried) > (failed, self.tried[name])
 
     def _row(self, law: Law) -> dict[str, str]:
         tally, before = self.tallies[law.name], self._rows.get(law.name, {})
@@ -115,6 +130,13 @@ class HuntBook:
             "seed": str(self.seed),
             "commits": " ".join(commits),
         }
+
+
+def _write(rows: dict[str, dict[str, str]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows.values())
 
 
 def _read(path: Path) -> dict[str, dict[str, str]]:

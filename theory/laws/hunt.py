@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -42,6 +43,7 @@ AHEAD = 8  # rounds handed out per process, so that none waits for the slowest
 ELITE = 20  # cases closest to failing that a round breeds from
 HEALTH_CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 PHASES = (Phase.generate, Phase.target, Phase.shrink)
+_PROVIDERS = "hypothesis.internal.conjecture.providers"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class _Search:
                 target(nearness)
 
         try:
-            holds()
+            with _no_literals():
+                holds()
         except Unsatisfiable:
             return None
         except BadConjecture as error:
@@ -264,6 +267,29 @@ def hunt(
 
 
 @contextmanager
+def _no_literals() -> Generator[None, None, None]:
+    """Draws without the literals of local modules, which depend on where the package lies.
+
+    Hypothesis has no setting for it. In a version that keeps them elsewhere nothing is changed.
+    """
+    hooks = getattr(sys.modules.get(_PROVIDERS), "__dict__", {})
+    try:
+        before = {name: hooks[name] for name in ("_get_local_constants", "CONSTANTS_CACHE")}
+        empty = hooks["Constants"]()
+        hooks |= {
+            "_get_local_constants": lambda: empty,
+            "CONSTANTS_CACHE": type(before["CONSTANTS_CACHE"])(1024),
+        }
+    except (KeyError, TypeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        hooks |= before
+
+
+@contextmanager
 def _uninterrupted() -> Generator[None, None, None]:
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -283,7 +309,7 @@ def _start(load: Callable[[], tuple[Law, ...]], parent: int) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)  # one process per core already
     warnings.simplefilter("ignore")  # an overflow that matters breaks its law
-    # Hypothesis keeps a cache of source constants; not in the user's folder.
+    # What Hypothesis keeps between runs is not for the user's folder.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))
     _laws = load()
 
