@@ -59,6 +59,9 @@ def net_of(*weights: object) -> ReLUNetwork:
 TWINS = net_of([[1], [1]], [[1, 1], [0, 0]])  # two equal units that add up
 WITNESS = net_of([[1, 2], [-3, 0.5]], [[2, -1], [0.25, 1.5]], [[1, -2], [3, 0.5]])
 HALF = np.array([0.5, 0.0])
+# Equal rows: v is not 0 only where a mask removes one entry of two.
+CANCELLED = net_of(np.ones((2, 1)), [[1.0, 0.5], [1.0, 0.5]])
+WIDE = net_of(np.eye(3), np.ones((2, 3)))
 
 
 @st.composite
@@ -73,10 +76,22 @@ def cases(draw: st.DrawFn) -> tuple[ReLUNetwork, np.ndarray, tuple[int, ...]]:
 @example(case=(TWINS, HALF, (1,)))
 @example(case=(WITNESS, np.array([0.25, 0.75, 0.0]), (1, 1)))
 @example(case=(net_of([[0], [0]], [[1, 1], [0, 0]]), HALF, (1,)))
+@example(case=(CANCELLED, np.array([0.0, 5e-17]), (1,)))
+@example(case=(WIDE, np.array([0.0, 1e-17]), (3,)))
+@example(case=(WIDE, np.array([0.0, 5e-324]), (2,)))
 def test_rungs_bound_the_supremum_and_never_exceed_those_without_counts(rung, plain, p, case):
     net, alphas, active = case
     laws.law_bounds_active_supremum(rung, net, alphas, PAIR, active, p=p)
     laws.law_below_all_patterns(rung, plain, net, alphas, PAIR, active)
+
+
+@PLAIN
+@pytest.mark.parametrize("alpha", [1e-12, 1e-17, 1e-200])
+def test_rare_masks_of_the_last_layer_count_in_full(rung, plain, p, alpha):
+    for net in (CANCELLED, WIDE):
+        alphas, widths = np.array([0.0, alpha]), (len(net.weights[0]),)
+        laws.law_bounds_active_supremum(rung, net, alphas, PAIR, widths, p=p)
+        np.testing.assert_allclose(rung(net, alphas, PAIR, widths), plain(net, alphas, PAIR), rtol=1e-12)
 
 
 @PLAIN
@@ -208,7 +223,7 @@ def test_moments_of_paths_are_those_of_all_masks(case):
     keep = keep_probabilities(net, alphas)
     first, _, shift = last_layer(net, keep, alphas, PAIR)
     rows = np.ldexp(net.weights[-1], -int(shift))
-    variance, largest = last_layer_spread(rows, float(keep[-1]), power=1)
+    variance, largest = last_layer_spread(rows, float(keep[-1]), float(alphas[-1]), power=1)
     sizes, exponents = sizes_of(net)
     last = Paths(first, np.diag(variance), np.maximum(largest, first), 0)
     probabilities, weights = all_masks(net, alphas)

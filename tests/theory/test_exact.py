@@ -38,6 +38,9 @@ TOUCHING = ReLUNetwork(  # g_0 - g_1 = relu(1 - x): a tie from x = 1 on, and no 
 NEVER = ReLUNetwork(  # g_0 - g_1 = 1 + relu(x)
     (np.array([[1.0]]), np.array([[1.0], [0.0]])), (np.array([0.0]), np.array([1.0, 0.0]))
 )
+THIRD = ReLUNetwork(  # g_0 - g_1 = |3x - 1|: a tie at 1/3, which is no float
+    (np.array([[3.0], [-3.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])), (np.array([-1.0, 1.0]), np.zeros(2))
+)
 FAR_AWAY = ReLUNetwork(  # g_0 - g_1 = 1 - relu(x - 1e5): no gradient leads there
     (np.array([[1.0]]), np.array([[-1.0], [0.0]])), (np.array([-1e5]), np.array([1.0, 0.0]))
 )
@@ -171,6 +174,14 @@ def test_misclassified_tied_constant_and_touching():
     assert never.upper[0] == math.inf
     assert never.lower[0] >= 100
     assert np.isnan(never.x_adv).all()
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_a_region_that_cannot_be_emptied_is_no_proof_that_there_is_none(p):
+    found = exact_radius(THIRD, *ORIGIN, p=p)
+    assert found.status == ("stalled",)
+    assert found.lower[0] <= 1 / 3
+    assert found.upper[0] == math.inf
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])

@@ -15,6 +15,7 @@ from theory.linear import (
     gaussian_robust_accuracy,
     optimal_robust_accuracy,
     optimal_robust_classifier,
+    radius,
 )
 from theory.types import BinaryLinear, InvalidInput
 
@@ -64,12 +65,24 @@ def test_known_values():
     assert np.array_equal(optimal_robust_classifier(MEAN, p=math.inf, eps=0.25).weight, [0.75, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("size", [1e-200, 1e200])
-def test_squares_of_means_neither_under_nor_overflow(size):
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-170, 1.0, 1e155, 1e200, 5e307])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_squares_of_means_neither_under_nor_overflow(size, p):
     mean = np.array([[0.0, 0.0], [size, size]])
     assert optimal_robust_accuracy(mean, sigma=size, p=2.0, eps=0.0) == pytest.approx(ndtr(math.sqrt(0.5)))
-    if size < 1:  # the bias of the other is beyond the largest float
-        assert optimal_robust_classifier(mean, p=2.0, eps=0.0).weight.tolist() == [size / 2, size / 2]
+    for eps in (0.0, 0.25):
+        mean = np.array([[1.0, 0.5, 3.0, 3.0, 3.0, -3.0], [3.0, 0.25, 3.0, 2.0, 3.0, -2.5]]) * size
+        clf = optimal_robust_classifier(mean, p=p, eps=eps * size)
+        plain = optimal_robust_classifier(mean / size, p=p, eps=eps)
+        here, there = radius(clf, mean, np.arange(2), p=2.0)  # half-way
+        assert here / there == pytest.approx(1.0, rel=ROUNDING)
+        assert here / size == pytest.approx(radius(plain, mean / size, np.arange(2), p=2.0)[0], rel=ROUNDING)
+
+
+def test_a_coordinate_in_which_the_classes_agree_does_not_count_however_large():
+    clf = optimal_robust_classifier(np.array([[1e300, 1e-200], [1e300, 3e-200]]), p=2.0, eps=0.0)
+    assert clf.weight[0] == 0
+    assert -clf.bias / clf.weight[1] / 2e-200 == pytest.approx(1.0, rel=ROUNDING)
 
 
 def test_bad_input_is_named():

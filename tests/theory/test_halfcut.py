@@ -228,9 +228,12 @@ def test_entries_too_far_apart_for_their_squares_leave_the_rung_to_p2():
 
 
 @FEWER
-@given(case=masked_networks(), p=attack_norms(), delta=st.sampled_from([1e-3, 0.1, 0.5, 0.9]))
+@given(case=masked_networks(), p=attack_norms(), delta=st.sampled_from([1e-18, 1e-3, 0.1, 0.5, 0.9]))
 @example(case=(WITNESS, WITNESS_ALPHAS), p=2.0, delta=0.1)
 @example(case=(EQUAL_ROWS, np.array([0.0, 0.5])), p=2.0, delta=0.5)
+@example(case=(net_of(np.eye(3), np.ones((2, 3))), np.array([0.0, 1e-17])), p=2.0, delta=1e-18)
+@example(case=(net_of(np.eye(3), np.ones((2, 3))), np.array([0.0, 1e-17])), p=math.inf, delta=1e-18)
+@example(case=(net_of(hadamard(2), [[1.0, 1.0], [0.0, 0.0]]), np.array([1e-17, 0.0])), p=2.0, delta=1e-18)
 def test_tails_hold_with_their_probability(case: Case, p, delta):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(halfcut, "TUNED", ())

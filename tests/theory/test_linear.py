@@ -115,6 +115,9 @@ def test_the_largest_floats_give_numbers_or_infinity(p):
     for bound in (jensen_bound, paper_multiclass_bound):
         assert bound(clf, stats, p=p) >= (radius(clf, x, y, p=p) / 3).sum() * (1 - 1e-12)
     assert fgs_accuracy(clf, x, y, eps=0.1) == 1.0
+    line, x, y = BinaryLinear(np.array([1.0])), np.array([[1.0], [1.0], [-1.0], [-1.0]]) * big, [1, 1, 0, 0]
+    assert mean_radius(line, x, np.array(y), p=p) == big
+    assert class_statistics(line, x, np.array(y)).mean.tolist() == [[-big], [big]]
     two = ClassStatistics(np.full(2, 0.5), np.ones(2), np.array([[1.0, 1.0], [-1.0, -1.0]]) * big)
     assert hoelder_ceiling(two, p=p) == sparse_ceiling(two, 1, p=p) == math.inf
 

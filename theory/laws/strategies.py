@@ -55,7 +55,7 @@ def attack_norms() -> st.SearchStrategy[float]:
 def sparsities(*, edges: bool = True) -> st.SearchStrategy[float]:
     """A fraction of removed weights, in [0, 1] with its edges, or strictly inside if ``edges`` is false."""
     ends = [0.0, 1.0] if edges else []
-    near = [1e-12, 1e-3, 0.5, 0.9, 1 - 1e-12]
+    near = [1e-17, 1e-12, 1e-3, 0.5, 0.9, 1 - 1e-12]
     return st.sampled_from(ends + near) | st.floats(1e-9, 1 - 1e-9)
 
 

@@ -122,7 +122,13 @@ def mean_radius(
 
     Raises: InvalidInput as ``radius``, or for a negative cap.
     """
-    return float(np.minimum(radius(clf, x, y, p=p), check_budget("cap", cap)).mean())
+    return float(mean_of(np.minimum(radius(clf, x, y, p=p), check_budget("cap", cap))))
+
+
+def mean_of(values: Float[Array, "m *s"]) -> Float[Array, "*s"]:
+    """The mean over the first axis, an identity whose sum cannot overflow: it is carried as a power of 2."""
+    size = np.frexp(np.abs(values).max(axis=0, initial=0.0))[1]
+    return np.asarray(np.ldexp(np.ldexp(values, -size).mean(axis=0), size))
 
 
 def robust_accuracy(

@@ -36,8 +36,9 @@ def optimal_robust_accuracy(mean: Float[Array, "2 n"], *, sigma: float, p: float
 def optimal_robust_classifier(mean: Float[Array, "2 n"], *, p: float, eps: float) -> BinaryLinear:
     """Two Gaussian classes, identity: the linear classifier that attains :func:`optimal_robust_accuracy`.
 
-    Weight r, bias -r.(mean[0] + mean[1]) / 2, whatever sigma is. In l_inf it is sparse: coordinates in which
-    the classes differ by at most 2 eps get no weight.
+    Weight r, bias -r.(mean[0] + mean[1]) / 2, whatever sigma is, both times a power of two that brings the
+    largest entry of r near 1. In l_inf it is sparse: coordinates in which the classes differ by at most 2 eps
+    get no weight.
     Raises: InvalidInput unless mean is (2, n), p is 2 or inf and eps >= 0, or if the ball of radius eps
     reaches half-way from one mean to the other: then every classifier is a guess.
     Source: as :func:`optimal_robust_accuracy`.
@@ -45,7 +46,12 @@ def optimal_robust_classifier(mean: Float[Array, "2 n"], *, p: float, eps: float
     rest = _rest(mean, p=p, eps=eps)
     if not rest.any():
         raise InvalidInput(f"eps is {eps}; it reaches half-way between the means, so choose a smaller one")
-    return BinaryLinear(rest, -float(rest @ np.sum(mean, axis=0)) / 2)
+    used = mean * (rest != 0)
+    size, top = (int(np.frexp(np.abs(part).max())[1]) for part in (rest, used))
+    unit = np.ldexp(rest, -size)
+    middle = unit @ np.ldexp(used, -top).sum(axis=0) / 2  # at most the number of entries
+    room = min(1000 - top - rest.size.bit_length(), 0)
+    return BinaryLinear(np.ldexp(unit, room), -float(np.ldexp(middle, top + room)))
 
 
 def _rest(mean: Float[Array, "2 n"], *, p: float, eps: float) -> Float[Array, " n"]:

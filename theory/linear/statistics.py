@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from theory.linear.exact import boundary_distances
+from theory.linear.exact import boundary_distances, mean_of
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, finite_array
 
 PRIOR_SLACK = 1e-9  # priors given as decimals sum to 1 only up to rounding
@@ -71,5 +71,5 @@ def class_statistics(
     hits = np.bincount(y[correct], minlength=counts.size)
     mean = np.zeros((counts.size, x.shape[1]))
     for k in np.flatnonzero(hits):
-        mean[k] = x[correct & (y == k)].mean(axis=0)
+        mean[k] = mean_of(x[correct & (y == k)])
     return ClassStatistics(counts / counts.sum(), hits / np.maximum(counts, 1), mean)

@@ -24,6 +24,7 @@ from theory.relu.largest_sums import knapsack_bound, scarf_bound
 from theory.relu.lipschitz import l1_from_l2, outward, product, scaled
 from theory.relu.masked_layers import keep_probabilities, last_layer
 from theory.relu.masks import (
+    bernstein_bound,
     best_bound,
     expected_path_norm,
     expected_spectral_norm,
@@ -66,7 +67,8 @@ def active_bernstein_bound(
     Raises: InvalidInput as :func:`active_frobenius_bound`.
     Reference: this project.
     """
-    return _norm_product(net, alphas, pair, active, spectral=True)
+    plain = bernstein_bound(net, alphas, pair)
+    return np.asarray(np.minimum(_norm_product(net, alphas, pair, active, spectral=True), plain))
 
 
 def active_path_bound(
@@ -165,7 +167,8 @@ def _norm_product(
     counts, keep = check_active(net, active), keep_probabilities(net, alphas)
     _, second, exponent = last_layer(net, keep, alphas, pair)
     rows, _ = scaled(net.weights[-1][list(pair)])
-    spreads = [last_layer_spread(rows, float(k), power=2) for k in keep[..., -1].ravel()]
+    chances = zip(keep[..., -1].flat, alphas[..., -1].flat, strict=True)
+    spreads = [last_layer_spread(rows, float(k), float(a), power=2) for k, a in chances]
     variance, largest = (np.reshape(part, second.shape) for part in zip(*spreads, strict=True))
     largest = np.maximum(largest, second)
     factors = [np.sqrt(scarf_bound(second, variance, largest, counts[-1] if counts else second.shape[-1]))]
@@ -215,7 +218,8 @@ def _each(
     roundings = 8 * sum(sum(size.shape) for size in sizes) + 8 * first.shape[-1] + 200
     mantissas, powers = np.zeros(keep.shape[:-1]), np.zeros(keep.shape[:-1], dtype=np.int64)
     for index in np.ndindex(keep.shape[:-1]):
-        variance, largest = last_layer_spread(rows, float(keep[index][-1]), power=1)
+        kept, dropped = float(keep[index][-1]), float(alphas[index][-1])
+        variance, largest = last_layer_spread(rows, kept, dropped, power=1)
         largest = np.maximum(largest, first[index])
         last = Paths(first[index], np.diag(variance), largest, 0)
         mantissas[index], powers[index] = values(sizes, last, keep[index][:-1], counts, roundings)

@@ -5,7 +5,7 @@ radius r, M the number of all examples. Then, with G the geometric mean over C,
 
     log R = log G(m) - log G(L) + log( R G(L) / G(m) ),
 
-R the mean radius over all M examples (misclassified ones count 0). The last term, the remainder, holds
+R the mean radius over all M examples (misclassified ones have radius 0). The last term, the remainder, holds
 what margin and gradient at x do not see: curvature, accuracy, the spread between examples. Differences of
 the three terms between two networks add up to the change of log R exactly, whatever is put in for L: a local
 gradient norm, a certified constant, a CLEVER score.
@@ -74,7 +74,7 @@ def decompose(pruned: Robustness, dense: Robustness, *, cap: float, paired: bool
 
     margin = log G(m') - log G(m), lipschitz = log G(L) - log G(L') (positive where pruning lowered L), the
     rest remainder. Radii are capped at ``cap``. Examples with margin <= 0, or with a constant that is 0 or
-    infinite, have no logarithm and stay out of G; misclassified ones are in the mean radius as 0. With
+    infinite, have no logarithm and stay out of G; misclassified ones are to be given a radius of 0. With
     ``paired`` both G run over the examples usable in both networks, so that no term compares different
     examples; without it each network keeps its own.
 

@@ -48,8 +48,8 @@ class ExactRadius:
     or tied, no further than ``upper``; NaN where none is known. status: "optimal" (the two agree to the gap
     asked for), "capped" (nothing within the domain radius, both are that radius), "none found" (no domain
     radius; the class is constant on the ball of radius ``lower`` and no point beyond is known: upper is
-    inf), "time limit", or "stalled" (rounding keeps a region open: the gap is wider than asked for).
-    regions: regions bounded.
+    inf), "time limit", or "stalled" (rounding keeps a region open: the gap is wider than asked for, and upper
+    is inf where no point is known). regions: regions bounded.
     """
 
     lower: Float[Array, " m"]
@@ -198,7 +198,7 @@ def _solve(
             regions += more
     lower = min(max(lower, certified), best.upper)
     if math.isinf(best.upper):
-        status = "none found"
+        status = "none found" if lower >= _far(best, certified) else "stalled"
     elif lower >= best.upper * (1 - gap):
         status = "capped" if math.isnan(best.x_adv[0]) else "optimal"
     else:
@@ -221,7 +221,7 @@ def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -
     order, regions = itertools.count(), 0
     radius = best.upper
     if math.isinf(radius):
-        radius = min(FAR * max(1.0 + float(norm(best.x, p=best.p)), certified), LARGEST_RADIUS)
+        radius = _far(best, certified)
     floor = radius  # the smallest bound of the regions that are done with; beyond the ball nothing is known
     while True:
         centres, radii = np.tile(best.x, (len(targets), 1)), np.full(len(targets), radius)
@@ -242,6 +242,11 @@ def _branch(best: Incumbent, certified: float, *, gap: float, deadline: float) -
         known = np.repeat([entry[0] for entry in chosen], 2)
         targets = np.repeat([entry[2] for entry in chosen], 2)
         signs, bounds = halves([entry[3] for entry in chosen], related)
+
+
+def _far(best: Incumbent, certified: float) -> float:
+    """The radius of the ball that is searched while no point of another class is known."""
+    return min(FAR * max(1.0 + float(norm(best.x, p=best.p)), certified), LARGEST_RADIUS)
 
 
 def _bound(

@@ -10,7 +10,7 @@ from numpy import ndarray as Array
 
 from theory.norms import dual
 from theory.relu.halfcut import halfcut_bound
-from theory.relu.lipschitz import l1_from_l2, outward, path_norm, product, scaled, spectral_norm
+from theory.relu.lipschitz import TINY, l1_from_l2, outward, path_norm, product, scaled, spectral_norm
 from theory.relu.masked_layers import keep_probabilities, last_layer
 from theory.relu.masks import expected_path_norm, second_moment_bound
 from theory.relu.trace_moments import ORDERS, noise_norm, noise_sums
@@ -42,7 +42,7 @@ def high_probability_bound(
         euclidean = np.asarray(np.minimum(squares / roots, layers))
         tails = [expected_path_norm(net, alphas, pair) / (delta * (1 - 1e-15))]
     tails.append(euclidean if q == 2 else l1_from_l2(euclidean, width=net.weights[0].shape[1]))
-    tails.append(np.where(keep[..., -1] == 1, path_norm(net, p=p)[pair], np.inf))
+    tails.append(np.where(alphas[..., -1] == 0, path_norm(net, p=p)[pair], np.inf))
     smallest = np.min(tails, axis=0)
     return np.where(smallest > 0, np.nextafter(smallest, np.inf), 0.0)
 
@@ -62,32 +62,34 @@ def _layer_tails(
     (a, b), _ = scaled(net.weights[-1][list(pair)])
     apart = np.abs(a - b)
     masked = np.maximum(apart, np.maximum(np.abs(a), np.abs(b)))
-    sure = np.where(keep[..., -1:] == 1, apart, masked)
+    sure = np.where(alphas[..., -1:] == 0, apart, masked)
     factors, roundings = [np.linalg.norm(sure, axis=-1)], 4 * sure.shape[-1] + 40
     factors[0] = np.maximum(factors[0], np.where(sure.any(axis=-1), 2.0**-500, 0.0))
     hidden = net.weights[:-1]
     for j, weight in enumerate(hidden):
         mantissa, shift = scaled(weight)
-        factors.append(_layer_tail(mantissa, keep[..., j], delta / len(hidden)))
+        factors.append(_layer_tail(mantissa, keep[..., j], alphas[..., j], delta / len(hidden)))
         exponent, roundings = exponent + shift, roundings + 4 * weight.size + 40
     return np.where((keep == 0).any(axis=-1), 0.0, product(factors, exponent, roundings=roundings))
 
 
 def _layer_tail(
-    mantissa: Float[Array, "r s"], keep: Float[Array, "*batch"], delta: float
+    mantissa: Float[Array, "r s"], keep: Float[Array, "*batch"], alphas: Float[Array, "*batch"], delta: float
 ) -> Float[Array, "*batch"]:
     """||W * M||_2 with probability 1 - delta, a bound: the smallest of Bernstein, Markov and ||W||_F."""
     mean = keep * spectral_norm(mantissa)
+    drop = np.where(alphas > 0, np.maximum(alphas, TINY), 0.0)  # 1 - keep, which may have rounded to 0
     squares = mantissa**2
-    spread = keep * (1 - keep) * max(squares.sum(axis=0).max(), squares.sum(axis=1).max())
-    largest = np.maximum(keep, 1 - keep) * np.abs(mantissa).max()
+    spread = keep * drop * max(squares.sum(axis=0).max(), squares.sum(axis=1).max())
+    largest = np.maximum(keep, drop) * np.abs(mantissa).max()
     level = math.log(sum(mantissa.shape) / delta) * (1 + 1e-15)
     # t with t^2 / 2 = (spread + largest t / 3) level.
     reach = largest * level / 3
-    tails = [np.where(keep < 1, reach + np.sqrt(reach**2 + 2 * spread * level), 0.0)]
+    tails = [np.where(drop > 0, reach + np.sqrt(reach**2 + 2 * spread * level), 0.0)]
     # Markov: ||N|| exceeds (E tr (N N')^p / delta)^(1/2p) with probability delta at most.
     tails += [
-        noise_norm({p: noise_sums(mantissa, p)}, keep) * delta ** (-1 / (2 * p)) * (1 + 1e-14) for p in ORDERS
+        noise_norm({p: noise_sums(mantissa, p)}, keep, drop) * delta ** (-1 / (2 * p)) * (1 + 1e-14)
+        for p in ORDERS
     ]
     capped = np.minimum(mean + np.min(tails, axis=0), np.linalg.norm(mantissa))
     return outward(np.asarray(capped), roundings=mantissa.size)

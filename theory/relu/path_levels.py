@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from theory.relu.lipschitz import EPS, scaled
+from theory.relu.lipschitz import EPS, TINY, scaled
 from theory.types import ReLUNetwork
 
 SMALL = 2.0**-200  # the product of four such numbers and two squared keep probabilities is still normal
@@ -51,19 +51,21 @@ def sizes_of(net: ReLUNetwork) -> tuple[list[Float[Array, "r s"]], list[int]]:
 
 
 def last_layer_spread(
-    rows: Float[Array, "2 h"], keep: float, *, power: int
+    rows: Float[Array, "2 h"], keep: float, dropped: float, *, power: int
 ) -> tuple[Float[Array, " h"], Float[Array, " h"]]:
-    """Var and largest |v_u|^power, bounds, for v_u = a_u m - b_u m', m and m' 1 with probability ``keep``.
+    """Var and largest |v_u|^power, bounds, for v_u = a_u m - b_u m', m and m' 0 with probability ``dropped``.
 
-    The variance is a sum over pairs of outcomes, so nothing cancels; it is exactly 0 where nothing is masked.
+    ``keep`` is 1 - dropped, which rounding may have made 1. The variance is a sum over pairs of outcomes, so
+    nothing cancels; it is exactly 0 where nothing is masked, and only there.
     """
     a, b = np.abs(rows)
     outcomes = np.stack([np.abs(rows[0] - rows[1]), a, b, np.zeros_like(a)]) ** power
-    dropped = 1.0 - keep
     chances = (keep**2, keep * dropped, keep * dropped, dropped**2)
     variance = np.zeros_like(a)
     for (x, p), (y, r) in itertools.combinations(zip(outcomes, chances, strict=True), 2):
         variance += p * r * (np.abs(x - y) + 8 * EPS * np.maximum(x, y)) ** 2
+    random = rows.any(axis=0) & (keep > 0) & (dropped > 0)
+    variance = np.where(random, np.maximum(variance, TINY), 0.0)
     possible = [x for x, p in zip(outcomes, chances, strict=True) if p > 0]
     return variance * (1 + 32 * EPS), np.max(possible, axis=0) * (1 + 8 * EPS)
 

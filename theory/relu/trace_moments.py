@@ -109,15 +109,18 @@ def noise_sums(weight: Float[Array, "*several r s"], p: int) -> Polynomial:
     return {key: np.asarray(walks[..., shapes].sum(axis=-1)) for key, shapes in plan.keys.items()}
 
 
-def noise_norm(sums: dict[int, Polynomial], keep: Float[Array, "*batch"]) -> Float[Array, "*several_batch"]:
+def noise_norm(
+    sums: dict[int, Polynomial], keep: Float[Array, "*batch"], drop: Float[Array, "*batch"] | None = None
+) -> Float[Array, "*several_batch"]:
     """sqrt( E||W * (M - k)||_2^2 ), a bound: the smallest (E tr (N N')^p)^{1/2p} of ``noise_sums`` by p.
 
+    ``drop`` is 1 - k where the difference would round.
     Not rounded outward: all terms are positive, so the caller's count of roundings covers it.
     Reference: this project; the walk count is that of Füredi and Komlós 1981, kept for unequal entries.
     """
     best = np.full((), np.inf)
     for p, polynomial in sums.items():
-        moments = {m: central_moment(keep, m) for m in range(2, 2 * p + 1)}
+        moments = {m: central_moment(keep, m, drop) for m in range(2, 2 * p + 1)}
         total = np.zeros(())
         for uses, coefficient in polynomial.items():
             total = total + np.multiply.outer(coefficient, math.prod(moments[m] for m in uses))
@@ -125,9 +128,11 @@ def noise_norm(sums: dict[int, Polynomial], keep: Float[Array, "*batch"]) -> Flo
     return np.asarray(best)
 
 
-def central_moment(keep: Float[Array, "*batch"], order: int) -> Float[Array, "*batch"]:
+def central_moment(
+    keep: Float[Array, "*batch"], order: int, drop: Float[Array, "*batch"] | None = None
+) -> Float[Array, "*batch"]:
     """|E (m - k)^order| of a Bernoulli(k) entry m, a bound: raised by what the difference may lose."""
-    drop = 1.0 - keep
+    drop = 1.0 - keep if drop is None else drop
     inner = np.abs(drop ** (order - 1) + (-1.0) ** order * keep ** (order - 1))
     return np.asarray(keep * drop * (inner + (order + 2) * EPS))
 
