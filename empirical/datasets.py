@@ -126,14 +126,17 @@ class Examples:
     def fitted(self, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
         """The shape in which a network takes these examples; their own if it does not say.
 
-        Raises: InvalidInput if both are images, with their axes in another order.
+        Flat examples are taken in any shape, and all as flat ones; axes of one entry do not count.
+        Raises: InvalidInput for another number of features, or sides that are not those of the examples.
         """
-        if wanted and len(wanted) == len(self.shape) == 3 and wanted != self.shape:
+        wanted = wanted or self.shape
+        sides, own = ([side for side in shape if side != 1] for shape in (wanted, self.shape))
+        if math.prod(wanted) != math.prod(self.shape) or (len(sides) > 1 < len(own) and sides != own):
             raise InvalidInput(
-                f"network takes examples of shape {wanted}; those of {self.name} have shape {self.shape}; "
-                "store the images as it takes them"
+                f"network takes examples of shape {wanted}; those of {self.name} have shape {self.shape}: "
+                "store them as it takes them"
             )
-        return wanted or self.shape
+        return wanted
 
     def first(self, count: int) -> Examples:
         """The first ``count`` examples, or all if there are fewer. Raises: InvalidInput if count < 1."""

@@ -17,6 +17,7 @@ MEETING_PLACES = {
         "mask_comparison.py",
         "own_network/bound_rows.py",
         "own_network/mask_bounds.py",
+        "own_network/preparation.py",
         "own_network/problem.py",
         "cli/falsify.py",
         "cli/hunt_book.py",

@@ -29,6 +29,7 @@ from empirical.datasets import load, load_test
 from empirical.ensembles import from_networks
 from empirical.measurement import verified_radius
 from empirical.own_network.loading import load_network
+from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import ALPHAS, Request, fully_connected
 from empirical.results import BOUNDS, read_settings, read_table
 from paper_figures.bounds import figure
@@ -326,7 +327,8 @@ def test_every_kind_of_file_gives_the_same_network(trained, tmp_path, monkeypatc
         graph = graphs.read(network.module, network.shape or (64,))
         torch.testing.assert_close(graph.scores(x), expected)
         assert fully_connected(graph) is not None
-        assert (network.weights[next(iter(network.weights))] == 0).double().mean() == 0.25
+        weights = prepare(network, load_test("digits"), None).weights
+        assert (weights[next(iter(weights))] == 0).double().mean() == 0.25
     assert networks[2].recognised == "torch.export program"
 
 
@@ -546,7 +548,7 @@ def broken(tmp_path_factory) -> Path:
         (["net.pt", "--data", "absent.npz"], "no such file"),
         (["net.pt", "--data", "letters.npz"], "labels must be integers"),
         (["net.pt", "--data", "nan.npz"], "remove NaN"),
-        (["net.pt", "--shape", "8,7"], "shape is (8, 7); the examples have 64 features"),
+        (["net.pt", "--shape", "8,7"], "takes examples of shape (8, 7); those of digits have shape (64,)"),
         (["net.pt", "--shape", "a"], "give numbers joined by commas"),
         (["net.pt", "--pair", "3", "3"], "give two different classes in [0, 10)"),
         (["net.pt", "--pair", "3", "10"], "give two different classes in [0, 10)"),

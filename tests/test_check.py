@@ -320,7 +320,7 @@ def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeyp
         (["cnn.pt2", "--crown", "-1"], "crown is -1; give 0 or more"),
         (["cnn.pt2", "--box", "1", "0"], "box is (1.0, 0.0); give its lower end first"),
         (["cnn.pt2", "--data", "digits", "--shape", "64"], "does not take examples of shape (64,)"),
-        (["cnn.pt2", "--data", "few.npz"], "data has 7 features; the network takes 64"),
+        (["cnn.pt2", "--data", "few.npz"], "takes examples of shape (1, 8, 8); those of few have shape (7,)"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )

@@ -80,7 +80,6 @@ def bounds(
     started = time.perf_counter()
     with one_line_errors():
         with uninterrupted():
-            from empirical.datasets import load_test
             from empirical.own_network.bounds import bounds as run
             from empirical.own_network.bounds import default_folder, total_steps
             from empirical.own_network.problem import ALPHAS, Request
@@ -98,10 +97,10 @@ def bounds(
             shape=numbers("shape", shape, int) or None,
             dtype=dtype,
         )
-        network, chosen = opened(model, arch, arch_args, device)
+        network, given, chosen = opened(model, arch, arch_args, data, request.shape, device)
         folder = out or default_folder(network)
         with progress(total_steps(request)) as advance:
-            outcome = run(network, load_test(data), request, folder, device=chosen, advance=advance)
+            outcome = run(network, given, request, folder, device=chosen, advance=advance)
         log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
         drawn = _draw(outcome)
     print_tables(bound_tables(outcome.rows), markdown=markdown)

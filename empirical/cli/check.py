@@ -60,7 +60,6 @@ def check(
     started = time.perf_counter()
     with one_line_errors():
         with uninterrupted():
-            from empirical.datasets import load_test
             from empirical.own_network.check import LEVELS, Request, default_folder, total_steps
             from empirical.own_network.check import check as run
             from empirical.own_network.check_report import summary_table, write_check
@@ -75,10 +74,10 @@ def check(
             box=box or None,
             shape=numbers("shape", shape, int) or None,
         )
-        network, chosen = opened(model, arch, arch_args, device)
+        network, given, chosen = opened(model, arch, arch_args, data, request.shape, device)
         folder = out or default_folder(network)
         with progress(total_steps(request)) as advance:
-            findings = run(network, load_test(data), request, folder, device=chosen, advance=advance)
+            findings = run(network, given, request, folder, device=chosen, advance=advance)
             advance("report")
             command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
             page = write_check(findings, folder, command=command)

@@ -48,7 +48,6 @@ def measure(
     started = time.perf_counter()
     with one_line_errors():
         with uninterrupted():
-            from empirical.datasets import load_test
             from empirical.own_network.measuring import Request, default_folder, measure_network
             from empirical.own_network.tables import attack_tables
             from empirical.provenance import log_command
@@ -60,12 +59,10 @@ def measure(
             box=box or None,
             shape=numbers("shape", shape, int) or None,
         )
-        network, chosen = opened(model, arch, arch_args, device)
+        network, given, chosen = opened(model, arch, arch_args, data, request.shape, device)
         folder = out or default_folder(network)
         with progress(len(request.attacks)) as advance:
-            outcome = measure_network(
-                network, load_test(data), request, folder, device=chosen, advance=advance
-            )
+            outcome = measure_network(network, given, request, folder, device=chosen, advance=advance)
         log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables(attack_tables(outcome.rows), markdown=markdown)
     seconds = time.perf_counter() - started

@@ -15,6 +15,7 @@ from empirical.cli.terminal import console
 if TYPE_CHECKING:
     import torch
 
+    from empirical.datasets import Examples
     from empirical.own_network.loading import Network
     from empirical.own_network.tables import Cells, Table
 
@@ -68,15 +69,21 @@ def network_options(*, examples: int, folder: str) -> Callable[[Callable[..., No
     return decorate
 
 
-def opened(model: Path, arch: str | None, arch_args: str, device: str) -> tuple[Network, torch.device]:
-    """The network, said aloud what it was recognised as, and the device. Raises: InvalidInput."""
+def opened(
+    model: Path, arch: str | None, arch_args: str, data: str, shape: tuple[int, ...] | None, device: str
+) -> tuple[Network, Examples, torch.device]:
+    """The network, said aloud what it was recognised as, the data, and the device. Raises: InvalidInput."""
+    from empirical.datasets import load_test
     from empirical.own_network.loading import load_network
+    from empirical.own_network.preparation import prepare
     from empirical.provenance import choose_device
 
     chosen = choose_device(device)
     network = load_network(model, arch=arch, arch_args=_json_arguments(arch_args))
+    examples = load_test(data)
+    network = prepare(network, examples, shape)
     click.echo(f"{network.name}: {network.recognised}", err=True)
-    return network, chosen
+    return network, examples, chosen
 
 
 def numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:

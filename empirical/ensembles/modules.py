@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.utils.prune import BasePruningMethod
 
+from empirical.ensembles.assembling import assembled
 from empirical.ensembles.mlp import MLPEnsemble
 from empirical.ensembles.narrow import NarrowConvolutions
 from empirical.ensembles.programs import ProgramModule
@@ -49,7 +49,7 @@ class ModuleEnsemble:
     outputs: int
 
     def __post_init__(self) -> None:
-        wanted = self.module.state_dict()
+        wanted = _own_state(self.module)
         for name, tensor in wanted.items():
             found = self.state.get(name)
             if found is None or found.shape[1:] != tensor.shape:
@@ -217,9 +217,17 @@ def prunable_names(module: nn.Module) -> list[str]:
     A saved program has no layers; its module names the weights itself.
     """
     if isinstance(module, ProgramModule):
-        return list(module.prunable)
+        return list(module.weights)
     layers = module.named_modules()
-    return [f"{name}.weight" if name else "weight" for name, layer in layers if isinstance(layer, PRUNABLE)]
+    names = [f"{name}.weight" if name else "weight" for name, layer in layers if isinstance(layer, PRUNABLE)]
+    own = dict(module.named_parameters())
+    return [name for name in names if name in own]
+
+
+def _own_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state dict, a tied tensor under its first name alone."""
+    own = {name for named in (module.named_parameters(), module.named_buffers()) for name, _ in named}
+    return {name: tensor for name, tensor in module.state_dict().items() if name in own}
 
 
 def apply_masks(module: nn.Module, state: Mapping[str, Tensor], masks: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -231,12 +239,15 @@ def apply_masks(module: nn.Module, state: Mapping[str, Tensor], masks: Sequence[
 def from_modules(modules: Sequence[nn.Module], *, shape: Sequence[int]) -> ModuleEnsemble:
     """An ensemble of given networks of one class, in their own precision; zero weights count as pruned.
 
+    Weights that hooks or parametrizations compute (``torch.nn.utils.prune``, weight norm) are taken as they
+    are in evaluation mode: :func:`empirical.ensembles.assembling.assembled`.
     Raises: InvalidInput if ``modules`` is empty, their parameters differ in name or shape, or they do not
     map a batch of ``shape`` to (batch, classes).
     """
+    modules = [assembled(module) for module in modules]
     if not modules:
         raise InvalidInput("modules is empty; give at least one")
-    states = [module.state_dict() for module in modules]
+    states = [_own_state(module) for module in modules]
     layouts = {tuple((name, tensor.shape) for name, tensor in state.items()) for state in states}
     if len(layouts) != 1:
         raise InvalidInput("modules differ in parameters; an ensemble holds one architecture")
@@ -285,7 +296,7 @@ def to_module(ensemble: MLPEnsemble | ModuleEnsemble, member: int) -> nn.Module:
             t[member].cpu() for pair in zip(ensemble.weights, ensemble.biases, strict=True) for t in pair
         ]
         state, dtype = dict(zip(module.state_dict(), values, strict=True)), ensemble.weights[0].dtype
-    module.to(dtype=dtype, device="cpu").load_state_dict(state)
+    module.to(dtype=dtype, device="cpu").load_state_dict(state, strict=False)  # tied tensors: once
     return module.eval()
 
 
@@ -294,6 +305,7 @@ def from_stack(module: nn.Module) -> MLPEnsemble | None:
 
     None too where a layer computes anything else than its class does: in a subclass, or by a hook.
     """
+    module = assembled(module)
     if not isinstance(module, nn.Sequential) or not all(map(_is_plain, [module, *module])):
         return None
     layers = [layer for layer in module if not isinstance(layer, nn.Flatten)]
@@ -314,13 +326,12 @@ _PLAIN = (nn.Sequential, nn.Flatten, nn.Linear, nn.ReLU)
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it computes what one of these classes does; pruning's own hooks only mask the weight."""
+    """Whether it computes what one of these classes does."""
     if not any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _PLAIN):
         return False
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         return False
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return all(isinstance(hook, BasePruningMethod) for hook in hooks)
+    return not (module._forward_pre_hooks or module._forward_hooks)
 
 
 def _unit_rows(logits: Tensor) -> list[Tensor]:
@@ -353,7 +364,7 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
     try:
         with torch.no_grad():
             scores = module(first.new_zeros(2, *shape))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except Exception as error:  # whatever the user's code raises
         raise InvalidInput(
             f"the module does not take examples of shape {shape} ({first_line(error)}); "
             "give the shape that it takes, such as --shape 1,28,28"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from empirical.ensembles.folding import fold
 from theory.types import InvalidInput, first_line
 
 _WEIGHTS = "data/weights/model_weights_config.json"
@@ -76,7 +77,9 @@ class ProgramModule(nn.Module):
     """A program as a module that takes any number of examples, whatever number it was exported with.
 
     A program may be bound to the size of its example batch; groups of that size then go through it by
-    ``vmap``, the last one filled up with zeros. ``prunable`` names the parameters with two or more axes.
+    ``vmap``, the last one filled up with zeros. ``weights`` are those of its linear layers and convolutions,
+    as they take part in the computation (:func:`empirical.ensembles.folding.fold`), by the names of the
+    parameters that hold them.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -84,8 +87,7 @@ class ProgramModule(nn.Module):
         self._source = program
         self.program = program.module()
         self.group = _batch_size(program)
-        names = [name for name, value in program.named_parameters() if value.dim() >= 2]
-        self.prunable = tuple(f"program.{name}" for name in names)
+        self.weights = {f"program.{name}": value for name, value in fold(self.program).items()}
 
     def __deepcopy__(self, _: dict[int, object]) -> ProgramModule:
         return ProgramModule(self._source)

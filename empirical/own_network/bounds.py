@@ -21,8 +21,8 @@ from empirical.locations import Location
 from empirical.own_network.bound_rows import Row, units
 from empirical.own_network.loading import Network
 from empirical.own_network.measuring import fingerprint
+from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem, Request
-from empirical.own_network.scores import scores_alone
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import BOUNDS, NORMS, open_run, read_table, write_table
 from empirical.sweep import settings_id, unit_path
@@ -62,7 +62,7 @@ def bounds(
     Raises: InvalidInput for a network that does not fit the data or is not understood, bad labels or pair, or
     a folder that is unwritable, holds other results or a damaged file.
     """
-    network = scores_alone(network, data, request.shape)
+    network = prepare(network, data, request.shape)
     problem = Problem.of(network, data, request, device=device)
     pair = problem.pair(request)
     request = replace(request, pair=pair)

@@ -20,8 +20,8 @@ from empirical.ensembles import Ensemble, MLPEnsemble, from_networks
 from empirical.own_network import bounds, measuring, problem
 from empirical.own_network.further_pruning import check_levels, units
 from empirical.own_network.loading import Network
+from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem
-from empirical.own_network.scores import scores_alone
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
@@ -122,7 +122,7 @@ def check(
     Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
     unwritable, holds other results or a damaged file.
     """
-    network = scores_alone(network, data, request.shape)
+    network = prepare(network, data, request.shape)
     subject = _subject(network, data, request, device)
     crown = 0
     if isinstance(subject.problem, Problem):
@@ -160,8 +160,7 @@ def check(
 
 
 def _subject(network: Network, data: Examples, request: Request, device: torch.device) -> _Subject:
-    examples = data.first(request.examples)
-    ensemble = measuring.ensemble_of(network, request.shape or examples.fitted(network.shape), device)
+    ensemble = measuring.ensemble_of(network, data.first(request.examples), device)
     problem: Problem | str
     try:
         problem = Problem.of(network, data, request.proving(), device=device)

@@ -14,7 +14,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
+from empirical.ensembles.assembling import assembled
 from empirical.ensembles.programs import check_stored, input_shape, load_program
 from theory.types import InvalidInput, first_line
 
@@ -37,15 +39,19 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # What PyTorch raises for number types it lacks and sides whose product overflows.
 _TENSOR_ERRORS = (RuntimeError, KeyError, TypeError, AttributeError)
 # Where training loops keep the state dict among other things.
-_NESTED = ("state_dict", "model_state_dict", "model")
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+# What wrappers of a whole network put before the names of its weights.
+_PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
 class Network:
     """A network as read from its file, and what it was recognised as.
 
-    ``shape`` is one example's, where the file tells it. ``weights`` are the parameters of two or more
-    dimensions by name, those that pruning removes entries of.
+    ``shape`` is one example's and ``weights`` are those of its linear layers and convolutions by name, of
+    which pruning removes entries, where the file tells them.
+    :func:`empirical.own_network.preparation.prepare` fills in the rest; ``program`` is the network traced,
+    where that can be done.
     """
 
     name: str
@@ -53,7 +59,9 @@ class Network:
     recognised: str
     module: nn.Module | ExportedProgram
     shape: tuple[int, ...] | None
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    program: ExportedProgram | None = None
+    prepared: bool = False
 
 
 def load_network(
@@ -64,7 +72,8 @@ def load_network(
     A checkpoint is loaded into ``arch``, "package.module:name" or "FILE.py:name" of a class or function that
     is called with ``arch_args``; without it, it must be plainly a stack of linear layers, between which ReLUs
     are assumed.
-    Weights that ``torch.nn.utils.prune`` split into ``_orig`` and ``_mask`` are put together again.
+    Weights that ``torch.nn.utils.prune`` split into ``_orig`` and ``_mask`` are put together again, and a
+    prefix that wrappers (``torch.compile``, ``DataParallel``) put before all names is taken off.
     Raises: InvalidInput for a missing, damaged or pickled file, an unknown format, an ``arch`` that cannot be
     imported or called, or weights that do not match it.
     """
@@ -76,25 +85,15 @@ def load_network(
         if arch is not None:
             raise InvalidInput(f"model {str(path)!r} is a program, which needs no arch; leave {arch!r} out")
         program = load_program(path)
-        return Network(
-            path.name,
-            digest,
-            "torch.export program",
-            program,
-            _program_shape(program),
-            _matrices(dict(program.named_parameters())),
-        )
+        return Network(path.name, digest, "torch.export program", program, _program_shape(program))
     state = _unmasked(_state(path))
     if arch is not None:
         module = _filled(_built(arch, arch_args or {}), state, arch)
-        return Network(path.name, digest, f"checkpoint of {Path(arch).name}", module, None, _matrices(state))
+        return Network(path.name, digest, f"checkpoint of {Path(arch).name}", module, None)
     module, widths = _fully_connected(path, state)
     recognised = f"fully connected {'-'.join(map(str, widths))}, ReLUs assumed between the layers"
-    return Network(path.name, digest, recognised, module, (widths[0],), _matrices(state))
-
-
-def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in tensors.items() if tensor.dim() >= 2}
+    weights = {name: tensor for name, tensor in state.items() if tensor.dim() == 2}
+    return Network(path.name, digest, recognised, module, (widths[0],), weights)
 
 
 def _program_shape(program: ExportedProgram) -> tuple[int, ...] | None:
@@ -126,6 +125,11 @@ def _unpickled(name: str, path: Path, where: str) -> object:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                if any("/code/" in entry for entry in archive.namelist()):
+                    raise InvalidInput(
+                        f"model {name} is a TorchScript archive; save the weights alone: "
+                        "torch.save(module.state_dict(), path)"
+                    )
                 check_stored(archive, path)
         return torch.load(path, map_location=where, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -140,7 +144,8 @@ def _unpickled(name: str, path: Path, where: str) -> object:
     except InvalidInput:
         raise
     except Exception as error:  # the unpickler raises whatever a damaged file makes its parts raise
-        raise InvalidInput(f"model {name} is no readable checkpoint ({first_line(error)})") from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InvalidInput(f"model {name} is no readable checkpoint of torch.save ({why})") from error
 
 
 def _checked(name: str, loaded: object, path: Path) -> dict[str, Tensor]:
@@ -151,8 +156,17 @@ def _checked(name: str, loaded: object, path: Path) -> dict[str, Tensor]:
     for key in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded or not all(map(_plain, *zip(*loaded.items(), strict=True))):
+    if not isinstance(loaded, dict) or not loaded:
         raise InvalidInput(f"model {name} holds no state dict; save torch.save(model.state_dict(), path)")
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InvalidInput(
+                f"model {name} holds no state dict, but a {type(value).__name__} under {key!r}; save "
+                f"torch.save(model.state_dict(), path), alone or under one of {', '.join(_NESTED)}"
+            )
+        if value.layout != torch.strided or value.is_quantized:
+            remedy = "dequantize()" if value.is_quantized else "to_dense()"
+            raise InvalidInput(f"model {name} holds {key!r} in a compressed form; save its .{remedy}")
     state: dict[str, Tensor] = dict(loaded)
     held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     most = max(_SMALL, _SHARED * path.stat().st_size)
@@ -163,16 +177,6 @@ def _checked(name: str, loaded: object, path: Path) -> dict[str, Tensor]:
         if known and not bool(torch.isfinite(tensor).all()):
             raise InvalidInput(f"model {name} holds NaN or infinity in {key!r}; train it again")
     return state
-
-
-def _plain(key: object, value: object) -> bool:
-    """Whether it is an entry of a state dict: a name, and a dense tensor."""
-    return (
-        isinstance(key, str)
-        and isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not value.is_quantized
-    )
 
 
 def _unmasked(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -231,20 +235,30 @@ def _run_file(file: Path) -> ModuleType:
 def _filled(module: nn.Module, state: Mapping[str, Tensor], arch: str) -> nn.Module:
     """The module with the checkpoint's weights, in evaluation mode."""
     wanted = module.state_dict()
+    if any(f"{name.removesuffix('_mask')}_orig" in wanted for name in wanted):  # pruned by its own class
+        module = assembled(module)
+        wanted = module.state_dict()
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in wanted):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     missing, unexpected = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
     if missing or unexpected:
         parts = [f"lacks {missing[0]}"] if missing else []
         parts += [f"has an unexpected {unexpected[0]}"] if unexpected else []
         raise InvalidInput(f"model does not match arch {arch!r}: it {' and '.join(parts)}")
     for name, tensor in wanted.items():
-        if tensor.shape != state[name].shape:
+        if not is_lazy(tensor) and tensor.shape != state[name].shape:
             raise InvalidInput(
                 f"model does not match arch {arch!r}: {name} has shape {tuple(state[name].shape)}, not "
                 f"{tuple(tensor.shape)}"
             )
-    dtype = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-    module.to(dtype).load_state_dict(state)
+    module.to(_precision(state)).load_state_dict(state)
     return module.eval()
+
+
+def _precision(state: Mapping[str, Tensor]) -> torch.dtype:
+    """float32, or float64 if some weights are so: no weight is rounded."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in state.values()) else torch.float32
 
 
 def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[int]]:
@@ -256,19 +270,26 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module
     if path.suffix == ".safetensors":
         names.sort(key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(20), name))
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-    keys = [(f"{layer}.weight", f"{layer}.bias") for layer in layers]
-    pairs = [(state[w], state[b]) for w, b in keys if w in state and b in state]
-    plain = len(names) == 2 * len(pairs) and all(w.dim() == 2 and b.shape == w.shape[:1] for w, b in pairs)
-    plain = plain and all(w.numel() and w.dtype == b.dtype == pairs[0][0].dtype for w, b in pairs)
-    plain = plain and pairs[0][0].dtype in _DTYPES
+    keys = [(f"{layer}.weight".lstrip("."), f"{layer}.bias".lstrip(".")) for layer in layers]
+    pairs = [(state[w], state.get(b, torch.zeros(len(state[w])))) for w, b in keys if w in state]
+    known = sum(name in state for pair in keys for name in pair)
+    plain = known == len(names) and len(pairs) == len(layers)
+    plain = plain and all(w.dim() == 2 and w.numel() and b.shape == w.shape[:1] for w, b in pairs)
+    for key, tensor in state.items():
+        if plain and tensor.dtype not in _DTYPES:
+            raise InvalidInput(
+                f"model {str(path)!r} holds {key!r} in {tensor.dtype}; save it in float32, scaled as the "
+                "network uses it"
+            )
     if not plain or any(one.shape[0] != other.shape[1] for (one, _), (other, _) in pairwise(pairs)):
         raise InvalidInput(
             f"model {str(path)!r} is not plainly a stack of linear layers (its first entry is {names[0]!r} "
             f"{tuple(state[names[0]].shape)}); name its class with --arch FILE.py:Class, or export it"
         )
     modules: list[nn.Module] = [nn.Flatten()]
+    dtype = _precision(state)
     for weight, bias in pairs:
-        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+        linear = nn.Linear(weight.shape[1], weight.shape[0], dtype=dtype)
         linear.load_state_dict({"weight": weight, "bias": bias})
         modules += [linear, nn.ReLU()]
     return nn.Sequential(*modules[:-1]).eval(), [pairs[0][0].shape[1], *(len(w) for w, _ in pairs)]

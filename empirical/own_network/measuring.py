@@ -21,7 +21,8 @@ from empirical.ensembles.programs import ProgramModule
 from empirical.experiments.specification import ATTACKS
 from empirical.measurement import measure, measured_rows, radius_rows
 from empirical.own_network.loading import Network
-from empirical.own_network.scores import scores_alone
+from empirical.own_network.preparation import prepare
+from empirical.own_network.trial import check_attackable
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
@@ -56,6 +57,8 @@ class Request:
             )
         if not 0 < self.eps < float("inf"):
             raise InvalidInput(f"eps is {self.eps}; a perturbation has a positive, finite size")
+        if self.shape is not None and (not self.shape or min(self.shape) < 1):
+            raise InvalidInput(f"shape is {self.shape}; give the sides of one example, each >= 1")
         if self.box is not None and not self.box[0] < self.box[1]:
             raise InvalidInput(f"box is {self.box}; give its lower end first")
 
@@ -88,9 +91,9 @@ def measure_network(
     Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
     unwritable, holds other results or a damaged file.
     """
-    network = scores_alone(network, data, request.shape)
+    network = prepare(network, data, request.shape)
     examples = data.first(request.examples)
-    ensemble = ensemble_of(network, request.shape or examples.fitted(network.shape), device)
+    ensemble = ensemble_of(network, examples, device)
     problem = attack_problem(data, ensemble, request)
     settings = _describe(network, examples, request, device)
     open_run(out, settings, parts=("units",))
@@ -144,11 +147,26 @@ def _joined(
     return pa.concat_tables([*rows, table(best, provenance=provenance)]).unify_dictionaries()
 
 
-def ensemble_of(network: Network, shape: tuple[int, ...], device: torch.device) -> Ensemble:
-    """The network as an ensemble of one in float64. Raises: InvalidInput if it does not take the shape."""
-    module = network.module if isinstance(network.module, nn.Module) else ProgramModule(network.module)
-    found = from_stack(module) or from_modules([module], shape=shape)
-    return found.to(dtype=torch.float64, device=device)
+def ensemble_of(network: Network, examples: Examples, device: torch.device) -> Ensemble:
+    """A prepared network as an ensemble of one in float64; as traced, where it cannot be attacked as it is.
+
+    Raises: InvalidInput if it does not take the examples, or as :func:`check_attackable`.
+    """
+    modules = [m for m in (network.module, network.program) if m is not None]
+    x = torch.tensor(examples.x.reshape(len(examples.x), -1), device=device)
+    failed = None
+    for given in dict.fromkeys(modules):
+        try:
+            module = given if isinstance(given, nn.Module) else ProgramModule(given)
+            found = from_stack(module) or from_modules([module], shape=network.shape or examples.shape)
+            found = found.to(dtype=torch.float64, device=device)
+            check_attackable(network.name, found, x)
+        except InvalidInput as error:
+            failed = failed or error
+        else:
+            return found
+    assert failed is not None  # there is a module
+    raise failed
 
 
 def attack_problem(data: Examples, ensemble: Ensemble, request: Request) -> Dataset:

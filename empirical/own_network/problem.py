@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -86,13 +85,10 @@ class Problem:
     def of(network: Network, data: Examples, request: Request, *, device: torch.device) -> Problem:
         """Read the network. Raises: InvalidInput if it does not fit the data, or is not understood."""
         examples = data.first(request.examples)
-        shape = request.shape or examples.fitted(network.shape)
-        if prod(shape) != prod(examples.shape):
-            raise InvalidInput(
-                f"network {network.name} takes examples of shape {shape}; those of {data.name} have shape "
-                f"{examples.shape}"
-            )
-        graph = graphs.read(network.module, shape, dtype=DTYPES[request.dtype], device=device)
+        shape = examples.fitted(request.shape or network.shape)
+        graph = graphs.read(
+            network.program or network.module, shape, dtype=DTYPES[request.dtype], device=device
+        )
         x = torch.tensor(examples.x.reshape(-1, *shape))
         check_labels("y_test", data.y, n=len(data.y), classes=graph.classes)
         y = graph.check_labels(torch.tensor(examples.y), examples=len(x))

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 from empirical.cli.main import main
-from empirical.datasets import Dataset, load
+from empirical.datasets import Dataset, Examples, load
 from empirical.ensembles import from_stack, to_module
 from empirical.measurement import measure
 from empirical.own_network.loading import Network
 from empirical.own_network.measuring import ensemble_of
+from empirical.own_network.preparation import prepare
 from empirical.results import read_table
 
 
@@ -94,9 +95,9 @@ def test_a_box_is_kept_to(model, tmp_path):
         (["--box", "1", "0"], "box is (1.0, 0.0)"),
         (["--box", "0", "0.5"], "box is (0.0, 0.5); the examples span [0, 1]"),
         (["--shape", "1,a"], "shape is '1,a'"),
-        (["--shape", "-8,-8"], "shape is (-8, -8); the examples have 64 features"),
+        (["--shape", "-8,-8"], "shape is (-8, -8); give the sides of one example, each >= 1"),
         (["--shape", "0,9" + 20 * "9"], "shape is (0, 9"),
-        (["--shape", "100000,100000"], "shape is (100000, 100000); the examples have 64 features"),
+        (["--shape", "100000,100000"], "takes examples of shape (100000, 100000); those of digits"),
         (["--arch-args", "3"], "arch-args is '3'"),
     ],
 )
@@ -116,7 +117,7 @@ def test_data_of_another_size_is_named(model, tmp_path):
         ["measure", str(model[0]), "--data", str(tmp_path / "other.npz"), "--out", str(tmp_path / "out")],
     )
     assert result.exit_code == 2
-    assert "data has 7 features; the network takes 64" in result.stderr
+    assert "takes examples of shape (64,); those of other have shape (7,)" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["measure", "check", "bounds"])
@@ -180,6 +181,8 @@ def test_a_network_is_measured_as_it_computes(made, plain):
     """Subclasses and hooks compute what their class does not."""
     module = made().eval()
     assert (from_stack(module) is not None) == plain
-    nets = ensemble_of(Network("mine", "0", "a network", module, None, {}), (8,), torch.device("cpu"))
     x = torch.randn(20, 8, dtype=torch.float64)
+    examples = Examples("x", x.numpy(), np.zeros(20, dtype=int))
+    network = prepare(Network("mine", "0", "a network", module, None), examples, None)
+    nets = ensemble_of(network, examples, torch.device("cpu"))
     torch.testing.assert_close(nets.logits(x)[0], module(x).detach())

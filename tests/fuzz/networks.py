@@ -16,11 +16,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from empirical.checkpoints import _digest, load_checkpoint, save_checkpoint
+from empirical.datasets import Examples
 from empirical.descent import Descent, begin
 from empirical.ensembles import MLPEnsemble, initialise
 from empirical.experiments.checkpoints import load_networks, save_networks
 from empirical.own_network.loading import load_network
 from empirical.own_network.measuring import ensemble_of
+from empirical.own_network.preparation import prepare
 from empirical.pruning import magnitude_masks
 from empirical.recipe import Recipe
 from tests.fuzz.mutation import safetensors_parts
@@ -82,9 +84,10 @@ def read_networks(path: Path) -> int:
 
 def read_network(path: Path) -> int:
     """A network of one's own, ready to be attacked."""
-    network = load_network(path)
+    examples = Examples("random", np.random.default_rng(0).random((3, 3)), np.array([0, 1, 0]))
+    network = prepare(load_network(path), examples, None)
     held = sum(weight.numel() * weight.element_size() for weight in network.weights.values())
-    ensemble = ensemble_of(network, network.shape or (3,), CPU)
+    ensemble = ensemble_of(network, examples, CPU)
     assert len(ensemble.masks[0]) == 1
     return held
 

@@ -10,7 +10,7 @@ from theory.graph.effort import relaxation_products
 from theory.graph.lipschitz import local_lipschitz
 from theory.graph.masks import expected_path_norm, frobenius_bound
 from theory.graph.network import Graph, from_relu_network
-from theory.graph.reader import read
+from theory.graph.reader import read, trace
 from theory.graph.relaxation import Ball
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "path_norm",
     "read",
     "relaxation_products",
+    "trace",
 ]

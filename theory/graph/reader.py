@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from theory.graph.builder import Builder, Place
 from theory.graph.network import Graph, Shape, check_number_type
@@ -66,27 +69,38 @@ def read(
     if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
         raise InvalidInput(f"shape is {shape!r}; give the sides of one example, positive integers")
     check_number_type(dtype, torch.device(device))
-    program = network if isinstance(network, ExportedProgram) else _export(network, shape)
+    program = network if isinstance(network, ExportedProgram) else trace(network, shape)
     return _Reading(program, Builder(shape, dtype, torch.device(device))).graph()
 
 
-def _export(module: nn.Module, shape: Shape) -> ExportedProgram:
+def trace(module: nn.Module, shape: Shape, *, any_batch: bool = False) -> ExportedProgram:
+    """A module as a program of two examples, or of any number where that can be had: an identity.
+
+    The program is that of evaluation mode, without what cuts gradients for whole parts.
+
+    Raises: InvalidInput for a module that cannot be traced.
+    """
     modes = {part: part.training for part in module.modules()}
     parameter = next(iter(module.parameters()), torch.zeros(()))
     if parameter.dtype in (torch.float16, torch.bfloat16):
         module, parameter = copy.deepcopy(module).float(), parameter.float()  # exact
     example = torch.zeros(_BATCH, *shape, dtype=parameter.dtype, device=parameter.device)
+    batch = ({0: Dim.AUTO},) if any_batch else None
+    disabled = logging.root.manager.disable
     try:
         module.eval()
-        with warnings.catch_warnings():
+        logging.disable()  # PyTorch's traces of what is said below in one line
+        silent = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+        with torch.no_grad(), warnings.catch_warnings(), silent[0], silent[1]:
             warnings.simplefilter("ignore")
-            return torch.export.export(module, (example,))
+            return torch.export.export(module, (example,), dynamic_shapes=batch)
     except Exception as error:
         raise InvalidInput(
             f"network cannot be traced on inputs of shape {tuple(example.shape)} ({first_line(error)}); "
             "pass one example's shape, and a module whose control flow does not depend on values"
         ) from error
     finally:
+        logging.disable(disabled)
         for part, mode in modes.items():
             part.training = mode
 
@@ -101,6 +115,7 @@ class _Reading:
         self.sharing: dict[str, set[str]] = {}  # values that may share their memory
         self.overwritten: dict[str, str] = {}  # value -> the operation that changed it in place
         self.batch: Any = _BATCH
+        self.precision = torch.float32  # in which the network takes its input
 
     def graph(self) -> Graph:
         signature = self.program.graph_signature
@@ -127,6 +142,7 @@ class _Reading:
 
     def _read_input(self, traced: Any) -> None:
         self.batch, *shape = traced.meta["val"].shape
+        self.precision = traced.meta["val"].dtype
         expected = self.builder.nodes[0].shape
         if tuple(shape) != expected:
             raise InvalidInput(f"shape is {expected}; the network takes examples of shape {tuple(shape)}")
@@ -210,7 +226,7 @@ class _Reading:
             raise InvalidInput(
                 f"network mixes the examples of a batch ({traced.target} gives {tuple(value.shape)})"
             )
-        if value.dtype not in (torch.float64, torch.float32):
+        if value.dtype not in (torch.float64, torch.float32, self.precision):
             raise InvalidInput(f"network computes {traced.target} in {value.dtype}; convert it to float32")
 
     def _call(self, traced: Any, name: str, arguments: list, keywords: dict) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from empirical.datasets import load_test
 from empirical.own_network.check import Request, check
 from empirical.own_network.loading import Network, load_network
-from empirical.own_network.scores import scores_alone
+from empirical.own_network.preparation import prepare
 
 N, CPU = 8, torch.device("cpu")
 
@@ -47,7 +47,7 @@ def network(module: nn.Module, *, program: bool, dtype: torch.dtype = torch.floa
             torch.export.save(torch.export.export(module, (torch.zeros(2, 64, dtype=dtype),)), file)
             file.seek(0)
             found = torch.export.load(file)
-    return Network("net.pt", "0", "a network", found, None, {})
+    return Network("net.pt", "0", "a network", found, None)
 
 
 def returned(found: Network, x: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def returned(found: Network, x: torch.Tensor) -> torch.Tensor:
 def test_what_comes_before_probabilities_is_found(name, program):
     torch.manual_seed(0)
     module, x = Probable(ENDS[name]), torch.randn(2, 64)
-    found = scores_alone(network(module, program=program), load_test("digits"), None)
+    found = prepare(network(module, program=program), load_test("digits"), None)
     assert found.recognised == f"a network, without the {name} at its end"
     scores = returned(found, x)
     torch.testing.assert_close(ENDS[name](scores), module(x))
@@ -69,7 +69,7 @@ def test_what_comes_before_probabilities_is_found(name, program):
 def test_half_precision_and_a_single_probability():
     torch.manual_seed(0)
     module = Probable(torch.sigmoid, outputs=1)
-    found = scores_alone(network(module, program=False, dtype=torch.float16), load_test("digits"), None)
+    found = prepare(network(module, program=False, dtype=torch.float16), load_test("digits"), None)
     assert "without the sigmoid" in found.recognised
     x = torch.randn(5, 64)
     torch.testing.assert_close(returned(found, x).sigmoid(), module.float()(x))
@@ -89,7 +89,9 @@ def test_half_precision_and_a_single_probability():
 def test_other_networks_stay_as_they_are(last, program):
     torch.manual_seed(0)
     given = network(Probable(last), program=program)
-    assert scores_alone(given, load_test("digits"), None) is given
+    found = prepare(given, load_test("digits"), None)
+    assert found.module is given.module
+    assert "at its end" not in found.recognised
 
 
 def test_a_network_that_is_sure_of_itself_is_no_harder_to_attack(trained_digits, tmp_path, monkeypatch):

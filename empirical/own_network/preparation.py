@@ -1,0 +1,127 @@
+"""A network of the user's own as all commands take it: its scores, and its weights as they take part in them.
+
+A softmax, its logarithm or a sigmoid at the end changes no decision, and so no radius. But it makes
+gradients vanish where the network is sure, which attacks follow, and no bound understands it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from empirical.datasets import Examples
+from empirical.ensembles import from_stack
+from empirical.ensembles.assembling import assembled
+from empirical.ensembles.modules import prunable_names
+from empirical.ensembles.programs import ProgramModule
+from empirical.own_network.loading import Network
+from theory.graph import trace
+from theory.types import InvalidInput
+
+# Operations at whose end the largest of several entries is where it was before; a single one has its sign.
+_SOFTMAX = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
+_LAST = _SOFTMAX | {"sigmoid", "log_sigmoid"}
+# Examples that tell scores from probabilities, and the rounding of these in half precision.
+_LOOKED_AT, _SLACK = 100, 1e-2
+
+
+def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Network:
+    """The network for examples of this shape, by default its own, else the data's, with all fields filled.
+
+    A softmax, its logarithm or a sigmoid at its end is taken off: its decisions and radii stay the same;
+    margins and Lipschitz constants are those of the scores. Where layers compute their weights from their
+    parameters, as masked ones do, the network is traced, and each weight becomes a parameter.
+
+    Raises: InvalidInput for a shape that does not fit the examples, or a single output that is a probability.
+    """
+    if network.prepared:
+        return network
+    wanted = data.fitted(tuple(shape) if shape else network.shape)
+    found = replace(network, shape=wanted, prepared=True)
+    if isinstance(network.module, nn.Module):
+        module = assembled(network.module)
+        names = prunable_names(module)
+        state = module.state_dict()
+        weights = network.weights or {name: state[name].detach() for name in names}
+        found = replace(found, module=module, weights=weights)
+        program = None if from_stack(module) else _traced(module, wanted)
+    else:
+        module, program = None, network.module
+    if program is not None:
+        removed = _take_off(program)
+        weights = ProgramModule(program).weights
+        weights = {name.removeprefix("program."): weight for name, weight in weights.items()}
+        if removed:
+            found = replace(found, recognised=f"{found.recognised}, without the {removed} at its end")
+        known = not weights or _content(weights.values()) == _content(found.weights.values())
+        if module is None or removed or not known:
+            found = replace(found, module=program, weights=weights)
+        found = replace(found, program=program)
+    return _with_scores(found, data)
+
+
+def _content(weights: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """How many entries each weight has, and how many are zero."""
+    return sorted((weight.numel(), int((weight == 0).sum())) for weight in weights)
+
+
+def _with_scores(network: Network, data: Examples) -> Network:
+    """The network, said to return probabilities if it does. Raises: InvalidInput if it returns only one.
+
+    Probabilities still order several classes, but a single one says nothing by its sign.
+    """
+    module = network.module if isinstance(network.module, nn.Module) else ProgramModule(network.module)
+    like = next(module.parameters(), torch.zeros(()))
+    x = torch.tensor(data.first(_LOOKED_AT).x.reshape(-1, *(network.shape or data.shape)))
+    try:
+        with torch.no_grad():
+            scores = module(x.to(like))
+        columns = scores.shape[1] if scores.dim() == 2 else 0
+        between = bool(((scores >= 0) & (scores <= 1)).all())
+        labels = torch.tensor(data.y[:_LOOKED_AT] > 0, device=scores.device)
+        halved = bool(((scores[:, 0] > 0.5) == labels).sum() > ((scores[:, 0] > 0) == labels).sum())
+        summing = bool(((scores.double().sum(-1) - 1).abs() <= _SLACK).all())
+    except Exception:  # noqa: BLE001 - whatever the user's module raises; what measures it tells why
+        return network
+    if columns == 1 and between and halved:
+        raise InvalidInput(
+            f"network {network.name} returns one output, which lies in [0, 1] for all examples and tells the "
+            "classes apart at 0.5; one output is judged by its sign: return the score before the sigmoid"
+        )
+    if columns > 1 and between and summing:
+        note = "whose probabilities may hide gradients from attacks (return the scores before them)"
+        return replace(network, recognised=f"{network.recognised}, {note}")
+    return network
+
+
+def _traced(module: nn.Module, shape: tuple[int, ...]) -> ExportedProgram | None:
+    """A module as a program; None where that fails: what measures it tells why."""
+    try:
+        return trace(module, shape, any_batch=True)
+    except InvalidInput:
+        return None
+
+
+def _take_off(program: ExportedProgram) -> str:
+    """Remove the last operation if it is such a one; its name, or an empty text."""
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    returned = output.args[0]
+    last = returned[0] if isinstance(returned, list | tuple) and len(returned) == 1 else None
+    if not isinstance(last, torch.fx.Node) or last.op != "call_function" or len(last.users) != 1:
+        return ""
+    name, value = getattr(last.target, "__name__", "").split(".")[0], last.meta.get("val")
+    if name not in _LAST or not isinstance(value, torch.Tensor) or value.dim() != 2:
+        return ""
+    before = last.args[0]
+    axis = last.args[1] if len(last.args) > 1 else last.kwargs.get("dim")
+    if not isinstance(before, torch.fx.Node) or (name in _SOFTMAX and axis not in (1, -1)):
+        return ""
+    output.replace_input_with(last, before)
+    program.graph.erase_node(last)
+    program.graph_signature.replace_all_uses(last.name, before.name)
+    program.graph_module.recompile()
+    return name.lstrip("_")
