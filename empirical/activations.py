@@ -13,6 +13,9 @@ from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble, from_modu
 from empirical.ensembles.modules import PRUNABLE, evaluate
 from theory.types import InvalidInput
 
+# Examples that go through every network at once where its activations are only counted.
+_EXAMPLES = 500
+
 
 class KLargest(nn.Module):
     """All but the k units of largest absolute value of every example become 0; ties go to the lower index.
@@ -82,10 +85,14 @@ def share_of_zero_activations(ensemble: Ensemble, x: Float[Tensor, "n d"]) -> Fl
     found = as_modules(ensemble)
     recorded = Recorded(found.module)
     state = {f"module.{name}": tensor for name, tensor in found.state.items()}
+    zeros, units = torch.zeros(found.members, dtype=torch.float64, device=x.device), 0
     with torch.no_grad():
-        images = x.expand(found.members, *x.shape).unflatten(2, found.shape)
-        both = evaluate(recorded, state, images)
-    return (both[..., found.outputs :] == 0).double().mean((1, 2))
+        for some in x.split(_EXAMPLES):
+            images = some.expand(found.members, *some.shape).unflatten(2, found.shape)
+            inputs = evaluate(recorded, state, images)[..., found.outputs :]
+            zeros += (inputs == 0).sum((1, 2))
+            units += inputs[0].numel()
+    return zeros / units
 
 
 class Recorded(nn.Module):

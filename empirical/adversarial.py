@@ -43,11 +43,6 @@ class Adversary:
             raise InvalidInput(f"box is {self.box}; its lower end must be below its upper end")
 
 
-def fast_gradient_sign(eps: float, *, box: tuple[float, float] | None = (0.0, 1.0)) -> Adversary:
-    """The adversary of one step. Raises: InvalidInput as :class:`Adversary`."""
-    return Adversary(eps, eps, box=box)
-
-
 def attacked(
     gradient: Callable[[Float[Tensor, "K b d"]], Float[Tensor, "K b d"]],
     x: Float[Tensor, "K b d"],

@@ -18,10 +18,10 @@ from empirical.attacks.by_name import attacked
 from empirical.attacks.geometry import clip
 from empirical.attacks.geometry import norm as lp_norm
 from empirical.attacks.nearest import nearest_boundaries
-from empirical.compaction import much_smaller
+from empirical.compaction import much_smaller, smaller_stack
 from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
-from empirical.ensembles import Ensemble, MLPEnsemble, apart
+from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble, apart
 from empirical.results import NORMS, Members, Rows
 from theory.types import InvalidInput
 
@@ -31,7 +31,8 @@ _MEMBERS = {"cpu": 5, "cuda": 256}
 _BYTES = {"cpu": 2**26, "cuda": 2**32}
 # Attacks whose random starts move inputs that no network looks at.
 _MOVES_DEAD_INPUTS = frozenset({"rfgs"})
-# Masked copies of one network evaluated together; the draws do not depend on it.
+# Masked copies of one network whose weights, masks and gradients are held at once. They are drawn layer by
+# layer for as many copies: with another number a seed stands for other masks.
 _MASKED_COPIES = 25
 
 
@@ -66,8 +67,9 @@ def measure(
     and l_inf; ``fmn`` and ``pgd`` in both, ``ddn`` and ``cw`` in l_2; ``best``, the smallest of the same
     norm. All but ``deepfool`` end at the first boundary on their ray from x.
 
-    On a CPU a network that loses most of its products with its dead inputs and units is measured without them
-    (:mod:`empirical.compaction`): dead inputs have no gradient, so attacks that start at x do not move them.
+    On a CPU a network that loses most of its products with its dead inputs and units, or a part of them with
+    dead channels, is measured without these (:mod:`empirical.compaction`): dead inputs have no gradient, so
+    attacks that start at x do not move them.
     A layer with few weights is multiplied as a sparse matrix (:mod:`empirical.ensembles.layers`).
     """
     device = ensemble.masks[0].device
@@ -81,11 +83,20 @@ def measure(
         examples = max(
             1, _BYTES[device.type] // (x.element_size() * nets.members * nets.classes * nets.inputs)
         )
-        batches = zip(some_x.split(examples), y.split(examples), strict=True)
-        return _joined(
-            [_measure(nets, *batch, eps=eps, attacks=attacks, limits=data.box, box=box) for batch in batches],
-            axis=1,
-        )
+        measured = [
+            _measure(
+                nets,
+                some_x[first : first + examples],
+                y[first : first + examples],
+                first=first,
+                eps=eps,
+                attacks=attacks,
+                limits=data.box,
+                box=box,
+            )
+            for first in range(0, len(y), examples)
+        ]
+        return _joined(measured, axis=1)
 
     measured = _joined(on_cores(measure_part, parts, device=device), axis=0)
     order = np.argsort(np.concatenate([part.members for part in parts]))
@@ -102,13 +113,18 @@ class _Part:
 
 
 def _parts(nets: Ensemble, device: torch.device, attacks: Sequence[str]) -> list[_Part]:
-    """On a CPU every network that compaction makes much smaller alone; the others in parts of some."""
+    """On a CPU every network that compaction makes smaller alone; the others in parts of some."""
     alone: list[_Part] = []
-    if device.type == "cpu" and isinstance(nets, MLPEnsemble) and not _MOVES_DEAD_INPUTS & set(attacks):
-        for k in range(nets.members):
-            small = much_smaller(nets.select([k]))
+    for k in range(nets.members) if device.type == "cpu" else ():
+        one = nets.select([k])
+        if isinstance(one, MLPEnsemble) and not _MOVES_DEAD_INPUTS & set(attacks):
+            small = much_smaller(one)
             if small:
                 alone.append(_Part([k], small.network, small.inputs))
+        elif isinstance(one, ModuleEnsemble):
+            small = smaller_stack(one)
+            if small:
+                alone.append(_Part([k], small))
     done = {k for part in alone for k in part.members}
     others = [k for k in range(nets.members) if k not in done]
     groups = [
@@ -211,21 +227,23 @@ def _measure(
     x: Tensor,
     y: Tensor,
     *,
+    first: int,
     eps: float,
     attacks: Sequence[str],
     limits: tuple[float, float],
     box: bool,
 ) -> Measurement:
+    """The examples from place ``first`` on, in as many as are held at once."""
     limit = limits if box else None
     logits = nets.logits(x)
     if not logits.isfinite().all():
-        bad = int((~logits.isfinite()).any(2).any(0).nonzero()[0])
+        bad = first + int((~logits.isfinite()).any(2).any(0).nonzero()[0])
         raise InvalidInput(f"scores of example {bad} are NaN or infinite; radii need finite ones")
     nearest = nearest_boundaries(nets, x, y, norms=tuple(NORMS), boxes={None, limit})
     correct = margins(logits, y) > 0
     radius: dict[tuple[float, str], Tensor] = {}
     for name in attacks:
-        for p, method, x_adv, found in attacked(name, nets, x, y, nearest=nearest, box=limit):
+        for p, method, x_adv, found in attacked(name, nets, x, y, nearest=nearest, box=limit, first=first):
             radius[p, method] = _radius(nets, x, y, x_adv, found, correct, p=p)
     for p in NORMS:
         of_norm = [value for (norm, _), value in radius.items() if norm == p]

@@ -18,7 +18,7 @@ from theory.types import InvalidInput, finite_array
 # Locations tried, beyond the largest maximum in units of the spread of the maxima; the best is refined.
 _STARTS = np.geomspace(1e-3, 1e3, 61)
 _NEWTON_STEPS = 30
-# Newton's steps end when no shape changes by more than this share of it: the next would be of rounding size.
+# A shape is done when Newton's step changes it by no more than this share: the next would be rounding.
 _SETTLED = 1e-10
 _GOLDEN_STEPS = 40
 _GOLDEN = (np.sqrt(5) - 1) / 2
@@ -26,6 +26,8 @@ _GOLDEN = (np.sqrt(5) - 1) / 2
 _EQUAL = 1e-9
 # A fit is poor below this p-value of its Kolmogorov-Smirnov test, the level of Weng et al. 2018.
 _POOR = 0.05
+# Bytes of the logarithms that are held at once, of all maxima beyond all locations tried.
+_BYTES = 2**22
 # No set of maxima tells of values this many times the largest one.
 _ABSURD = 2.0
 
@@ -64,7 +66,10 @@ def end_points(maxima: Float[Array, "f b"]) -> EndPoint:
     largest, least = maxima.max(1), maxima.min(1)
     different = np.flatnonzero(largest - least > _EQUAL * largest)
     found = np.full((5, len(maxima)), np.nan)
-    found[:, different] = _fitted(maxima[different])
+    rows = max(1, _BYTES // (maxima.itemsize * len(_STARTS) * maxima.shape[1]))
+    for start in range(0, len(different), rows):
+        some = different[start : start + rows]
+        found[:, some] = _fitted(maxima[some])
     location, shape, scale, statistic, p_value = found
     fitted = np.zeros(len(maxima), dtype=bool)
     fitted[different] = (p_value >= _POOR)[different] & (location <= _ABSURD * largest)[different]
@@ -100,14 +105,16 @@ def _likelihood(
     logs = logs - top
     mean = logs.mean(2)
     shape = 1.28 / np.maximum(logs.std(2), 1e-300)  # exact for the standard deviation of a Gumbel variable
+    moving = np.ones(shape.shape, dtype=bool)  # each stops by itself: no fit hangs on the others
     for _ in range(_NEWTON_STEPS):
         powers = np.exp(shape[..., None] * logs)
         total = powers.sum(2)
         first, second = (powers * logs).sum(2) / total, (powers * logs**2).sum(2) / total
         value = first - 1 / shape - mean
         change = value / (second - first**2 + shape**-2.0)
-        before, shape = shape, np.clip(shape - change, shape / 2, shape * 2)
-        if (np.abs(shape - before) <= _SETTLED * before).all():
+        before, shape = shape, np.where(moving, np.clip(shape - change, shape / 2, shape * 2), shape)
+        moving &= np.abs(shape - before) > _SETTLED * before
+        if not moving.any():
             break
     log_scale = np.log(np.exp(shape[..., None] * logs).mean(2)) / shape
     likelihood = np.log(shape) - shape * log_scale + (shape - 1) * mean - 1 - top[..., 0]

@@ -51,15 +51,17 @@ def attacked(
     *,
     nearest: Mapping[tuple[float, Box], Nearest],
     box: Box,
+    first: int = 0,
 ) -> Iterator[tuple[float, str, Float[Tensor, "K n d"], Bool[Tensor, "K n"]]]:
     """What the attack ``name`` finds, as (p, method, x_adv, found); DeepFool also pulled back along its ray.
 
-    ``nearest`` are the nearest boundaries at x, with this box. Raises: InvalidInput for an unknown name.
+    ``nearest`` are the nearest boundaries at x, with this box; ``first`` is the place of x[0] in the data,
+    for what is drawn. Raises: InvalidInput for an unknown name.
     """
     if name == "fgs":
         yield math.inf, name, *minimal_fgs(nets, x, y, box=box)
     elif name == "rfgs":
-        yield math.inf, name, *minimal_rfgs(nets, x, y, box=box)
+        yield math.inf, name, *minimal_rfgs(nets, x, y, first=first, box=box)
     elif name == "deepfool":
         for p in (2.0, math.inf):
             x_adv, found = deepfool(nets, x, y, p=p, nearest=nearest[p, box], box=box)

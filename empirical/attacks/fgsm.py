@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.attacks.active import Batch, attack_correct, check_attack
+from empirical.attacks.active import Batch, attack_correct, check_attack, check_count
 from empirical.attacks.geometry import along, clip
 from empirical.attacks.losses import cross_entropy_direction
 from empirical.attacks.ray import beyond_crossing
@@ -53,14 +54,15 @@ def rfgs(
     """R+FGSM (Tramer et al. 2018): a random sign step of size share * eps, then a gradient sign step.
 
     The second step has size (1 - share) * eps and follows the gradient at the point after the first one. The
-    random signs are the same for all members. The examples are returned whether they succeed or not.
-    Raises: InvalidInput if eps is negative or not finite, share lies outside [0, 1), or shapes, values,
-    labels or box are bad.
+    random signs depend on the seed and the example's place in x alone: they are the same for all members. The
+    examples are returned whether they succeed or not.
+    Raises: InvalidInput if eps is negative or not finite, share lies outside [0, 1), the seed is negative, or
+    shapes, values, labels or box are bad.
     """
     check_attack(ensemble, x, y, box=box)
     _check_eps(eps)
     _check_share(share)
-    begin = clip(x + share * eps * _random_signs(x, seed), box)
+    begin = clip(x + share * eps * _random_signs(x, seed, first=0), box)
     return clip(begin + (1 - share) * eps * loss_gradient_sign(ensemble, begin, y), box)
 
 
@@ -104,20 +106,23 @@ def minimal_rfgs(
     *,
     share: float = 0.5,
     seed: int = 0,
+    first: int = 0,
     max_step: float = torch.inf,
     box: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """The smallest step at which R+FGSM (:func:`rfgs`) changes the decision, by a scan and a secant search.
 
     The path bends as the gradient after the random step changes with its size: an upper bound
-    (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.
-    Raises: InvalidInput if share lies outside [0, 1), max_step is negative or NaN, or shapes, values, labels
-    or box are bad.
+    (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0. The random
+    signs are those of :func:`rfgs`; where x is a part of the data, ``first`` is the place of its first
+    example there, and the signs are those of the whole.
+    Raises: InvalidInput if share lies outside [0, 1), max_step is negative or NaN, the seed or ``first`` is
+    negative, or shapes, values, labels or box are bad.
     """
     check_attack(ensemble, x, y, box=box)
     _check_share(share)
     _check_max_step(max_step)
-    signs = _random_signs(x, seed)
+    signs = _random_signs(x, seed, first=first)
 
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
         unit = batch.boundary(p=torch.inf, box=box)
@@ -132,9 +137,13 @@ def minimal_rfgs(
     return attack_correct(ensemble, x, y, attack)
 
 
-def _random_signs(x: Tensor, seed: int) -> Tensor:
-    drawn = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(seed))
-    return (2 * drawn - 1).to(device=x.device, dtype=x.dtype)
+def _random_signs(x: Tensor, seed: int, *, first: int) -> Tensor:
+    """Signs of every example by its place, ``first`` that of x[0]; drawn alike on all devices."""
+    check_count("seed", seed, least=0)
+    check_count("first", first, least=0)
+    bits = np.random.PCG64(seed).advance(first * x.shape[1])  # one draw for each number in [0, 1)
+    drawn = np.random.Generator(bits).random(x.shape)
+    return torch.as_tensor(np.where(drawn < 0.5, -1.0, 1.0), dtype=x.dtype, device=x.device)
 
 
 def _largest(max_step: float, box: tuple[float, float] | None) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -41,10 +44,11 @@ def pgd(
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """PGD (Madry et al. 2018): the first point of another class met on the way, within l_p distance eps.
 
-    The first run starts at x, every further one at a random point of the ball (the same for all members);
-    each takes ``steps`` steps of 2.5 eps / steps up the lead of the other classes, and the point after the
-    last step counts too. Raises: InvalidInput for another p, a negative eps, steps or restarts < 1, or bad
-    shapes, values, labels or box.
+    The first run starts at x, every further one at a random point of the ball, which depends on the seed, the
+    run and the example's place in x alone: it is the same for all members. Each run takes ``steps`` steps of
+    2.5 eps / steps up the lead of the other classes, and the point after the last step counts too.
+    Raises: InvalidInput for another p, a negative eps or seed, steps or restarts < 1, or bad shapes, values,
+    labels or box.
     """
     check_attack(ensemble, x, y, box=box)
     _check(p, steps, restarts)
@@ -75,9 +79,9 @@ def minimal_pgd(
     The radius starts just above the linearised distance and doubles, up to 2^12 times that, until PGD
     succeeds; then ``halvings`` bisections follow, each between the largest radius that failed and the
     distance of the closest point. Success need not be monotone in the radius, so this is an upper bound even
-    of what PGD can do.
-    Raises: InvalidInput for another p, steps, restarts or halvings < 1, or bad shapes, values, labels or
-    box.
+    of what PGD can do. The random starts are those of :func:`pgd`, in balls of any radius.
+    Raises: InvalidInput for another p, steps, restarts or halvings < 1, a negative seed, or bad shapes,
+    values, labels or box.
     """
     check_attack(ensemble, x, y, box=box)
     _check(p, steps, restarts)
@@ -96,21 +100,28 @@ def _check(p: float, steps: int, restarts: int) -> None:
     check_count("restarts", restarts)
 
 
-def _noise(x: Tensor, *, p: float, restarts: int, seed: int) -> Tensor:
-    """A uniform point of the unit ball per restart and example; none for the first run, which starts at x."""
-    generator, shape = torch.Generator().manual_seed(seed), (restarts - 1, *x.shape)
-    if p == torch.inf:
-        noise = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
-    else:
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        depth = torch.rand(*shape[:2], 1, generator=generator, dtype=torch.float64) ** (1 / x.shape[1])
-        noise = unit_step(noise, p=2) * depth
-    return noise.to(device=x.device, dtype=x.dtype)
+def _noise(x: Tensor, *, p: float, restarts: int, seed: int) -> list[Tensor]:
+    """Uniform points of the unit ball, for every run but the first; drawn alike on all devices.
+
+    The two entries more that points of the l_2 ball are drawn with make what is left of them, at length 1,
+    uniform in it.
+    """
+    check_count("seed", seed, least=0)
+    n, d = x.shape
+    found = []
+    for run in range(1, restarts):
+        generator = np.random.default_rng([seed, run])
+        if p == torch.inf:
+            noise = torch.from_numpy(generator.uniform(-1, 1, (n, d)))
+        else:
+            noise = unit_step(torch.from_numpy(generator.standard_normal((n, d + 2))), p=2)[:, :d]
+        found.append(noise.to(device=x.device, dtype=x.dtype))
+    return found
 
 
 def _bisect(
     batch: Batch,
-    noise: Tensor,
+    noise: Sequence[Tensor],
     *,
     p: float,
     steps: int,
@@ -141,9 +152,15 @@ def _bisect(
 
 
 def _runs(
-    batch: Batch, radius: Tensor, noise: Tensor, *, p: float, steps: int, box: tuple[float, float] | None
+    batch: Batch,
+    radius: Tensor,
+    noise: Sequence[Tensor],
+    *,
+    p: float,
+    steps: int,
+    box: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor]:
-    """One run from the centre and one from every row of noise, until one succeeds."""
+    """One run from the centre and one from every point of noise, until one succeeds."""
     points, success = _run(batch, batch.start, radius, p=p, steps=steps, box=box)
     for start in noise:
         if success.all():
@@ -160,15 +177,15 @@ def _runs(
 def _run(
     batch: Batch, begin: Tensor, radius: Tensor, *, p: float, steps: int, box: tuple[float, float] | None
 ) -> tuple[Tensor, Tensor]:
-    """Steps of equal length, projected on the ball and the box; an example leaves when it succeeds."""
+    """Steps of equal length, projected on the ball and the box; of every example the first success."""
     found, success = batch.start.clone(), torch.zeros_like(batch.y, dtype=torch.bool)
     active, part, points = ActiveSet.of(~success), batch, begin
     for _ in range(steps):
         logits, gradient = part.nets.logits_and_gradient(points, part.loss)
-        hit = margins(logits, part.y) < 0
+        hit = (margins(logits, part.y) < 0) & ~active.take(success)
         active.put(found, points, hit)
         active.put(success, hit, hit)
-        gone = hit | ~active.live
+        gone = active.take(success) | ~active.live
         if gone.all():
             return found, success
         if 4 * gone.sum() > gone.numel():
@@ -178,7 +195,7 @@ def _run(
         within = active.take(radius)
         step = unit_step(feasible(gradient, points, box), p=p) * (_PATH * within / steps)[..., None]
         points = clip(part.start + project(points + step - part.start, within, p=p), box)
-    hit = part.success(points)
+    hit = part.success(points) & ~active.take(success)
     active.put(found, points, hit)
     active.put(success, hit, hit)
     return found, success

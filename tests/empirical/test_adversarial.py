@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from empirical.activations import as_modules
-from empirical.adversarial import Adversary, attacked, fast_gradient_sign
+from empirical.adversarial import Adversary, attacked
 from empirical.attacks import fgs
 from empirical.attacks.active import margins
 from empirical.augmentation import Augmentation
@@ -22,6 +22,7 @@ from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
 EPS = 0.1
+FGS = Adversary(EPS, EPS)  # one step: the fast gradient sign
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,9 +30,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(data.x_train, dtype=torch.float32), torch.tensor(data.y_train)
 
 
-@pytest.mark.parametrize(
-    "adversary", [fast_gradient_sign(EPS), Adversary(EPS, 0.04, steps=4, random_start=True)]
-)
+@pytest.mark.parametrize("adversary", [FGS, Adversary(EPS, 0.04, steps=4, random_start=True)])
 def test_adversarially_trained_networks_resist_fgs(adversary):
     """Unseen digits, the same start and order; by far more than 64-30-10 networks differ by seed."""
     x, y = digits()
@@ -54,13 +53,13 @@ def test_the_attack_of_a_step_is_the_fast_gradient_sign(outputs):
     nets = nets.masked(magnitude_masks(nets, sparsity=0.3))
     x = torch.rand(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.arange(20) % max(2, outputs)
-    recipe = Recipe(epochs=1, adversary=fast_gradient_sign(EPS))
+    recipe = Recipe(epochs=1, adversary=FGS)
     for kind in (nets, as_modules(nets)):
         networks = begin(kind, recipe, members=[0, 1], seeds=[0, 0]).networks
         moved = attacked(
             lambda z, n=networks: n.input_gradient(n.weights.parts, z, y.expand(2, -1), recipe),
             x.expand(2, -1, -1),
-            fast_gradient_sign(EPS),
+            FGS,
             noise=None,
         )
         torch.testing.assert_close(moved, fgs(nets, x, y, eps=EPS, box=(0.0, 1.0)), rtol=0, atol=1e-12)
@@ -129,7 +128,7 @@ def test_augmented_images_are_cropped_and_mirrored(padding, mirror):
     [
         {"augmentation": Augmentation(1)},
         {"adversary": Adversary(0.1, 0.05, steps=2, random_start=True)},
-        {"augmentation": Augmentation(1), "adversary": fast_gradient_sign(0.1), "activation_l1": 0.01},
+        {"augmentation": Augmentation(1), "adversary": FGS, "activation_l1": 0.01},
     ],
 )
 def test_a_member_is_altered_as_if_it_were_alone(changes):

@@ -381,6 +381,39 @@ def test_restarts_help_and_depend_on_the_seed():
     assert other.shape == one.shape
 
 
+@pytest.mark.parametrize(("p", "eps"), [(2.0, 0.4), (INF, 0.2)])
+def test_a_random_start_depends_on_the_seed_and_the_place_alone(p, eps):
+    """Not on the examples that follow, the members, or how many restarts come after it.
+
+    Where x is, no unit is active and no gradient leads away: what is found is a start.
+    """
+    weight, bias = torch.eye(5).double()[:2, None], torch.tensor([[0.5, 0.0]] * 2).double()
+    outer = torch.tensor([[[0.0], [100.0]]] * 2).double()
+    inner = torch.full((2, 1), -0.6).double()
+    nets = MLPEnsemble((weight, outer), (inner, bias), (weight != 0, outer != 0))
+    x, y = torch.full((12, 5), 0.5).double(), torch.zeros(12, dtype=torch.long)
+
+    def points(nets, n, restarts):
+        return pgd(nets, x[:n], y[:n], p=p, eps=eps, steps=1, restarts=restarts, seed=3)
+
+    whole, found = points(nets, 12, 5)
+    assert not points(nets, 12, 1)[1].any()
+    assert found.double().mean() > 0.3
+    assert len(whole[0][found[0]].unique(dim=0)) == found[0].sum()
+    some, hit = points(nets.select([1]), 7, 5)
+    assert torch.equal(some[0], whole[1, :7])
+    assert torch.equal(hit[0], found[1, :7])
+    assert torch.equal(points(nets, 12, 8)[0][found], whole[found])
+
+
+def test_the_random_signs_of_a_part_of_the_data_are_those_of_the_whole():
+    nets, x, y = random_ensemble(members=2)
+    whole, found = minimal_rfgs(nets, x, y)
+    some, hit = minimal_rfgs(nets, x[7:], y[7:], first=7)
+    torch.testing.assert_close(some, whole[:, 7:], rtol=1e-9, atol=1e-12)
+    assert torch.equal(hit, found[:, 7:])
+
+
 def test_rfgs_takes_a_random_and_a_gradient_step():
     nets = ensemble_of(LinearClassifier(np.array([[1.0, -2.0], [0.0, 0.0]]), np.zeros(2)))
     x, y = torch.tensor([[0.95, 0.05]], dtype=torch.float64), torch.tensor([0])
@@ -388,7 +421,7 @@ def test_rfgs_takes_a_random_and_a_gradient_step():
     assert sorted(moved.abs().flatten().tolist())[0] >= 0.05 - 1e-12
     assert float(moved.abs().max()) <= 0.1 + 1e-12
     assert rfgs(nets, x, y, eps=0.1, share=0.0)[0, 0].tolist() == pytest.approx([0.85, 0.15])
-    assert rfgs(nets, x, y, eps=1.0, box=BOX)[0, 0].tolist() == [0.0, 1.0]
+    assert rfgs(nets, x, y, eps=2.0, box=BOX)[0, 0].tolist() == [0.0, 1.0]
     seeds = [rfgs(nets, x.expand(30, 2), y.expand(30), eps=0.1, seed=s) for s in (0, 0, 1)]
     assert torch.equal(seeds[0], seeds[1])
     assert not torch.equal(seeds[0], seeds[2])
@@ -459,6 +492,9 @@ def test_norms_neither_overflow_nor_vanish_in_float32(scale):
         (lambda n, x, y: rfgs(n, x, y, eps=0.1, share=1.0), "share is 1"),
         (lambda n, x, y: rfgs(n, x, y, eps=math.nan), "eps is nan"),
         (lambda n, x, y: minimal_rfgs(n, x, y, max_step=-1), "max_step is -1"),
+        (lambda n, x, y: minimal_rfgs(n, x, y, first=-1), "first is -1"),
+        (lambda n, x, y: rfgs(n, x, y, eps=0.1, seed=-1), "seed is -1"),
+        (lambda n, x, y: pgd(n, x, y, p=2, eps=0.1, seed=-1), "seed is -1"),
         (lambda n, x, y: strongest(n, x, y, p=2, effort=4), "effort is 4"),
         (lambda n, x, y: strongest(n, x, y, p=3), "p is 3"),
         (lambda n, x, y: deepfool(n, x, y, p=2, box=(1.0, 0.0)), r"box is \(1.0, 0.0\)"),

@@ -76,7 +76,7 @@ def test_a_success_of_convolutions_does_not_hang_on_rounding():
 def linear(weight, bias=0.0):
     """One logit w.x + b, of class 1."""
     weight = torch.tensor(weight, dtype=torch.float64)[None, None]
-    return MLPEnsemble((weight,), (torch.full((1, 1), bias).double(),), (weight != 0,))
+    return MLPEnsemble((weight,), (torch.full((1, 1), bias, dtype=torch.float64),), (weight != 0,))
 
 
 @pytest.mark.parametrize("gap", [1e-3, 1e-7, 1e-9, 1e-12])
@@ -134,6 +134,9 @@ def test_inputs_and_boxes_that_float32_cannot_hold_are_searched_in_float64():
     x = torch.tensor([[1.0 + 8e-10, 1.0 + 8e-10]], dtype=torch.float64)
     x_adv, found = searched(SEARCHES["fmn", math.inf], close, x, y, p=math.inf, box=box)
     assert box[0] <= float(x_adv.min()) <= float(x_adv.max()) <= box[1]
+    assert float(verified_radius(close, x, y, x_adv, found, p=math.inf)) == pytest.approx(
+        1.4e-9 / 3, rel=0.01
+    )
 
 
 def test_a_second_search_for_one_member_leaves_the_others_alone(trained_digits):

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import empirical.compaction as module
 from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
-from empirical.compaction import compact, products
+from empirical.compaction import compact, products, smaller_stack
 from empirical.datasets import Dataset
-from empirical.ensembles import MLPEnsemble
+from empirical.ensembles import MLPEnsemble, from_modules
 from empirical.measurement import measure
 from theory.types import InvalidInput
 
@@ -167,3 +168,86 @@ def test_two_members_are_refused():
     nets = MLPEnsemble((weight,), (torch.zeros(2, 3),), (weight != 0,))
     with pytest.raises(InvalidInput, match="2 members"):
         compact(nets)
+
+
+def images(*, padding: int, relu: bool, density: float, seed: int = 0) -> nn.Sequential:
+    """Two convolutions, poolings and linear layers on 2 x 9 x 9 images, with biases, pruned at random."""
+    torch.manual_seed(seed)
+    between = [nn.ReLU()] if relu else []
+    convolutions = [
+        *(nn.Conv2d(2, 8, 3, padding=padding), *between, nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 10, 2, padding=padding, stride=1 + padding), *between, nn.Flatten()),
+    ]
+    inside = 10 * (9 if padding else 4)
+    net = nn.Sequential(*convolutions, nn.Linear(inside, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    with torch.no_grad():
+        for layer in net:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.weight *= (torch.rand_like(layer.weight) < density) * 2
+                layer.bias = nn.Parameter(torch.randn(len(layer.weight), dtype=torch.float64))
+    return net.eval()
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.1, 0.2])
+def test_images_go_through_a_smaller_stack_to_the_same_scores(padding, relu, density, monkeypatch):
+    monkeypatch.setattr(module, "SMALL_STACK", 1.0)
+    nets = from_modules([images(padding=padding, relu=relu, density=density)], shape=(2, 9, 9))
+    small = smaller_stack(nets)
+    assert small is not None
+    assert sum(w.numel() for w in small.weights) < sum(w.numel() for w in nets.weights)
+    x = torch.rand(7, 162, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for ours, theirs in zip(small.logits_and_jacobian(x), nets.logits_and_jacobian(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
+    for before, after in zip(small.weights, small.weights[1:], strict=False):
+        used = after[0].reshape(after.shape[1], before.shape[1], -1).any(2).any(0)
+        assert before.shape[1] == 1 or used.all()
+
+
+def test_measurements_of_images_are_the_same_and_in_order(monkeypatch):
+    modules = [images(padding=0, relu=False, density=density) for density in (0.1, 1.0, 0.12)]
+    nets = from_modules(modules, shape=(2, 9, 9))
+    sizes = [smaller_stack(nets.select([k])) is not None for k in range(3)]
+    assert sizes == [True, False, True]
+    x = np.random.default_rng(0).random((15, 162))
+    y = nets.logits(torch.tensor(x))[0].argmax(1).numpy()
+    data = Dataset("random", x, np.arange(15) % 3, x, y, 3)
+    ours = measure(nets, data, eps=0.1, attacks=("rfgs", "deepfool"))
+    monkeypatch.setattr(module, "SMALL_STACK", -1.0)
+    whole = measure(nets, data, eps=0.1, attacks=("rfgs", "deepfool"))
+    np.testing.assert_array_equal(ours.correct, whole.correct)
+    for key, radii in whole.radius.items():
+        assert np.isfinite(radii).mean() > 0.5
+        np.testing.assert_allclose(ours.radius[key], radii, rtol=1e-6, atol=1e-9)
+
+
+class Doubled(nn.Sequential):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def watched() -> nn.Sequential:
+    net = images(padding=0, relu=True, density=0.02)
+    net[0].register_forward_hook(lambda _, __, output: output.add(1))
+    return net
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Doubled(*images(padding=0, relu=True, density=0.02)),
+        lambda: nn.Sequential(nn.BatchNorm2d(2).double(), *images(padding=0, relu=True, density=0.02)),
+        lambda: nn.Sequential(nn.Sigmoid(), *images(padding=0, relu=True, density=0.02)),
+        lambda: images(padding=0, relu=True, density=1.0),
+        watched,
+    ],
+)
+def test_what_is_not_known_to_be_smaller_stays(made):
+    assert smaller_stack(from_modules([made().eval()], shape=(2, 9, 9))) is None
+
+
+def test_two_members_of_images_are_refused():
+    nets = from_modules([images(padding=0, relu=True, density=0.1)] * 2, shape=(2, 9, 9))
+    with pytest.raises(InvalidInput, match="2 members"):
+        smaller_stack(nets)

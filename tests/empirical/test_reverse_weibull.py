@@ -1,12 +1,15 @@
 """End points of maxima: the likelihood's own maximum, never below a sample, honest about poor fits."""
 
+import tracemalloc
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from empirical.reverse_weibull import end_points
+from empirical.reverse_weibull import EndPoint, end_points
 from theory.types import InvalidInput
 
 
@@ -50,6 +53,21 @@ def test_poor_fits_fall_back_to_the_largest_sample():
         assert not found.fitted.any()
         assert found.location == maxima.max()
         assert np.isfinite(found.p_value).all()
+
+
+def test_a_fit_does_not_hang_on_the_others_and_few_are_held_at_once():
+    maxima = drawn(2.5, sets=4000, count=6)
+    maxima[::7] = drawn(1.2, sets=572, count=6, seed=1)
+    tracemalloc.start()
+    try:
+        found = end_points(maxima)
+        assert tracemalloc.get_traced_memory()[1] < 16 * maxima.nbytes + 2**25
+    finally:
+        tracemalloc.stop()
+    for i in range(0, 4000, 97):
+        alone = end_points(maxima[i : i + 1])
+        for field in fields(EndPoint):
+            np.testing.assert_array_equal(getattr(found, field.name)[i : i + 1], getattr(alone, field.name))
 
 
 @settings(max_examples=50)
