@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,17 +54,24 @@ def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, 
     if not block >= 2:
         raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
     x, y, exponent = _checked(x, y, p=p)
-    total, waiting = 0.0, [np.arange(len(y))]
-    while waiting:
-        mine = waiting.pop()
-        if mine.size > block:
-            widest = np.ptp(x[mine], axis=0).argmax()
-            ranked = mine[np.argsort(x[mine, widest], kind="stable")]
-            waiting += [ranked[: mine.size // 2], ranked[mine.size // 2 :]]
-            continue
+    total = 0.0
+    for mine in _halves(x, block):
         cost = _opponents(x[mine], x, y[mine], y, p=p)
         total += _cheapest_cover(cost[:, mine], cost.min(axis=1))
     return _unscaled(total / (2 * len(y)), exponent)
+
+
+def _halves(x: Float[Array, "m n"], block: int) -> Iterator[Int[Array, " _"]]:
+    """The rows of x in blocks of at most so many: halves of halves along the widest feature."""
+    waiting = [np.arange(len(x))]
+    while waiting:
+        mine = waiting.pop()
+        if mine.size <= block:
+            yield mine
+            continue
+        widest = np.ptp(x[mine], axis=0).argmax()
+        ranked = mine[np.argsort(x[mine, widest], kind="stable")]
+        waiting += [ranked[: mine.size // 2], ranked[mine.size // 2 :]]
 
 
 def _checked(x: object, y: object, *, p: float) -> tuple[Array, Array, int]:
@@ -107,13 +115,14 @@ def _cheapest_cover(cost: Float[Array, "k k"], cheapest: Float[Array, " k"]) -> 
 
 
 def mean_radius_ceiling(
-    x: Float[Array, "m n"], y: Int[Array, " m"], correct: Bool[Array, " m"], *, p: float
+    x: Float[Array, "m n"], y: Int[Array, " m"], correct: Bool[Array, " m"], *, p: float, block: int = 2000
 ) -> float:
     """Ceiling at a given correct set, bound: the mean radius over all of x, misclassified points counted 0.
 
-    The share of correct points times their ``universal_ceiling``; 0 if none is correct, inf if all correct
-    ones have one label. A classifier that is wrong somewhere can exceed the universal ceiling of the whole
-    of x, for each mistake frees its neighbours: use this one with its own correct set.
+    The share of correct points times their ``universal_ceiling``, of more than ``block`` points their
+    ``blockwise_ceiling``; 0 if none is correct, inf if all correct ones have one label. A classifier that is
+    wrong somewhere can exceed the universal ceiling of the whole of x, for each mistake frees its neighbours:
+    use this one with its own correct set.
     Raises: InvalidInput as ``universal_ceiling``, or if ``correct`` is not one boolean per point.
     Source: this project.
     """
@@ -125,7 +134,7 @@ def mean_radius_ceiling(
         return 0.0
     if np.unique(y[correct]).size == 1:
         return np.inf
-    return float(correct.mean() * universal_ceiling(x[correct], y[correct], p=p))
+    return float(correct.mean() * blockwise_ceiling(x[correct], y[correct], p=p, block=block))
 
 
 def _check_flags(correct: object, y: Int[Array, " m"]) -> Bool[Array, " m"]:
@@ -145,13 +154,15 @@ def robust_accuracy_ceiling(
     radii: Float[Array, " a"],
     *,
     p: float,
+    block: int = 2000,
 ) -> Float[Array, " a"]:
     """Ceiling of P(rho_p > r) at a given correct set, bound: no classifier that is right there passes it.
 
     Two correct points of different labels at a distance of at most 2 r cannot both have a radius above r, so
     the points that have are independent in the graph of such pairs. Their number is at most that of all
     correct points less a smallest fractional vertex cover, which is half a largest matching of the graph's
-    bipartite double cover. Misclassified points count 0.
+    bipartite double cover. Misclassified points count 0. Of more than ``block`` points, pairs within blocks
+    alone count: fewer edges only raise the ceiling.
     Raises: InvalidInput as ``mean_radius_ceiling``, or for a radius that is negative or NaN.
     Source: this project; Bhagoji, Cullina, Mittal 2019 for two classes.
     """
@@ -161,10 +172,15 @@ def robust_accuracy_ceiling(
     correct, radii = _check_flags(correct, y), np.asarray(radii)
     if not (radii >= 0).all():
         raise InvalidInput("radii holds a negative radius or NaN; a robust accuracy belongs to one >= 0")
-    distances = _opponents(x[correct], x[correct], y[correct], y[correct], p=p)
-    # A distance that was rounded down would be an edge too many; one too few only raises the ceiling.
-    covers = [maximum_bipartite_matching(csr_array(distances * _ROUNDED_UP <= 2 * r)) for r in radii]
-    matched = np.array([np.count_nonzero(cover >= 0) for cover in covers])
+    if not block >= 2:
+        raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
+    matched = np.zeros(len(radii))
+    for mine in _halves(x[correct], block):
+        points, labels = x[correct][mine], y[correct][mine]
+        distances = _opponents(points, points, labels, labels, p=p)
+        # A distance that was rounded down would be an edge too many; one too few only raises the ceiling.
+        covers = [maximum_bipartite_matching(csr_array(distances * _ROUNDED_UP <= 2 * r)) for r in radii]
+        matched += [np.count_nonzero(cover >= 0) for cover in covers]
     return (correct.sum() - matched / 2) / len(y)
 
 

@@ -58,7 +58,20 @@ def test_distances_serve_every_correct_set(data, p, block, random):
         exact = mean_radius_ceiling(x, y, correct, p=p)
         assert ceiling_in_blocks(whole, correct) == pytest.approx(exact, rel=1e-12)
         assert ceiling_in_blocks(parts, correct) >= exact * (1 - 1e-12)
+        assert mean_radius_ceiling(x, y, correct, p=p, block=block) >= exact * (1 - 1e-12)
     assert ceiling_in_blocks(whole, np.zeros(len(y), dtype=bool)) == 0
+
+
+@NORMS
+def test_ceilings_of_large_sets_are_of_blocks_and_lose_little(p):
+    rng = np.random.default_rng(0)
+    x, y, correct = rng.normal(size=(400, 8)), rng.integers(0, 3, size=400), rng.random(400) < 0.8
+    exact, found = (mean_radius_ceiling(x, y, correct, p=p, block=block) for block in (2000, 100))
+    assert exact <= found <= 1.15 * exact
+    radii = np.linspace(0, exact, 5)
+    exact, found = (robust_accuracy_ceiling(x, y, correct, radii, p=p, block=b) for b in (2000, 100))
+    assert (exact <= found).all()
+    assert (found - exact).max() < 0.3
 
 
 def test_block_law_rejects_blocks_that_forget_half_and_nearest_opponents():
@@ -170,6 +183,10 @@ def test_robust_accuracy_ceiling_is_the_largest_independent_set_or_its_relaxatio
     radii = np.array([0.0, 0.1, 0.2, 0.4])
     found = robust_accuracy_ceiling(x, y, np.ones(7, dtype=bool), radii, p=p) * 7
     exact = np.array([most_independent(x, y, r, p=p) for r in radii])
+    for block in (2, 3, 5):
+        assert (
+            robust_accuracy_ceiling(x, y, np.ones(7, dtype=bool), radii, p=p, block=block) * 7 >= found
+        ).all()
     assert (found >= exact).all()
     assert (np.diff(found) <= 0).all()
     assert found[0] == 7
@@ -189,5 +206,7 @@ def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set(unchecked)
     ]
     with pytest.raises(InvalidInput, match="radii holds a negative radius"):
         robust_accuracy_ceiling(x, y, two, np.array([-1.0]), p=2.0)
+    with pytest.raises(InvalidInput, match="block is 1"):
+        robust_accuracy_ceiling(x, y, two, np.array([1.0]), p=2.0, block=1)
     with pytest.raises(InvalidInput, match="one flag per point"):
         robust_accuracy_ceiling(x, y, two[:2], np.array([1.0]), p=2.0)
