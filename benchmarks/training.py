@@ -32,7 +32,6 @@ from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, initialise, initialise_modules
 from empirical.models import lenet5
 from empirical.pruning import magnitude_masks
-from empirical.schedules import progressive, rounds
 from empirical.training import Recipe, train
 
 CPU = torch.device("cpu")
@@ -106,13 +105,11 @@ def setups(data: Dataset, *, quick: bool) -> list[Setup]:
 def by_ensemble(setup: Setup, x: Tensor, y: Tensor) -> Ensemble:
     """All networks at once, as this project trains them."""
     seeds = range(setup.networks)
-    levels = progressive(
-        setup.start(seeds),
-        rounds(setup.pruned),
-        prune=lambda nets, sparsity: magnitude_masks(nets, sparsity=sparsity),
-        retrain=lambda nets, level: train(nets, x, y, setup.recipe, seeds=seeds),
-    )
-    return list(levels)[-1]
+    networks = train(setup.start(seeds), x, y, setup.recipe, seeds=seeds)
+    for level in range(1, setup.pruned + 1):
+        pruned = networks.masked(magnitude_masks(networks, sparsity=1 - (2 / 3) ** level))
+        networks = train(pruned, x, y, setup.recipe, seeds=seeds)
+    return networks
 
 
 def by_torch(setup: Setup, x: Tensor, y: Tensor, *, fused: bool, channels_last: bool) -> list[nn.Module]:

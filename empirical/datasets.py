@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 from numpy import ndarray as Array
 
-from empirical.data.files import Source, shards, single
+from empirical.data.files import PARTS, Source, shards, single
 from empirical.data.named import NAMED, channels_first, named_source
 from theory.types import InvalidInput, check_labels, check_p, finite_array
 
@@ -146,15 +146,16 @@ class Examples:
 
 
 def load_test(name: str) -> Examples:
-    """The test examples of what :func:`load` reads, in their own shape; of a file x_test and y_test suffice.
+    """The test examples of what :func:`load` reads, in their own shape.
 
+    Of a file x_test and y_test suffice, of shards those of the test set.
     uint8 pixels are divided by 255; floating-point features are taken as they are, in any range.
     Raises: InvalidInput as :func:`load`.
     """
     if name == "digits":
         digits = _digits()
         return Examples(name, digits.x_test, digits.y_test)
-    found = _source(name)
+    found = _source(name, parts=("test",))
     arrays = found.read(("test",))
     x, shape = _part(name, "test", arrays["x_test"])
     return Examples(found.name, x.reshape(-1, *shape), _joined(arrays["y_test"]))
@@ -182,7 +183,7 @@ def load(name: str) -> Dataset:
 @functools.lru_cache(maxsize=1)
 def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -> Dataset:
     """The data set in these files, which have not changed since if the stamp is equal."""
-    arrays = found.read(("train", "test"))
+    arrays = found.read(PARTS)
     y_train, y_test = (_joined(arrays[f"y_{part}"]) for part in ("train", "test"))
     classes = NAMED[name].classes if name in NAMED else _classes(y_train)
     x_train, shape = _part(name, "train", arrays.pop("x_train"))
@@ -190,19 +191,22 @@ def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -
     return Dataset(found.name, x_train, y_train, x_test, y_test, classes, shape=shape)
 
 
-def _source(name: str) -> Source:
-    """The files of a named data set, of an ``.npz`` file, a folder or a pattern. Raises: InvalidInput."""
+def _source(name: str, *, parts: Sequence[str] = PARTS) -> Source:
+    """The files of a named data set, of an ``.npz`` file, a folder or a pattern; of shards the ``parts``.
+
+    Raises: InvalidInput.
+    """
     path = Path(name)
     if "\0" in name:
         raise InvalidInput(f"data is {name!r}; no file's name has a null character")
     if name in NAMED:
-        return named_source(name)
+        return named_source(name, parts=parts)
     if path.is_dir():
-        return shards(name, sorted(path.glob("*.npz")))
+        return shards(name, sorted(path.glob("*.npz")), parts=parts)
     if path.suffix == ".npz" and (path.is_file() or not glob.has_magic(name)):
         return single(path, path.stem)
     if glob.has_magic(name):
-        return shards(name, [Path(match) for match in sorted(glob.glob(name))])
+        return shards(name, [Path(match) for match in sorted(glob.glob(name))], parts=parts)
     raise InvalidInput(
         f"data is {name!r}; choose digits, {', '.join(NAMED)}, the path of an .npz file or of a folder with "
         "shards, or a pattern that fits them"

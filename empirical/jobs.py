@@ -24,6 +24,7 @@ from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.ensembles import Ensemble, MLPEnsemble
 from empirical.experiments.chains import (
     Chain,
+    NetworksLost,
     Place,
     base_networks,
     chain_is_done,
@@ -39,7 +40,6 @@ from empirical.progress import Notes
 from empirical.provenance import choose_device, commit, device_name, package_version
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit
-from empirical.training import TrainingDiverged
 from theory.types import InvalidInput
 
 # Examples whose gradients are in memory at once.
@@ -75,10 +75,9 @@ class Job:
         return f"{self.experiment.network.kind} {'random masks' if self.base else self.chain.condition}"
 
     @property
-    def name(self) -> str:
-        """Experiment, condition and seeds, in words."""
-        seeds = ", ".join(map(str, self.chain.seeds))
-        return f"{self.experiment.name}, {self.chain.condition}, seed {seeds}"
+    def block(self) -> tuple[str, tuple[int, ...]]:
+        """The experiment and the seeds: what jobs have in common that start from the same dense networks."""
+        return self.experiment.name, self.chain.seeds
 
     def units(self) -> list[Location]:
         """The files with its rows."""
@@ -97,24 +96,24 @@ class Job:
         )
 
 
-def do_on_one_core(job: Job) -> TrainingDiverged | None:
+def do_on_one_core(job: Job) -> tuple[Job, NetworksLost] | None:
     """Do a job, if there is time for it, in a process that has one core to itself.
 
-    Returns what diverged, if anything did: raised, it would end the other jobs.
+    Returns what diverged, if anything did, with the job: raised, it would end the other jobs.
     """
     torch.set_num_threads(1)
     try:
         if job.first or not job.deadline.over:
             do(job, lambda: None, Notes(job.notes, job.stage).write)
-    except TrainingDiverged as error:
-        return error
+    except NetworksLost as error:
+        return job, error
     return None
 
 
 def do(job: Job, after_step: Callable[[], None], tell: Tell = lambda text: None) -> bool:
     """Do one job, or as much of it as there is time for; whether there is time for more.
 
-    Raises: as :func:`steps`, but for OutOfTime; TrainingDiverged names the job.
+    Raises: as :func:`steps`, but for OutOfTime.
     """
     try:
         for _ in steps(job, tell):
@@ -122,9 +121,6 @@ def do(job: Job, after_step: Callable[[], None], tell: Tell = lambda text: None)
             job.deadline.check()
     except OutOfTime:
         return False
-    except TrainingDiverged as error:
-        named = f"{job.name}: {error}"
-        raise TrainingDiverged(named, members=error.members, survivors=error.survivors) from error
     return True
 
 
@@ -132,8 +128,8 @@ def steps(job: Job, tell: Tell = lambda text: None) -> Iterator[None]:
     """Do one job, step by step; what it finds is in files. ``tell`` hears of every epoch in this process.
 
     Raises: InvalidInput naming the machine if its package or its data is not the job's, or a damaged file;
-    OSError if a file cannot be written; TrainingDiverged if a network's weights become infinite; OutOfTime in
-    a training or behind one, once the deadline is over.
+    OSError if a file cannot be written; NetworksLost naming networks that diverged, once all is done that
+    does not start from them; OutOfTime in a training or behind one, once the deadline is over.
     """
     if job.finished():
         return

@@ -7,6 +7,8 @@ it is needed, so that help is immediate.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -197,6 +199,19 @@ def remove_folder(folder: Location) -> None:
         fs.rm(path, recursive=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes of this machine left half written in the folder or below.
+
+    Who wrote it is in its name. What others wrote stays: nobody here knows whether they live.
+    """
+    if os.name != "posix":  # where asking for a process could end it
+        return
+    for left in folder.rglob(f".{_machine()}-*.part"):
+        process = left.name.split("-")[1]
+        if process.isdecimal() and not _lives(int(process)):
+            remove_folder(left)
+
+
 @contextmanager
 def on_disk(file: Location) -> Iterator[Path]:
     """The file, or a copy of it, where a reader of paths alone finds it."""
@@ -211,7 +226,7 @@ def on_disk(file: Location) -> Iterator[Path]:
 def write_atomically(path: Location, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary name and move the result into place, once it is on disk.
 
-    In a folder the name is beside ``path``, and like no other, even of another machine. Elsewhere it is on
+    In a folder the name is on the same disk, and like no other, even of another machine. Elsewhere it is on
     this machine, and what is there is put in place as one. Raises: OSError naming ``path``, as it was before.
     """
     try:
@@ -257,19 +272,22 @@ def _reaching(location: Remote) -> Iterator[None]:
 
 
 def _write_and_move(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(_temporary(path.name))
+    # A folder for it alone: libraries that write have temporary files of their own beside it.
+    folder = path.with_name(f".{_machine()}-{os.getpid()}-{uuid.uuid4().hex}.part")
     try:
+        folder.mkdir()
+        temporary = folder / path.name
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_folder(folder)
 
 
 def _put_and_move(fs: AbstractFileSystem, path: str, content: bytes) -> None:
     folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/{_temporary(name)}"
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.part"
     try:
         fs.pipe_file(temporary, content)
         fs.mv(temporary, path)
@@ -279,8 +297,23 @@ def _put_and_move(fs: AbstractFileSystem, path: str, content: bytes) -> None:
         raise
 
 
-def _temporary(name: str) -> str:
-    return f".{name}.{uuid.uuid4().hex}.part"
+@functools.cache
+def _machine() -> str:
+    """Twelve hexadecimal digits for processes that see each other: those of a machine, or of a container."""
+    space = Path("/proc/self/ns/pid")
+    seen = space.stat().st_ino if space.exists() else 0
+    return hashlib.sha256(f"{platform.node()} {seen}".encode()).hexdigest()[:12]
+
+
+def _lives(process: int) -> bool:
+    """Whether there is a process of this id here; as far as can be seen."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # it is somebody else's
+    return True
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from empirical.locations import Location, Unreachable, present
@@ -27,6 +28,7 @@ class Progress:
 
     def __init__(self, paths: Sequence[Location], advance: Advance, tell: Advance) -> None:
         self._waiting, self._advance, self._hear = dict.fromkeys(paths), advance, tell
+        self.commits: set[str] = set()  # of the package, that the rows of those units name
 
     def look(self) -> None:
         """Tell of every unit that has appeared since, whichever process wrote it."""
@@ -43,7 +45,9 @@ class Progress:
 
     def _tell(self, path: Location) -> None:
         del self._waiting[path]
-        self._advance(*_stage(path))
+        rows = read_table(path)
+        self.commits.update(rows["commit"].unique().to_pylist())
+        self._advance(*_stage(rows))
 
     @contextmanager
     def watching(self) -> Iterator[Path]:
@@ -98,9 +102,8 @@ def _newest(folder: Path) -> tuple[str, str] | None:
     return (stage, detail) if detail else None
 
 
-def _stage(path: Location) -> tuple[str, str]:
-    """The stage and the accuracy that a unit's file speaks of."""
-    rows = read_table(path)
+def _stage(rows: pa.Table) -> tuple[str, str]:
+    """The stage and the accuracy that a unit's rows speak of."""
     first = rows.slice(0, 1).to_pylist()[0]
     clean = (pc.field("quantity") == "accuracy") & (pc.field("method") == "clean")
     accuracy = rows.filter(clean)["value"].to_numpy()

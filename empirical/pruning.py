@@ -1,8 +1,7 @@
 """Masks that remove a given fraction of weights, for every member of an ensemble at once.
 
-A criterion gives the masks of a sparsity; a schedule (:mod:`empirical.schedules`) applies it round after
-round. ``layers`` names the layers that are pruned, by their index as in a list (-1 is the last); the masks of
-the others stay what they are. Masks of removed weights are False.
+A criterion gives the masks of a sparsity. ``layers`` names the layers that are pruned, by their index as in a
+list (-1 is the last); the masks of the others stay what they are. Masks of removed weights are False.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,19 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
-from empirical.locations import Location, Unreachable, make_folder, names, on_disk, write_atomically
-from paper_figures.parquet import BadParquet, read_parquet, schema_version
+from empirical.locations import (
+    Location,
+    Unreachable,
+    make_folder,
+    names,
+    on_disk,
+    remove_abandoned,
+    write_atomically,
+)
+from paper_figures.parquet import BOUNDS_VERSION, SCHEMA_KEY, BadParquet, read_parquet, schema_version
 from theory.types import InvalidInput, first_line
 
 SCHEMA_VERSION = "1"
-SCHEMA_KEY = b"sparse_robustness.schema"
 _DIGEST = "sha256"  # in settings.json, of all its other entries
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -72,15 +80,16 @@ BOUNDS = pa.schema(
         ("example", pa.int32()),
         ("value", pa.float64()),
     ],
-    metadata={SCHEMA_KEY: b"bounds-2"},
+    metadata={SCHEMA_KEY: BOUNDS_VERSION.encode()},
 )
 # Columns that a row may lack an entry of.
 _NULLABLE = ("achieved_sparsity", "example", "eps", "value")
 KINDS = ("measured", "identity", "upper bound", "lower bound", "estimate", "check")
 # What commands leave in a run's folder.
 _FOLDERS = ("checkpoints", "units", "figures")
-_TABLES = ("results.parquet", "measure.parquet", "bounds.parquet")
-_OURS = {*_FOLDERS, *_TABLES, "unfinished", "report.html", "runs.jsonl"}
+_TABLES = ("results.parquet", "measure.parquet", "bounds.parquet", "further_pruning.parquet")
+INCOMPLETE = "incomplete.parquet"  # what there is of a run of which a training diverged
+_OURS = {*_FOLDERS, *_TABLES, INCOMPLETE, "unfinished", "report.html", "runs.jsonl"}
 # Folders of a run in a store where a folder is there once it holds a file; each says that the run is ours.
 _MARKS = {"units", "checkpoints", "unfinished"}
 NORMS = {2.0: "l2", np.inf: "linf"}
@@ -204,6 +213,7 @@ def open_run(out: Location, settings: dict[str, object], *, parts: Sequence[str]
     """Make ``out``, with folders for its ``parts``, that of the run with these settings, new or continued.
 
     A run's folder whose settings.json was deleted gets it again: units and networks name their settings too.
+    What killed commands left half written is deleted. A finished run's folder need not be writable.
     Raises: InvalidInput if it cannot be written, holds a run with other settings, or holds other files.
     """
     note = out / "settings.json"
@@ -216,10 +226,15 @@ def open_run(out: Location, settings: dict[str, object], *, parts: Sequence[str]
         elif entries and (entries.isdisjoint(marks) or not _OURS.issuperset(entries)):
             other = min(entries - _OURS, default=min(entries))
             raise InvalidInput(f"out is {out}, which holds {other} and no settings.json; choose a new folder")
-        noted = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1) + "\n"
-        write_atomically(note, lambda temporary: temporary.write_text(noted))
+        finished = note.is_file() and not entries.isdisjoint(_TABLES)
+        if not finished:  # written anew, so that a folder that cannot be written is known before any work
+            noted = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1) + "\n"
+            write_atomically(note, lambda temporary: temporary.write_text(noted))
         for part in parts:
-            make_folder(out / part)
+            with suppress(OSError) if finished else nullcontext():
+                make_folder(out / part)
+        if isinstance(out, Path):
+            remove_abandoned(out)
     except OSError as error:
         raise InvalidInput(
             f"out is {out}, which cannot be written ({error.strerror or error}); choose another folder"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,18 +19,20 @@ from empirical.data.named import NAMED
 from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.experiments.architectures import check_smaller
-from empirical.experiments.chains import Chain, Place, blocks
+from empirical.experiments.chains import Chain, NetworksLost, Place, blocks
 from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment
 from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint, speaks_of_masks
 from empirical.locations import Location, in_one_process, present
 from empirical.progress import Advance, Progress
-from empirical.provenance import package_version
-from empirical.results import open_run, read_table, write_table
+from empirical.provenance import commit, package_version
+from empirical.results import INCOMPLETE, open_run, read_table, write_table
 from empirical.sweep import settings_id
 from empirical.takeover import find_networks, settings_of, take_over
-from empirical.training import TrainingDiverged
 from empirical.workers import HERE, Workers, spread
 from theory.types import InvalidInput
+
+# Hears a line that the user should see.
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -113,19 +115,20 @@ def run_experiments(
     workers: Workers = HERE,
     advance: Advance = lambda stage, detail: None,
     tell: Advance = lambda stage, detail: None,
+    note: Note = lambda line: None,
     deadline: Deadline = NEVER,
 ) -> Outcome:
     """Run all experiments into ``out``, continuing what an earlier run with the same settings left there.
 
     ``workers`` share the chains; the rows do not depend on who they are. They see ``out``, and read the data,
     under the same paths. ``advance`` hears of every finished unit, ``tell`` of the epochs of this machine's
-    processes. A file that is there is reused, never overwritten. Past the ``deadline`` it stops after the
-    epoch or the measurement at hand. What the run in the folder ``networks`` trained in the same way is taken
-    over (:mod:`empirical.takeover`).
+    processes, ``note`` of units that another commit made. A file that is there is reused, never overwritten.
+    Past the ``deadline`` it stops after the epoch or the measurement at hand. What the run in the folder
+    ``networks`` trained in the same way is taken over (:mod:`empirical.takeover`).
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
-    damaged file; TrainingDiverged if networks' weights become infinite, once all other chains are done;
-    WorkersLost if workers were killed, OutOfTime if the deadline came before the end: the same call goes on
-    from what was finished.
+    damaged file; NetworksLost if networks diverged, once the rows of the others are in
+    ``incomplete.parquet``, which is no finished run's table; WorkersLost if workers were killed, OutOfTime if
+    the deadline came before the end: the same call goes on from what was finished.
     """
     settings = _open(experiments, out, device, workers, networks)
     final = out / "results.parquet"
@@ -137,12 +140,33 @@ def run_experiments(
             )
     else:
         dense, rest = _jobs(experiments, out, settings, device, Part(), deadline)
-        _work(dense, rest, workers, advance, tell)
-        parts = [read_table(path) for job in rest + dense for path in job.units()]
-        content = pa.concat_tables(parts).unify_dictionaries()
+        jobs, lost = _work(dense, rest, workers, advance, tell, note)
+        units = [path for job in jobs for path in job.units()]
+        if lost:
+            raise _incomplete(lost, units, out / INCOMPLETE)
+        content = _joined(units)
         write_table(final, content)
+        (out / INCOMPLETE).unlink(missing_ok=True)
     rows = content.filter(pc.field("example").is_null()).to_pandas()
     return Outcome(final, rows, judge(rows), violations(content), settings)
+
+
+def _joined(units: Sequence[Location]) -> pa.Table:
+    return pa.concat_tables([read_table(path) for path in units]).unify_dictionaries()
+
+
+def _incomplete(lost: Sequence[NetworksLost], units: Sequence[Location], path: Location) -> NetworksLost:
+    """Write the rows that there are; what to raise of it."""
+    there = [*present(units), *(unit for error in lost for unit in error.units)]
+    if not there:
+        return _told(lost, "nothing else is left")
+    write_table(path, _joined(there))
+    rest = f"whatever does not start from these networks is in {path}, for the commands claims and figures"
+    return _told(lost, rest)
+
+
+def _told(lost: Sequence[NetworksLost], rest: str) -> NetworksLost:
+    return NetworksLost(f"{'; '.join(map(str, lost))}; lower it and choose a new folder; {rest}")
 
 
 def run_part(
@@ -155,6 +179,7 @@ def run_part(
     workers: Workers = HERE,
     advance: Advance = lambda stage, detail: None,
     tell: Advance = lambda stage, detail: None,
+    note: Note = lambda line: None,
     deadline: Deadline = NEVER,
 ) -> int:
     """Do one part of a run, whose other parts other commands do in the same folder; no table is made.
@@ -162,7 +187,9 @@ def run_part(
     Returns the number of units that the whole run still lacks. Raises: as ``run_experiments``.
     """
     settings = _open(experiments, out, device, workers, networks)
-    _work(*_jobs(experiments, out, settings, device, part, deadline), workers, advance, tell)
+    _, lost = _work(*_jobs(experiments, out, settings, device, part, deadline), workers, advance, tell, note)
+    if lost:
+        raise _told(lost, "all of this part that does not start from these networks is done")
     dense, rest = _jobs(experiments, out, settings, device, Part(), deadline)
     units = [path for job in dense + rest for path in job.units()]
     return len(units) - len(present(units))
@@ -261,38 +288,64 @@ def _absolute(data: str) -> str:
 
 
 def _work(
-    dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: Advance, tell: Advance
-) -> None:
+    dense: Sequence[Job], rest: Sequence[Job], workers: Workers, advance: Advance, tell: Advance, note: Note
+) -> tuple[list[Job], list[NetworksLost]]:
     """Do all jobs, the dense networks first, several at once where there are several workers.
 
-    Raises: TrainingDiverged naming every job that could not be done, once all others are; OutOfTime.
+    Returns the jobs that could be begun, and the networks that diverged. Raises: OutOfTime.
     """
     told = Progress([path for job in (*dense, *rest) for path in job.units()], advance, tell)
     told.look()
+    _tell_of_commits(told.commits, note)
     deadline = dense[0].deadline if dense else NEVER
-    diverged: list[TrainingDiverged] = []
+    lost: list[tuple[Job, NetworksLost]] = []
+    jobs = [*rest, *dense]
     if workers.here:
         # Dense networks are trained when the first chain asks for them, so that seed follows on seed.
-        for job in (*rest, *dense):
+        done = 0
+        while done < len(jobs):
+            job = jobs[done]
             try:
                 if not do(job, partial(told.reached, job.units()), partial(tell, job.stage)):
                     break
-            except TrainingDiverged as error:
-                diverged.append(error)
+            except NetworksLost as error:
+                lost.append((job, error))
+                if error.left is not None:
+                    jobs[done:] = _without_lost(jobs[done:], job, error.left)
+                    continue
+            done += 1
     else:
-        stages = [[job for job in jobs if not job.finished()] for jobs in (dense, rest)]
+        stages = [[job for job in some if not job.finished()] for some in (dense, rest)]
         if any(stages):
             most = max(map(len, stages))  # further processes would start, and end without work
             crew, cuda = replace(workers, count=min(workers.count, most)), dense[0].device == "cuda"
             with told.watching() as notes, spread(crew, cuda=cuda, tell=tell) as each:
-                for jobs in stages:
-                    begun = [replace(job, first=i < crew.count, notes=notes) for i, job in enumerate(jobs)]
-                    diverged += [found for found in each(do_on_one_core, begun) if found]
+                for last in (False, True):
+                    waiting = [job for job in (jobs if last else dense) if not job.finished()]
+                    begun = [replace(job, first=i < crew.count, notes=notes) for i, job in enumerate(waiting)]
+                    found = [pair for pair in each(do_on_one_core, begun) if pair]
+                    for job, error in found:
+                        if error.left is not None:
+                            jobs = _without_lost(jobs, job, error.left)
+                    lost += found
     told.look()
-    left = [job for job in (*dense, *rest) if not job.finished()]
-    if deadline.over and len(left) > len(diverged):
+    over = {(job.block, job.chain.condition) for job, _ in lost}
+    left = [job for job in jobs if not job.finished() and (job.block, job.chain.condition) not in over]
+    if deadline.over and left:
         raise OutOfTime
-    if diverged:
-        raise TrainingDiverged(
-            f"{'; '.join(map(str, diverged))}; everything else is done", members=[], survivors=None
-        )
+    return jobs, [error for _, error in lost]
+
+
+def _without_lost(jobs: Sequence[Job], like: Job, seeds: tuple[int, ...]) -> list[Job]:
+    """The jobs; those that start from the dense networks of ``like`` are of these seeds alone, or gone."""
+    alike = [job.block == like.block for job in jobs]
+    kept = [(job, same) for job, same in zip(jobs, alike, strict=True) if seeds or not same]
+    return [replace(job, chain=replace(job.chain, seeds=seeds)) if same else job for job, same in kept]
+
+
+def _tell_of_commits(finished: set[str], note: Note) -> None:
+    """Say it if units that are there were made by another commit of the package."""
+    now = commit()
+    others = ", ".join(sorted(finished - {now}))
+    if others:
+        note(f"Note: finished units are of commit {others}, new ones of {now}; every row names its own")

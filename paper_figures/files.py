@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paper_figures.gallery import FORMATS, caption, drawn, render
-from paper_figures.parquet import BadParquet, read_parquet
+from paper_figures.parquet import BOUNDS_VERSION, SCHEMA_KEY, BadParquet, read_parquet, schema_version
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 # Numbers that a row may lack.
@@ -33,6 +33,11 @@ class BadTable(ValueError):
 def read_network_rows(path: Path) -> pd.DataFrame:
     """The rows about whole networks. Raises: BadTable if the file is missing, damaged or another table."""
     try:
+        if schema_version(path, SCHEMA_KEY) == BOUNDS_VERSION:
+            raise BadTable(
+                f"{path} is a table of bounds, not of results; the command bounds draws its figure, beside "
+                "the table that it writes"
+            )
         content = read_parquet(path, _COLUMNS, where=pc.field("example").is_null())
     except FileNotFoundError as error:
         raise BadTable(f"no results table at {path}") from error

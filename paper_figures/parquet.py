@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+# Where a file's metadata say what table it is, and what a table of bounds says there.
+SCHEMA_KEY, BOUNDS_VERSION = b"sparse_robustness.schema", "bounds-2"
 # So many rows are read from a file of any size (a results table's take 92 bytes each), and so many for every
 # byte of a larger file: ten of the fullest tables' would still be one.
 ROWS, ROWS_PER_BYTE = 2**22, 10
@@ -48,7 +50,8 @@ def read_parquet(path: Path, schema: pa.Schema, *, where: pc.Expression | None =
     texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     try:
         _check_declared(path)
-        with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
+        there = [name for name in texts if name in pq.read_schema(path).names]
+        with pq.ParquetFile(path, read_dictionary=there, page_checksum_verification=True) as file:
             _check_columns(file.schema_arrow, schema, texts)
             batches = file.iter_batches(batch_size=_BATCH, columns=schema.names, use_threads=False)
             tables = [table for table in _chosen(batches, texts, where) if table.num_rows]
@@ -90,7 +93,7 @@ def _check_columns(found: pa.Schema, wanted: pa.Schema, texts: list[str]) -> Non
     """Texts as texts, numbers as numbers, each once: all else could take more memory than rows allow."""
     for field in wanted:
         if found.names.count(field.name) != 1:
-            raise BadParquet(f"it has {found.names.count(field.name)} columns {field.name}, not one")
+            raise BadParquet(f"it has {found.names.count(field.name) or 'no'} columns {field.name}, not one")
         kind = found.field(field.name).type
         text = pa.types.is_dictionary(kind) and kind.value_type in (pa.string(), pa.large_string())
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)

@@ -1,6 +1,8 @@
 """Runtime shape checks and Hypothesis profiles for the whole suite."""
 
+import errno
 import os
+import sys
 from pathlib import Path
 
 # Tests run in several processes, here and in those they start: more threads each would only compete.
@@ -28,6 +30,30 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=100_000, deadline=None, suppress_health_check=_SLOW_SETUP)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+_read_only: list[str] = []  # folders in which nothing can be written now
+
+
+def _refuse(event: str, arguments: tuple) -> None:
+    """Whatever would change a file there is refused, also to root, whom permissions do not stop."""
+    if not _read_only or event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+        return
+    writes = event != "open" or (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    for path in arguments[: 2 if event == "os.rename" else 1]:
+        inside = isinstance(path, str | os.PathLike) and os.fspath(path).startswith(tuple(_read_only))
+        if writes and inside and not (event == "os.mkdir" and os.path.exists(path)):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+
+sys.addaudithook(_refuse)
+
+
+@pytest.fixture
+def read_only():
+    """What makes a folder, and all below it, one that this process cannot write in."""
+    yield lambda folder: _read_only.append(str(folder))
+    _read_only.clear()
 
 
 @pytest.fixture

@@ -255,6 +255,15 @@ def test_a_finished_run_is_reported_again_and_never_overwritten(finished, monkey
     assert table.stat().st_mtime_ns == before
 
 
+def test_a_finished_run_is_reported_where_nothing_can_be_written(finished, read_only):
+    folder, arguments, first, _ = finished
+    read_only(folder / "run")
+    again = run(*arguments)
+    assert again.exit_code == 0, again.output
+    assert "Note: files stay as they were: " in again.stderr
+    assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
+
+
 def test_a_condensed_table_keeps_all_rows_and_says_how_it_was_made(finished, tmp_path):
     folder, _, _, rows = finished
     target = tmp_path / "net.parquet"

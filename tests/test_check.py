@@ -209,6 +209,14 @@ def test_a_finished_run_is_only_reported_again_and_never_overwritten(finished, m
     assert [path.stat().st_mtime_ns for path in tables] == before
 
 
+def test_a_finished_run_is_reported_where_nothing_can_be_written(finished, read_only):
+    read_only(finished.folder)
+    result = run(*finished.arguments)
+    assert result.exit_code == 0, result.output
+    assert "Note: files stay as they were: " in result.stderr
+    assert result.stdout.splitlines()[:-1] == finished.result.stdout.splitlines()[:-1]
+
+
 def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
     import empirical.own_network.further_pruning as module
 

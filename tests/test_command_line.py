@@ -247,6 +247,22 @@ def test_ctrl_c_is_no_violated_theorem(monkeypatch):
     assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
 
 
+def test_what_nobody_foresaw_is_no_violated_theorem(monkeypatch):
+    """Python's own status for it is 1."""
+
+    def fail(**_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw it")
+
+    monkeypatch.setattr("empirical.doctor.examine", fail)
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 70
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
+    assert result.stderr.endswith("\nZeroDivisionError: nobody foresaw it\n")
+    usage = CliRunner().invoke(main, ["doctor", "--absent"])
+    assert usage.exit_code == 2
+    assert "Traceback" not in usage.stderr
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
 @pytest.mark.parametrize(
     ("arguments", "module"),

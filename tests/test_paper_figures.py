@@ -543,3 +543,13 @@ def test_command_refuses_a_bad_table_in_one_line(tmp_path: Path, damage: str) ->
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert str(source) in result.stderr
+
+
+def test_a_table_of_bounds_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "paper_figures" / "data" / "bounds" / "digits-net.parquet"
+    result = CliRunner().invoke(figures, [str(source), "--out", str(tmp_path / "figures")])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"Error: {source} is a table of bounds, not of results; the command bounds draws its figure, beside "
+        "the table that it writes\n"
+    )

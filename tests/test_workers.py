@@ -10,23 +10,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 
 from empirical.cli.main import main
-from empirical.experiments import read_experiment
-from empirical.experiments.chains import Chain, Place
+from empirical.descent import Descent
+from empirical.experiments import conditions, read_experiment
+from empirical.experiments.chains import Chain, NetworksLost, Place
 from empirical.gpus import gpu_of_each
 from empirical.jobs import Job, fingerprint, steps
-from empirical.provenance import package_version
+from empirical.provenance import commit, package_version
+from empirical.results import read_table
 from empirical.run import Part, run_experiments, run_part, total_steps
-from empirical.training import TrainingDiverged
 from empirical.workers import Workers, spread
 from tests.faults.injection import ray_workers
 from tests.faults.sweep import CPU, rows, run, tiny
@@ -385,27 +387,156 @@ def test_a_worker_with_other_data_or_another_version_refuses(sweep, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["tiny-base-0-00.safetensors"]
 
 
-def test_a_diverged_training_comes_whole_from_another_process():
-    error = TrainingDiverged("members 1 diverged", members=[0], survivors=None)
-    back = pickle.loads(pickle.dumps(error))
-    assert (str(back), back.members, back.survivors) == ("members 1 diverged", [0], None)
-
-
 @pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["here", "two processes"])
-def test_what_diverges_is_named_when_all_else_is_done(workers, sweep, tmp_path):
+def test_what_diverges_is_named_when_all_else_is_done_and_in_a_table(workers, sweep, tmp_path):
     (plain,) = sweep[0]
     conditions = ("magnitude", "random", "one-shot")
     wild = replace(plain, conditions=conditions, retrain=replace(plain.retrain, learning_rate=1e38))
-    with pytest.raises(TrainingDiverged) as raised:
-        run_experiments([wild], tmp_path / "run", device=CPU, workers=workers)
+    out = tmp_path / "run"
+    with pytest.raises(NetworksLost) as raised:
+        run_experiments([wild], out, device=CPU, workers=workers)
     for seed in (0, 1):
-        named = rf"{wild.name}, magnitude, seed {seed}: .*diverged; lower learning_rate 1e\+38"
-        assert len(re.findall(named, str(raised.value))) == 1
+        named = f"linear, magnitude, sparsity 0.3, seed {seed} diverged at learning_rate 1e+38; "
+        assert str(raised.value).count(named) == 1
+    assert str(raised.value).endswith(
+        "lower it and choose a new folder; whatever does not start from these networks is in "
+        f"{out}/incomplete.parquet, for the commands claims and figures"
+    )
     assert not re.search("random|one-shot|base", str(raised.value))
-    assert "everything else is done" in str(raised.value)
-    for condition in conditions[1:]:
-        levels = list((tmp_path / "run" / "units").glob(f"{wild.name}-{condition}-*.parquet"))
-        assert len(levels) == 2 * len(wild.sparsities)
+    assert not (out / "results.parquet").exists()
+    there = read_table(out / "incomplete.parquet").to_pandas()
+    networks = there.groupby(["pruning", "seed"], observed=True)["sparsity"].nunique()
+    assert networks.to_dict() == {(c, s): 1 if c == "magnitude" else 5 for c in conditions for s in (0, 1)}
+
+
+def test_a_run_that_lost_networks_ends_with_2_and_is_never_taken_for_finished(sweep, tmp_path, monkeypatch):
+    experiments, alone = sweep
+    file, out = tmp_path / "tiny.toml", tmp_path / "run"
+    file.write_text(FILE.format(data=experiments[0].data))
+    command = ["run", str(file), "--out", str(out), "--workers", "1"]
+    with monkeypatch.context() as patch:
+        poison(patch, lambda seed: seed == 0)
+        for call in range(2):
+            result = CliRunner().invoke(main, command)
+            assert result.exit_code == 2, result.output
+            told = result.stderr.splitlines()[-1]
+            assert told.startswith("Error: linear, dense before pruning, seed 0 diverged at learning_rate")
+            assert told.endswith("lower it and choose a new folder; nothing else is left")
+            assert os.listdir(out / "units") == []
+            assert len((out / "runs.jsonl").read_text().splitlines()) == 1 + call
+    run_experiments([read_experiment(str(file))], out, device=CPU)
+    first = alone[alone["seed"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows(out).drop(columns="settings"), first.drop(columns="settings"))
+
+
+def poison(patch: pytest.MonkeyPatch, lost: Callable[[int], bool], *, level: int = 0) -> list[list[int]]:
+    """Let networks of some seeds diverge in the training to a level; returns the seeds of all of those."""
+    own = {conditions.derived_seed(seed, 1, level): seed for seed in range(9)}
+    trained: list[list[int]] = []
+    train, finite = conditions.train, Descent.finite
+
+    def watched(*arguments, seeds, **settings):
+        if set(seeds) <= own.keys():
+            trained.append([own[seed] for seed in seeds])
+        return train(*arguments, seeds=seeds, **settings)
+
+    def spoilt(self):
+        good = [seed not in own or not lost(own[seed]) for seed in self.seeds]
+        return finite(self) & torch.tensor(good)
+
+    patch.setattr(conditions, "train", watched)
+    patch.setattr(Descent, "finite", spoilt)
+    return trained
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """All seeds of an experiment are trained together, as on a GPU."""
+    monkeypatch.setattr("empirical.run.blocks", lambda experiment, _: [tuple(range(experiment.seeds))])
+
+
+def measured(out: Path, name: str = "incomplete.parquet") -> pd.DataFrame:
+    """Clean accuracy of every network."""
+    table = read_table(out / name).to_pandas()
+    table = table[(table["quantity"] == "accuracy") & (table["method"] == "clean")]
+    return table.set_index(["pruning", "seed", "sparsity"])[["value"]].sort_index()
+
+
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["here", "as if two processes"])
+@pytest.mark.usefixtures("together")
+def test_networks_trained_with_one_that_diverges_go_on_without_it(
+    level, workers, sweep, tmp_path, monkeypatch
+):
+    """To the very numbers; a second call trains nothing again but what diverged."""
+    monkeypatch.setattr("empirical.run.spread", lambda *_, **__: nullcontext(map))
+    three = replace(sweep[0][0], seeds=3)
+    run_experiments([three], tmp_path / "good", device=CPU)
+    good, out = measured(tmp_path / "good", "results.parquet"), tmp_path / "run"
+    trained = poison(monkeypatch, lambda seed: seed == 1, level=level)
+    for call in range(2):
+        with pytest.raises(NetworksLost, match="seed 1 diverged") as raised:
+            run_experiments([three], out, device=CPU, workers=workers)
+        assert str(raised.value).count("diverged") == (3 if level else 1)
+        found = measured(out)
+        lost = good.index[
+            (good.index.get_level_values("seed") == 1)
+            & (good.index.get_level_values("sparsity") >= three.sparsities[level])
+        ]
+        pd.testing.assert_frame_equal(found, good.drop(lost))
+        if call:
+            assert trained == [[0, 1, 2]] * (3 if level else 1)
+        trained.clear()
+
+
+@pytest.mark.usefixtures("together")
+def test_levels_that_do_not_hang_on_a_lost_one_are_there(sweep, tmp_path, monkeypatch):
+    """Of network surgery, which starts from the dense networks at every level."""
+    three = replace(sweep[0][0], seeds=3, conditions=("surgery", "magnitude"))
+    poison(monkeypatch, lambda seed: seed == 2, level=2)
+    poison(monkeypatch, lambda seed: seed == 1, level=3)
+    with pytest.raises(NetworksLost):
+        run_experiments([three], tmp_path, device=CPU)
+    there = measured(tmp_path).reset_index().groupby(["pruning", "seed"], observed=True)["sparsity"]
+    assert {key: found for key, found in there.apply(list).items() if len(found) < 5} == {
+        ("surgery", 1): [0.0, 0.3, 0.5, 0.9],
+        ("surgery", 2): [0.0, 0.3, 0.7, 0.9],
+        ("magnitude", 1): [0.0, 0.3, 0.5],
+        ("magnitude", 2): [0.0, 0.3],
+    }
+
+
+def test_what_was_lost_comes_whole_from_another_process():
+    error = NetworksLost("seed 1 diverged", units=(Path("a"),), left=(0, 2))
+    back = pickle.loads(pickle.dumps(error))
+    assert (str(back), back.units, back.left) == ("seed 1 diverged", (Path("a"),), (0, 2))
+
+
+def test_units_of_another_commit_are_told_of(sweep, tmp_path, monkeypatch):
+    file, out = tmp_path / "tiny.toml", tmp_path / "run"
+    file.write_text(FILE.format(data=sweep[0][0].data))
+    heard: list[str] = []
+
+    def stop(stage: str, _: str) -> None:
+        heard.append(stage)
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("empirical.jobs._commit", lambda: "0123456789ab")
+        with pytest.raises(KeyboardInterrupt):
+            run_experiments([read_experiment(str(file))], out, device=CPU, advance=stop)
+    command = ["run", str(file), "--out", str(out), "--workers", "1", "--part", "0/1"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    note = f"Note: finished units are of commit 0123456789ab, new ones of {commit()}; every row names its own"
+    assert result.stderr.splitlines().count(note) == 1
+    with monkeypatch.context() as patch:  # units of one commit
+        patch.setattr("empirical.run.commit", lambda: "0123456789ab")
+        result = CliRunner().invoke(main, command)
+    assert "of commit" in result.stderr
+    fresh = CliRunner().invoke(main, [*command[:3], str(tmp_path / "other"), *command[4:]])
+    assert "of commit" not in fresh.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli.network import network_options, numbers, opened, print_tables
-from empirical.cli.terminal import OK, one_line_errors, progress
+from empirical.cli.terminal import OK, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 if TYPE_CHECKING:
@@ -101,20 +101,20 @@ def bounds(
         folder = out or default_folder(network)
         with progress(total_steps(request)) as advance:
             outcome = run(network, given, request, folder, device=chosen, advance=advance)
-        log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
-        drawn = _draw(outcome)
+        with unless_read_only():
+            log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
+            _draw(outcome)
     print_tables(bound_tables(outcome.rows), markdown=markdown)
     seconds = time.perf_counter() - started
+    drawn = folder / "figures" / "bounds.png"
     note = f"{_LEGEND}\n\nFigure  {drawn}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
     click.echo(note, err=markdown)
     sys.exit(OK)
 
 
-def _draw(outcome: Outcome) -> Path:
-    """The figure as SVG and PNG beside the table; the path of the PNG."""
+def _draw(outcome: Outcome) -> None:
+    """The figure as SVG and PNG beside the table."""
     from empirical.pages import save_figure
     from paper_figures.bounds import figure
 
-    folder = outcome.path.parent / "figures"
-    save_figure(folder, "bounds", figure(outcome.rows))
-    return folder / "bounds.png"
+    save_figure(outcome.path.parent / "figures", "bounds", figure(outcome.rows))

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from empirical.cli.network import network_options, numbers, opened, print_tables
-from empirical.cli.terminal import OK, one_line_errors, progress
+from empirical.cli.terminal import OK, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 
@@ -79,11 +79,13 @@ def check(
         with progress(total_steps(request)) as advance:
             findings = run(network, given, request, folder, device=chosen, advance=advance)
             advance("report")
-            command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-            page = write_check(findings, folder, command=command)
-        for part in (folder, *(folder / name for name in ("bounds", "measure") if (folder / name).is_dir())):
-            log_command(part, seconds=time.perf_counter() - started, workers=1, device=chosen)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        parts = [folder, *(folder / name for name in ("bounds", "measure") if (folder / name).is_dir())]
+        with unless_read_only():
+            write_check(findings, folder, command=command)
+            for part in parts:
+                log_command(part, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables([summary_table(findings)], markdown=markdown)
     seconds = time.perf_counter() - started
-    click.echo(f"Report  {page}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)
+    click.echo(f"Report  {folder / 'report.html'}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)
     sys.exit(OK)

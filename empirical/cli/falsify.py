@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +75,7 @@ def falsify(
     examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage,
     75 a process of the hunt was killed: the same command goes on as after Ctrl-C.
     """
+    from empirical.provenance import cores
     from theory.laws.claim import BadConjecture
     from theory.types import InvalidInput
 
@@ -98,7 +98,7 @@ def falsify(
         load = partial(claim.load, source) if source else partial(catalog.select, laws)
         chosen = load()
         book = HuntBook.open(out, laws=chosen, examples=examples, seed=seed)
-        ended = _hunt(load, book, examples=examples, jobs=jobs or _cores(), seed=seed)
+        ended = _hunt(load, book, examples=examples, jobs=jobs or cores(), seed=seed)
         results = [(law, book.tallies[law.name]) for law in chosen if law.name in book.tallies]
     except BrokenPipeError:
         raise  # nobody reads what is printed
@@ -127,10 +127,6 @@ def _lost(out: Path | None, *, conjectures: bool) -> str:
         remedy = f"{out} keeps it; run the same command again to go on"
     told = "a process of the hunt was killed (out of memory?); the table shows what was tried until then"
     return f"{told}; {remedy}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _hunt(load: partial, book: HuntBook, *, examples: int, jobs: int, seed: int) -> int:

@@ -10,7 +10,7 @@ import click
 
 from empirical.cli.completion import complete_attacks
 from empirical.cli.network import network_options, numbers, opened, print_tables
-from empirical.cli.terminal import OK, one_line_errors, progress
+from empirical.cli.terminal import OK, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 
@@ -63,7 +63,8 @@ def measure(
         folder = out or default_folder(network)
         with progress(len(request.attacks)) as advance:
             outcome = measure_network(network, given, request, folder, device=chosen, advance=advance)
-        log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
+        with unless_read_only():
+            log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables(attack_tables(outcome.rows), markdown=markdown)
     seconds = time.perf_counter() - started
     click.echo(f"Table   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)

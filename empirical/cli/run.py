@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli.completion import complete_data, complete_experiment
-from empirical.cli.terminal import OK, PAUSED, VIOLATED, LocationPath, console, one_line_errors, progress
+from empirical.cli.terminal import (
+    OK,
+    PAUSED,
+    VIOLATED,
+    LocationPath,
+    console,
+    one_line_errors,
+    progress,
+    unless_read_only,
+)
 from empirical.interrupts import uninterrupted
 
 if TYPE_CHECKING:
@@ -167,8 +176,9 @@ def run(
 ) -> None:
     """Run EXPERIMENT, a shipped one by name or your own .toml file; several make one results table.
 
-    Leaves results.parquet, figures and report.html. A run that was killed goes on where it stopped. Exit
-    status 75: workers were killed; the same command goes on.
+    Leaves results.parquet, figures and report.html. A run that was killed goes on where it stopped; one of
+    which a training diverges does everything else, leaves incomplete.parquet and ends with exit status 2.
+    Exit status 75: workers were killed; the same command goes on.
     """
     if listed:
         _print_catalog()
@@ -228,6 +238,7 @@ def _execute(
     with one_line_errors():
         with uninterrupted():
             from empirical.deadline import OutOfTime, deadline_in
+            from empirical.experiments.chains import NetworksLost
             from empirical.provenance import log_command
             from empirical.report import claims_table, write_report
             from empirical.run import Part, default_folder, run_experiments, run_part, total_steps
@@ -245,23 +256,30 @@ def _execute(
             with progress(total_steps(experiments, chosen, share)) as advance:
                 work = {"device": chosen, "networks": networks, "workers": crew, "deadline": deadline}
                 work |= {"advance": advance, "tell": partial(advance, steps=0)}
+                work["note"] = partial(click.echo, err=True)
                 if part is not None:
                     missing = run_part(experiments, folder, part=share, **work)
                     log()
                     click.echo(f"Part {part} is done; {_missing(missing)}.")
                     return
                 outcome = run_experiments(experiments, folder, **work)
+        except NetworksLost:
+            log()
+            raise
         except OutOfTime:
             log()
             click.echo(f"Stopped after {minutes:g} minutes; the same command goes on from here.", err=True)
             sys.exit(PAUSED)
-        log()
-        report = write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
+        with unless_read_only():
+            log()
+            write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
     shown = console()
     shown.print(claims_table(outcome.claims))
     _print_violations(outcome.violations)
     seconds = time.perf_counter() - started
-    summary = f"Report  {report}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
+    report = folder / "report.html"
+    summary = f"Report  {report}\n" if report.is_file() else ""
+    summary += f"Table   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
     shown.print(summary, highlight=False, soft_wrap=True)
     sys.exit(OK if outcome.violations.empty else VIOLATED)
 

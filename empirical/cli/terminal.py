@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,7 +15,7 @@ import click
 
 from empirical.interrupts import uninterrupted
 
-OK, VIOLATED, USAGE, PAUSED, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+OK, VIOLATED, USAGE, PAUSED, BROKEN, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 70, 75, 130
 UNREAD = 141  # as of a program that a closed pipe ended
 
 
@@ -41,7 +43,10 @@ class Program(click.Group):
 
 @contextmanager
 def _printing() -> Iterator[None]:
-    """Replace signs that a terminal lacks; a pipe that nobody reads, a full disk and Ctrl-C end in order."""
+    """Replace signs that a terminal lacks; a pipe that nobody reads, a full disk and Ctrl-C end in order.
+
+    So does what nobody foresaw, with its traceback.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
@@ -57,18 +62,23 @@ def _printing() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
         sys.exit(INTERRUPTED)
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise  # click ends in order by these
+    except Exception:  # Python's own status for it would say that a theorem is violated
+        traceback.print_exc()
+        sys.exit(BROKEN)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Errors become one line on standard error and an exit status.
 
-    2 for bad input, failing disks and stores; 75, as temporary failures have it, where the same command goes
-    on.
+    2 for bad input, failing disks and stores, trainings that diverged; 75, as temporary failures have it,
+    where the same command goes on.
     """
     with uninterrupted():
+        from empirical.experiments.chains import NetworksLost
         from empirical.locations import Unreachable
-        from empirical.training import TrainingDiverged
         from empirical.workers import WorkersLost
         from theory.types import InvalidInput
 
@@ -76,7 +86,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise  # nobody reads what is printed: no error of the work
-    except (InvalidInput, TrainingDiverged, Unreachable, OSError, UnicodeEncodeError) as error:
+    except (InvalidInput, NetworksLost, Unreachable, OSError, UnicodeEncodeError) as error:
         click.echo(f"Error: {plain(error)}", err=True)  # the last is a path's name
         sys.exit(USAGE)
     except WorkersLost as error:
@@ -85,6 +95,19 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("Stopped; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def unless_read_only() -> Iterator[None]:
+    """What follows from a whole table is left as it is where nothing can be written; one line says so."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.__cause__ or error  # without the file's name
+        read_only = isinstance(cause, OSError) and cause.errno == errno.EROFS
+        if not (read_only or isinstance(cause, PermissionError)):
+            raise
+        click.echo(f"Note: files stay as they were: {plain(error)}", err=True)
 
 
 def plain(error: Exception) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from empirical.data.npz import LARGEST, SUMS, read_npz
 from theory.types import InvalidInput
 
+PARTS = ("train", "test")
 # <name>_train<anything>.npz and <name>_test<anything>.npz
 _SHARD = re.compile(r"(.+)_(train|test)(.*)\.npz")
 
@@ -61,10 +62,10 @@ def single(path: Path, name: str) -> Source:
     return Source(name, (path,), (path,), shards=False)
 
 
-def shards(where: str, candidates: Sequence[Path]) -> Source:
+def shards(where: str, candidates: Sequence[Path], *, parts: Sequence[str] = PARTS) -> Source:
     """The data set whose shards are among these files, in the order of their numbers.
 
-    Raises: InvalidInput if there are no training or no test shards, or those of several data sets.
+    Raises: InvalidInput if there are no shards of one of the ``parts``, or those of several data sets.
     """
     found: dict[str, list[Path]] = {"train": [], "test": []}
     names = set()
@@ -77,8 +78,8 @@ def shards(where: str, candidates: Sequence[Path]) -> Source:
         raise InvalidInput(
             f"data {where!r} holds shards of {', '.join(sorted(names))}; give a pattern that fits one of them"
         )
-    for part, paths in found.items():
-        if not paths:
+    for part in parts:
+        if not found[part]:
             raise InvalidInput(
                 f"data {where!r} has no file *_{part}*.npz; shards hold x and y, and are so named"
             )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from empirical.data.files import Source, shards, single
+from empirical.data.files import PARTS, Source, shards, single
 from empirical.locations import write_atomically
 from theory.types import InvalidInput
 
@@ -50,13 +51,13 @@ def folder() -> Path:
     return Path(cache) / "sparse-robustness"
 
 
-def named_source(name: str) -> Source:
+def named_source(name: str, *, parts: Sequence[str] = PARTS) -> Source:
     """``<name>.npz`` or the shards ``<name>_train*.npz``, ``<name>_test*.npz`` of the folder; else OpenML's.
 
-    What OpenML sends is kept as ``<name>.npz``. Raises: InvalidInput if the files are neither there nor to
-    be had, saying where to put them.
+    What OpenML sends is kept as ``<name>.npz``; of shards those of the ``parts`` suffice. Raises:
+    InvalidInput if the files are neither there nor to be had, saying where to put them.
     """
-    found = local_source(name)
+    found = local_source(name, parts=parts)
     if found:
         return found
     path = folder() / f"{name}.npz"
@@ -64,17 +65,17 @@ def named_source(name: str) -> Source:
     return single(path, name)
 
 
-def local_source(name: str) -> Source | None:
+def local_source(name: str, *, parts: Sequence[str] = PARTS) -> Source | None:
     """The files of a named data set that lie in the folder; None if there are none.
 
-    Raises: InvalidInput for training without test shards, or the reverse.
+    Raises: InvalidInput for shards without those of one of the ``parts``.
     """
     here = folder()
     path = here / f"{name}.npz"
     if path.is_file():
         return single(path, name)
     candidates = [*here.glob(f"{name}_train*.npz"), *here.glob(f"{name}_test*.npz")]
-    return shards(str(here / f"{name}_*.npz"), candidates) if candidates else None
+    return shards(str(here / f"{name}_*.npz"), candidates, parts=parts) if candidates else None
 
 
 def channels_first(name: str, x: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ killed goes on from its last level, on another machine too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 
@@ -17,6 +18,8 @@ from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble
 from empirical.experiments.checkpoints import load_networks, save_networks
 from empirical.experiments.conditions import (
+    APART,
+    FINISHED_LATER,
     UNTRAINED,
     Bench,
     Tell,
@@ -29,11 +32,29 @@ from empirical.experiments.specification import Experiment
 from empirical.locations import Location, remove_folder
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit, unit_path
+from empirical.training import TrainingDiverged
 
 # Networks of which one alone keeps a GPU busy, and whose convolutions are slow in groups.
 ALONE_KINDS = ("vgg", "resnet-32")
 # From an experiment, its data and the networks of one level to the rows about them.
 Measure = Callable[[Experiment, Dataset, Members, Ensemble], list[Rows]]
+
+
+class NetworksLost(RuntimeError):
+    """Networks of a chain diverged; the message names them, and what does not start from them is done.
+
+    ``units`` are files with rows of networks that were trained with them, and went on without them. ``left``
+    are, if it was the dense networks that diverged, the seeds of those that did not; else None.
+    """
+
+    def __init__(
+        self, message: str, units: Sequence[Location] = (), left: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__(message, units, left)  # as it comes from another process
+        self.units, self.left = units, left
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclass(frozen=True)
@@ -46,8 +67,14 @@ class Chain:
     @property
     def name(self) -> str:
         """What the chain's files are called."""
-        first, last = self.seeds[0], self.seeds[-1]
-        return f"{self.condition}-{first}" if first == last else f"{self.condition}-{first}to{last}"
+        runs = groupby(enumerate(self.seeds), lambda numbered: numbered[1] - numbered[0])
+        ends = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
+        seeds = "+".join(str(first) if first == last else f"{first}to{last}" for first, last in ends)
+        return f"{self.condition}-{seeds}"
+
+    def without_lost(self, error: TrainingDiverged) -> Chain:
+        """The chain of those of its networks that did not diverge."""
+        return replace(self, seeds=tuple(self.seeds[k] for k in error.members))
 
 
 @dataclass(frozen=True)
@@ -86,14 +113,22 @@ def blocks(experiment: Experiment, device: torch.device) -> list[tuple[int, ...]
 def base_networks(bench: Bench, place: Place) -> Ensemble:
     """The dense networks that every chain of these seeds starts from, trained unless they are on disk.
 
-    Raises: OutOfTime as :func:`run_chain`.
+    Raises: NetworksLost if some diverge, once the others are on disk; OutOfTime as :func:`run_chain`.
     """
     chain, compact = Chain("base", bench.seeds), bench.experiment.compact
     path = place.checkpoint(chain, 0)
     if path.is_file():
         return load_networks(path, bench.initial(), settings=place.settings, compact=compact)
     unfinished = place.unfinished(chain, 0)
-    networks = dense_networks(replace(bench, unfinished=unfinished, tell=_of(bench, "dense")))
+    try:
+        networks = dense_networks(replace(bench, unfinished=unfinished, tell=_of(bench, "dense")))
+    except TrainingDiverged as error:
+        rest = chain.without_lost(error)
+        if error.survivors is not None:
+            kept = place.checkpoint(rest, 0)
+            save_networks(kept, error.survivors, settings=place.settings, compact=compact)
+        told = f"{bench.experiment.network.kind}, dense before pruning, {error}"
+        raise NetworksLost(told, left=rest.seeds) from error
     _keep(path, networks, unfinished, settings=place.settings, compact=compact)
     bench.deadline.check()
     return networks
@@ -113,35 +148,52 @@ def run_chain(bench: Bench, chain: Chain, place: Place, measure: Measure) -> Ite
     """Train and measure a chain; yields whenever the rows of one more level are on disk.
 
     A level whose files are there is not computed again. Of a compact experiment, networks from which no
-    other one starts are deleted. Raises: InvalidInput naming a damaged file; TrainingDiverged if a network's
-    weights become infinite: earlier levels are on disk by then; OutOfTime in a training or behind one, once
-    the deadline is over.
+    other one starts are deleted. Where some networks diverge, the others go on, under names of their own.
+    Raises: InvalidInput naming a damaged file; NetworksLost naming networks that diverged, once all is done
+    that does not start from them; OutOfTime in a training or behind one, once the deadline is over.
     """
     experiment = bench.experiment
     if chain_is_done(experiment, chain, place):
         return
     dense = previous = base_networks(bench, place)
+    left, lost, units = chain, list[str](), list[Location]()
     for level, sparsity in _levels(bench, chain, place):
-        if level:
-            previous = _level(bench, chain, place, level=level, dense=dense, previous=previous)
-        networks = previous
+        if chain.condition in APART:
+            left, previous = chain, dense
+        while level and left.seeds:
+            start = dense.select([chain.seeds.index(seed) for seed in left.seeds])
+            own = replace(bench, seeds=left.seeds)
+            try:
+                previous = _level(own, left, place, level=level, dense=start, previous=previous)
+                break
+            except TrainingDiverged as error:
+                lost.append(f"{experiment.network.kind}, {left.condition}, sparsity {sparsity:g}, {error}")
+                left = left.without_lost(error)
+                previous = previous.select(error.members) if error.members else previous
+        if not left.seeds:
+            continue
         bench.tell(f"sparsity {sparsity:.3g}, attacks")
 
-        def rows(sparsity: float = sparsity, networks: Ensemble = networks) -> list[Rows]:
+        def rows(sparsity: float = sparsity, networks: Ensemble = previous, left: Chain = left) -> list[Rows]:
+            own = replace(bench, seeds=left.seeds)
             members = Members(
                 dataset=bench.data.name,
                 family=experiment.network.kind,
-                pruning=[chain.condition] * len(chain.seeds),
-                sparsity=[sparsity] * len(chain.seeds),
-                achieved_sparsity=achieved_sparsity(bench, chain.condition, networks),
-                seed=list(chain.seeds),
+                pruning=[left.condition] * len(left.seeds),
+                sparsity=[sparsity] * len(left.seeds),
+                achieved_sparsity=achieved_sparsity(own, left.condition, networks),
+                seed=list(left.seeds),
             )
             return measure(experiment, bench.data, members, networks)
 
-        run_unit(place.level_unit(chain, level), rows, place.provenance)
-        if experiment.compact:
+        path = place.level_unit(left, level)
+        run_unit(path, rows, place.provenance)
+        units += [path] if left != chain else []
+        if experiment.compact and not lost:
             _clear(chain, place, before=level, experiment=experiment)
         yield
+    if lost:
+        raise NetworksLost("; ".join(lost), units)
 
 
 def _levels(bench: Bench, chain: Chain, place: Place) -> list[tuple[int, float]]:
@@ -169,7 +221,10 @@ def _clear(chain: Chain, place: Place, *, before: int, experiment: Experiment) -
 def _level(
     bench: Bench, chain: Chain, place: Place, *, level: int, dense: Ensemble, previous: Ensemble
 ) -> Ensemble:
-    """The chain's networks at one level, from disk if they are there."""
+    """The chain's networks at one level, from disk if they are there.
+
+    Raises: TrainingDiverged if some diverge; the others are on disk then, if they are as they shall be.
+    """
     path, compact = place.checkpoint(chain, level), bench.experiment.compact
     if path.is_file():
         blank = blank_networks(bench, chain.condition, level=level)
@@ -177,7 +232,13 @@ def _level(
     unfinished = place.unfinished(chain, level)
     sparsity = bench.experiment.sparsities[level]
     making = replace(bench, unfinished=unfinished, tell=_of(bench, f"sparsity {sparsity:.3g}"))
-    networks = next_networks(making, chain.condition, level=level, dense=dense, previous=previous)
+    try:
+        networks = next_networks(making, chain.condition, level=level, dense=dense, previous=previous)
+    except TrainingDiverged as error:
+        if error.survivors is not None and chain.condition not in FINISHED_LATER:
+            kept = place.checkpoint(chain.without_lost(error), level)
+            save_networks(kept, error.survivors, settings=place.settings, compact=compact)
+        raise
     if chain.condition not in UNTRAINED:
         _keep(path, networks, unfinished, settings=place.settings, compact=compact)
         bench.deadline.check()

@@ -64,11 +64,15 @@ from empirical.pruning import (
 )
 from empirical.recipe import Recipe
 from empirical.surgery import Surgery
-from empirical.training import train
+from empirical.training import TrainingDiverged, train
 from theory.types import InvalidInput
 
 # Conditions whose networks follow from the dense ones without training.
 UNTRAINED = ("one-shot", "random")
+# Conditions whose networks at a sparsity do not start from those at the one before.
+APART = (*UNTRAINED, "small-dense", "surgery")
+# Conditions whose networks are more than what the last training, or the only one, leaves.
+FINISHED_LATER = ("small-dense", "l1")
 # Hears what is being done, for a progress bar.
 Tell = Callable[[str], None]
 # Seconds of training between two files it could go on from.
@@ -104,24 +108,35 @@ class Bench:
         """The networks after one more training, in the example order of this level.
 
         Raises: OutOfTime once the deadline is over; the training goes on from there in another call.
+        TrainingDiverged naming the seeds of those that diverged.
         """
         x = torch.tensor(self.data.x_train, dtype=torch.float32, device=self.device)
         y = torch.tensor(self.data.y_train, device=self.device)
         order = [derived_seed(seed, 1, level) for seed in self.seeds]
         checkpoint = self.unfinished / f"{level:02d}.safetensors" if self.unfinished else None
         epochs = itertools.count(1)
-        found = train(
-            networks,
-            x,
-            y,
-            recipe,
-            seeds=order,
-            after_epoch=lambda: self.tell(f"epoch {next(epochs)} of {recipe.epochs}"),
-            checkpoint=checkpoint,
-            spacing=SPACING,
-            deadline=self.deadline,
-        )
-        return halved(found) if self.experiment.compact else found
+        try:
+            found = train(
+                networks,
+                x,
+                y,
+                recipe,
+                seeds=order,
+                after_epoch=lambda: self.tell(f"epoch {next(epochs)} of {recipe.epochs}"),
+                checkpoint=checkpoint,
+                spacing=SPACING,
+                deadline=self.deadline,
+            )
+        except TrainingDiverged as error:
+            lost = [str(seed) for k, seed in enumerate(self.seeds) if k not in error.members]
+            told = f"seed {', '.join(lost)} diverged at learning_rate {recipe.learning_rate:g}"
+            left = error.survivors and self._stored(error.survivors)
+            raise TrainingDiverged(told, members=error.members, survivors=left) from error
+        return self._stored(found)
+
+    def _stored(self, networks: Ensemble) -> Ensemble:
+        """The networks as the experiment stores them."""
+        return halved(networks) if self.experiment.compact else networks
 
     def mask_seeds(self) -> list[int]:
         """Seeds of random masks and orders: the same at every sparsity, so that masks are nested."""

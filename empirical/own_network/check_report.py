@@ -38,8 +38,8 @@ class Fact:
     meaning: str
 
 
-def write_check(findings: Findings, out: Path, *, command: str) -> Path:
-    """Write figures/*.svg and report.html into ``out``; returns the report's path."""
+def write_check(findings: Findings, out: Path, *, command: str) -> None:
+    """Write figures/*.svg and report.html into ``out``."""
     value, low, high, count = accuracy(findings)
     parts = sandwiches(findings)
     content = {
@@ -59,9 +59,7 @@ def write_check(findings: Findings, out: Path, *, command: str) -> Path:
         | findings.provenance
         | {"command": command},
     } | tables(findings, parts, correct=value, count=count)
-    path = out / "report.html"
-    write_page(path, "check.html.j2", content)
-    return path
+    write_page(out / "report.html", "check.html.j2", content)
 
 
 def summary_table(findings: Findings) -> tuple[Cells, list[Cells]]:

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from empirical.claims import judge
 from empirical.cli.main import main
 from empirical.condense import RUN_KEY
+from empirical.experiments import read_experiment
 from empirical.provenance import choose_device
 from empirical.results import read_table
-from empirical.run import run_experiments, total_steps
+from empirical.run import Part, run_experiments, run_part, total_steps
 from empirical.workers import Workers
 from theory import relu
 from theory.types import InvalidInput
@@ -208,6 +209,34 @@ def test_bad_usage_is_one_line_and_2(arguments, message, tmp_path):
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.output
     assert not out.exists()
+
+
+def test_a_finished_run_is_reported_where_nothing_can_be_written(read_only, tmp_path):
+    file, out = tmp_path / "small.toml", tmp_path / "run"
+    file.write_text(SMALL)
+    command = ["run", str(file), "--out", str(out), "--workers", "1"]
+    first = CliRunner().invoke(main, command)
+    assert first.exit_code == 0, first.output
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    read_only(out)
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 0, again.output
+    assert again.stderr.endswith(
+        f"Note: files stay as they were: {out}/runs.jsonl cannot be written (Permission denied); mend that "
+        "and run again\n"
+    )
+    assert again.stdout.rpartition("Took")[0] == first.stdout.rpartition("Took")[0]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
+
+
+def test_a_run_that_is_not_finished_says_at_once_that_it_cannot_be_written(read_only, tmp_path):
+    file, out = tmp_path / "small.toml", tmp_path / "run"
+    file.write_text(SMALL)
+    run_part([read_experiment(str(file))], out, part=Part(), device=CPU)
+    read_only(out)
+    result = CliRunner().invoke(main, ["run", str(file), "--out", str(out), "--workers", "1"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: out is {out}, which cannot be written")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -46,6 +46,20 @@ def test_shards_are_joined_in_the_order_of_their_numbers(tmp_path, where):
     assert np.array_equal(load_test(where.format(tmp_path / "shards")).x, pixels[:3] / 255)
 
 
+def test_where_only_test_examples_are_needed_no_other_shard_is(tmp_path):
+    folder = tmp_path / "shards"
+    pixels = save_shards(folder, train=3)
+    for path in folder.glob("*_train_*"):
+        path.unlink()
+    for where in (folder, folder / "tiny_*"):
+        assert np.array_equal(load_test(str(where)).x, pixels / 255)
+        with pytest.raises(InvalidInput, match=r"has no file \*_train\*.npz"):
+            load(str(where))
+    (folder / "tiny_test.npz").unlink()
+    with pytest.raises(InvalidInput, match=r"has no file \*_test\*.npz"):
+        load_test(str(folder))
+
+
 def test_shards_that_do_not_fit_are_named(tmp_path):
     folder = tmp_path / "shards"
     save_shards(folder)

@@ -186,6 +186,15 @@ def test_colours_come_first(here, stored):
     assert np.array_equal(load_test("cifar10").x, images / 255)
 
 
+def test_test_examples_alone_suffice_where_no_others_are_needed(here):
+    here.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+    save(here / "cifar10_test.npz", {"x": images, "y": np.array([0, 1, 2, 9], np.uint8)})
+    assert np.array_equal(load_test("cifar10").x, images / 255)
+    with pytest.raises(InvalidInput, match=r"has no file \*_train\*.npz"):
+        load("cifar10")
+
+
 def test_images_of_another_size_are_refused(here):
     here.mkdir()
     save(here / "mnist.npz", arrays(x_train=np.zeros((6, 8, 8)), x_test=np.zeros((3, 8, 8))))

@@ -78,6 +78,16 @@ def test_a_killed_run_goes_on_at_the_next_attack(model, tmp_path, monkeypatch):
     assert one.equals(other)
 
 
+def test_a_finished_run_is_reported_where_nothing_can_be_written(model, tmp_path, read_only):
+    path, _ = model
+    first = invoke(path, tmp_path / "out")
+    read_only(tmp_path / "out")
+    again = invoke(path, tmp_path / "out")
+    assert again.exit_code == 0, again.output
+    assert "Note: files stay as they were: " in again.stderr
+    assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
+
+
 def test_a_box_is_kept_to(model, tmp_path):
     path, _ = model
     result = invoke(path, tmp_path / "out", "--box", "0", "1", "--markdown")

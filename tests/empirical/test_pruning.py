@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from empirical.pruning import (
     threshold_masks,
     unit_masks,
 )
-from empirical.schedules import one_shot, progressive, rewound, rounds
 from empirical.training import Recipe, train
 from theory.types import InvalidInput
 
@@ -312,15 +310,6 @@ def test_a_threshold_removes_what_does_not_exceed_it():
         threshold_masks(nets, threshold=-1.0)
 
 
-def test_rounds_remove_a_third_of_what_is_left():
-    found = rounds(16)
-    assert found[0] == 0
-    assert len(found) == 17
-    assert found[-1] == pytest.approx(0.9985, abs=5e-5)
-    for before, after in zip(found[:-1], found[1:], strict=True):
-        assert (after - before) / (1 - before) == pytest.approx(1 / 3)
-
-
 def drifting(nets, level):
     """A retraining that moves every weight by a known amount: weights times 1 + level, plus 1."""
     if isinstance(nets, ModuleEnsemble):
@@ -332,103 +321,38 @@ def drifting(nets, level):
 
 
 @pytest.mark.parametrize("criterion", [magnitude_masks, global_magnitude_masks])
-def test_progressive_pruning_is_nested_and_exact_and_trains_what_is_left(criterion):
-    def by(nets, sparsity):
-        return criterion(nets, sparsity=sparsity)
-
+def test_rounds_of_pruning_and_training_are_nested_and_exact(criterion):
     for nets in every_kind():
         sizes = [m[0].numel() for m in nets.masks]
-        levels = list(progressive(nets, rounds(4), prune=by, retrain=drifting))
-        assert len(levels) == 5
-        for level, (sparsity, found) in enumerate(zip(rounds(4), levels, strict=True)):
-            assert found.members == 3
+        for level in range(5):
+            sparsity = 1 - (2 / 3) ** level
+            pruned = nets.masked(criterion(nets, sparsity=sparsity))
             exact = sum(round(sparsity * s) for s in sizes) if criterion is magnitude_masks else 0
             removed = exact or round(sparsity * sum(sizes))
-            assert found.sparsity().tolist() == pytest.approx([removed / sum(sizes)] * 3)
-            before = levels[level - 1] if level else nets
-            for m, old, w, was in zip(found.masks, before.masks, found.weights, before.weights, strict=True):
-                assert (m <= old).all()
-                torch.testing.assert_close(w, (was * (1 + level) + 1) * m)
+            assert pruned.sparsity().tolist() == pytest.approx([removed / sum(sizes)] * 3)
+            assert all((m <= old).all() for m, old in zip(pruned.masks, nets.masks, strict=True))
+            nets = drifting(pruned, level)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4).map(sorted), st.integers(0, 9))
 def test_any_rising_sparsities_are_reached_exactly_and_nested(sparsities, seed):
     nets = initialise([5, 4, 3], seeds=[seed, seed + 1], device=CPU)
-    levels = progressive(
-        nets, sparsities, prune=lambda e, s: magnitude_masks(e, sparsity=s), retrain=drifting
-    )
-    before = nets.masks
-    for sparsity, found in zip(sparsities, levels, strict=True):
-        for mask, old in zip(found.masks, before, strict=True):
+    for level, sparsity in enumerate(sparsities):
+        masks = magnitude_masks(nets, sparsity=sparsity)
+        for mask, old in zip(masks, nets.masks, strict=True):
             assert (mask <= old).all()
             assert (~mask).flatten(1).sum(1).tolist() == [round(sparsity * mask[0].numel())] * 2
-        before = found.masks
-
-
-def test_one_shot_prunes_the_start_at_every_sparsity():
-    nets = initialise([30, 20, 10], seeds=[0, 1], device=CPU)
-    by = partial(one_shot, nets, [0.2, 0.7], retrain=drifting)
-    levels = list(by(prune=lambda e, s: magnitude_masks(e, sparsity=s)))
-    for level, (sparsity, found) in enumerate(zip([0.2, 0.7], levels, strict=True)):
-        expected = drifting(nets.masked(magnitude_masks(nets, sparsity=sparsity)), level)
-        assert all(torch.equal(a, b) for a, b in zip(found.weights, expected.weights, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(found.masks, expected.masks, strict=True))
-
-
-@pytest.mark.parametrize("schedule", [progressive, one_shot])
-def test_lottery_tickets_start_from_the_early_weights(schedule):
-    """The masks come from the trained weights, the values from the early ones."""
-    for early in every_kind():
-        trained = drifting(early, 0)
-        seen = []
-
-        def retrain(nets, level, seen=seen):
-            seen.append(nets)
-            return drifting(nets, level)
-
-        levels = list(
-            schedule(
-                trained, [0.5, 0.8], prune=lambda e, s: magnitude_masks(e, sparsity=s), retrain=retrain,
-                rewind=early,
-            )
-        )  # fmt: skip
-        for start, found in zip(seen, levels, strict=True):
-            assert start.sparsity().min() > 0.4
-            for w, m, first, last in zip(start.weights, start.masks, early.weights, found.masks, strict=True):
-                assert torch.equal(w, first * m)
-                assert torch.equal(m, last)
-        expected = magnitude_masks(trained, sparsity=0.5)
-        assert all(torch.equal(a, b) for a, b in zip(levels[0].masks, expected, strict=True))
-
-
-def unused(schedule, sparsities: list[float]) -> None:
-    list(schedule(layer([1.0, 2.0]), sparsities, prune=nothing, retrain=nothing))
-
-
-def nothing(nets, level):
-    raise AssertionError("work was begun before the schedule was checked")
+        nets = drifting(nets.masked(masks), level)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rounds(0), "count is 0"),
-        (lambda: rounds(3, share=1.0), "share is 1"),
-        (
-            lambda: list(progressive(layer([1.0, 2.0]), [], prune=nothing, retrain=nothing)),
-            r"sparsities is \[\]",
-        ),
-        (lambda: list(one_shot(layer([1.0, 2.0]), [0.5, 0.4], prune=nothing, retrain=nothing)), "none below"),
-        (
-            lambda: list(one_shot(layer([1.0, 2.0]), [1.5], prune=nothing, retrain=nothing)),
-            "sparsities is 1.5",
-        ),
-        (lambda: rewound(layer([1.0, 2.0]), layer([1.0, 2.0, 3.0, 4.0])), "earlier holds other networks"),
         (lambda: magnitude_masks(layer([1.0, 2.0]), sparsity=0.5, layers=[1]), r"layers is \[1\]"),
         (lambda: global_magnitude_masks(layer([1.0, 2.0]), sparsity=0.5, layers=[]), r"layers is \[\]"),
     ],
 )
-def test_bad_schedules_are_named(make, message):
+def test_bad_layers_are_named(make, message):
     with pytest.raises(InvalidInput, match=message):
         make()
 
@@ -460,6 +384,22 @@ def test_sparse_activations_are_part_of_the_networks(activation):
     assert (zeros > share_of_zero_activations(nets, x)).all()
     if isinstance(activation, KLargest):
         assert (zeros >= 4 / 7).all()
+
+
+def test_zero_activations_are_counted_some_examples_at_a_time():
+    nets = initialise([6, 8, 3], seeds=[0, 1], device=CPU)
+    x = torch.randn(2345, 6, generator=torch.Generator().manual_seed(0))
+    hidden = torch.stack([x @ w.T + b for w, b in zip(nets.weights[0], nets.biases[0], strict=True)])
+    batches = []
+
+    class Watched(nn.Identity):
+        def forward(self, input):
+            batches.append(input.shape)
+            return input
+
+    zeros = share_of_zero_activations(with_activation(nets, Watched()), x)
+    assert torch.equal(zeros, (hidden <= 0).double().mean((1, 2)))
+    assert max(shape.numel() for shape in batches) < 8 * 2345
 
 
 @given(st.lists(st.integers(-2, 2).map(float), min_size=1, max_size=8), st.data())

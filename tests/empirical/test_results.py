@@ -1,6 +1,9 @@
 """The results table keeps every row, and a damaged or foreign file is never taken for one."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +160,47 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["note"]
+
+
+# Writes a file of tensors below a folder; while it is written, a kill, or a wait for the end of the input.
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from empirical.locations import write_atomically
+def write(temporary):
+    temporary.with_name(".tmpAbCdEf").write_bytes(b"as the library calls its own")
+    save_file({"a": torch.zeros(3)}, temporary)
+    if sys.argv[2] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("written", flush=True)
+    sys.stdin.read()
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no way here to see whether a process lives")
+def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
+    out = tmp_path / "run"
+    open_run(out, {"seeds": 5})
+    networks = out / "checkpoints"
+    (networks / ".theirs.part").write_text("of another program, or machine")
+    command = [sys.executable, "-c", WRITER, str(networks / "a.safetensors")]
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([*command, "kill"], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with subprocess.Popen(
+        [*command, "wait"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout
+        assert writer.stdout.readline() == b"written\n"
+        assert len(list(networks.iterdir())) == 3
+        open_run(out, {"seeds": 5})
+        assert len(list(networks.iterdir())) == 2
+        assert writer.communicate()[0] == b""
+    assert writer.returncode == 0
+    assert sorted(os.listdir(networks)) == [".theirs.part", "a.safetensors"]
 
 
 def test_a_run_folder_belongs_to_its_settings(tmp_path):
