@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attacks, compaction, gpu, hidden_norms
+from benchmarks import attacks, compaction, convolutions, gpu, hidden_norms
 from benchmarks.cases import QUICK, Case
 from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
 from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
@@ -198,3 +198,16 @@ def test_products_of_the_full_networks_are_counted():
     for kind, forward in (("resnet-32", 69e6), ("vgg", 313e6)):
         first = 3 * 9 * (16 if kind == "resnet-32" else 64) * 1024
         assert gpu._flops(gpu.Network(kind)) == pytest.approx(2 * (3 * forward - first), rel=0.01)
+
+
+def test_the_quick_run_of_convolutions_fills_its_table(tmp_path):
+    out = tmp_path / "convolutions.csv"
+    assert CliRunner().invoke(convolutions.main, ["--quick", "--out", str(out)]).exit_code == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == convolutions.FIELDS
+    dense, sparse = (line["channels"] for line in table[:: len(table) // 2])
+    assert dense == "20-50-500"
+    left = [int(count) for count in sparse.split("-")]
+    assert left[0] < 20
+    assert left[2] < 500

@@ -131,10 +131,12 @@ def test_nothing_is_fetched_from_elsewhere():
 def test_the_recipes_run_as_they_stand(tmp_path, monkeypatch):
     """A pruned checkpoint through both commands, at fewer examples; a conjecture to its counterexample."""
     monkeypatch.chdir(tmp_path)
-    train, conjecture = re.findall(r"```python\n(.*?)```", RECIPES, flags=re.DOTALL)
+    train, conjecture, activations = re.findall(r"```python\n(.*?)```", RECIPES, flags=re.DOTALL)
     Path("train.py").write_text(train)
     Path("mine.py").write_text(conjecture)
     runpy.run_path("train.py")
+    Path("activations.py").write_text(activations)
+    runpy.run_path("activations.py")
     lines = re.findall(r"^sparse-robustness (.+)$", RECIPES, flags=re.MULTILINE)
     fewer = [line.replace("--examples 50", "--examples 5") for line in lines]
     tried = [line.split() for line in fewer if "pruned.pt" in line or "mine.py" in line]
