@@ -5,9 +5,9 @@
 magnitude pruning from level to level, each trained again for an epoch: ``seconds`` are those of
 :func:`empirical.measurement.measure`, ``whole_seconds`` those of the same without
 :func:`empirical.compaction.smaller_stack`, processor time, one thread, the smallest of a few turns; ``ratio``
-is how many times slower the whole network is. Radii of ``fgs`` and ``deepfool`` differ by at most a relative
-1e-9, or the run stops; those of searches in float32 as far as their rounding leads them: ``note`` has the
-means. ``channels`` are what is left of the two convolutions' and the hidden layer's outputs.
+is how many times slower the whole network is. Radii of ``fgs`` differ by at most a relative 1e-9, means of
+the others, whose steps rounding may turn elsewhere, by 1 %, or the run stops; ``note`` has the means.
+``channels`` are what is left of the two convolutions' and the hidden layer's outputs.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from empirical.pruning import magnitude_masks
 from empirical.training import Recipe, train
 
 FIELDS = ("attack", "sparsity", "examples", "channels", "seconds", "whole_seconds", "ratio", "note")
+MEANS = 1e-2  # relative difference of means of searches
 SPARSITIES, EXAMPLES, REPEATS = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99), 100, 1
-EXACT, ATTACKS = ("fgs", "deepfool"), ("rfgs", "fmn", "cw")
+ATTACKS = ("fgs", "rfgs", "deepfool", "fmn", "cw")
 RECIPE = Recipe(epochs=1, learning_rate=0.01)
 SHAPE = (1, 28, 28)
 
@@ -52,28 +53,28 @@ def tabulate(data: Dataset, *, quick: bool) -> list[Row]:
     """The whole table."""
     if quick:  # digits as large as LeNet-5 takes images
         grown = {part: _grown(getattr(data, part)[:500]) for part in ("x_train", "x_test")}
-        data = replace(data, **grown, y_train=data.y_train[:500], y_test=data.y_test[:500])
+        data = replace(data, **grown, y_train=data.y_train[:500], y_test=data.y_test[:500], shape=SHAPE)
     count = 5 if quick else EXAMPLES
     here = replace(data, x_test=data.x_test[:count], y_test=data.y_test[:count])
     table: list[Row] = []
     for sparsity, nets in pruned(data, SPARSITIES[::4] if quick else SPARSITIES):
         small = smaller_stack(nets)
         left = "-".join(str(weight.shape[1]) for weight in (small or nets).weights[:-1])
-        for attacks in (EXACT, *((name,) for name in ATTACKS)):
-            ours = partial(measure, nets, here, eps=0.1, attacks=attacks)
+        for attack in ATTACKS:
+            ours = partial(measure, nets, here, eps=0.1, attacks=(attack,))
             runs = timed(ours, partial(_whole, ours), repeats=0 if quick else REPEATS)
             (seconds, found), (whole_seconds, whole) = runs
-            means = [
-                f"{radius.mean():.6g} and {whole.radius[key].mean():.6g}"
-                for key, radius in found.radius.items()
-                if key[1] != "best"
-            ]
-            if attacks == EXACT:
-                for key, radius in found.radius.items():
-                    np.testing.assert_allclose(radius, whole.radius[key], rtol=SAME)
+            means = []
+            for key, radius in found.radius.items():
+                if key[1] != "best":
+                    of_whole = whole.radius[key]
+                    means.append(f"{radius.mean():.6g} and {of_whole.mean():.6g}")
+                    np.testing.assert_allclose(radius.mean(), of_whole.mean(), rtol=MEANS)
+                    if attack == "fgs":
+                        np.testing.assert_allclose(radius, of_whole, rtol=SAME)
             table.append(
                 {
-                    "attack": ", ".join(attacks),
+                    "attack": attack,
                     "sparsity": sparsity,
                     "examples": count,
                     "channels": left,

@@ -123,16 +123,17 @@ def _is_stack(module: nn.Sequential, shape: tuple[int, ...]) -> bool:
         return False
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules()):
         return False
-    images = len(shape) == 3
+    images, flat = len(shape) == 3, len(shape) == 1
     for layer in module:
         kind = type(layer)
         if isinstance(layer, nn.Flatten):
             known, images = kind is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1), False
+            flat = True
         elif isinstance(layer, nn.Conv2d):
             zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
             known = kind is nn.Conv2d and images and layer.groups == 1 and zeros
         else:
-            known = kind is nn.ReLU or kind is (nn.MaxPool2d if images else nn.Linear)
+            known = kind is nn.ReLU or (images and kind is nn.MaxPool2d) or (flat and kind is nn.Linear)
         if not known:
             return False
     return True

@@ -7,6 +7,7 @@ it is needed, so that help is immediate.
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
 import os
@@ -206,10 +207,11 @@ def remove_abandoned(folder: Path) -> None:
     """
     if os.name != "posix":  # where asking for a process could end it
         return
-    for left in folder.rglob(f".{_machine()}-*.part"):
-        process = left.name.split("-")[1]
-        if process.isdecimal() and not _lives(int(process)):
-            remove_folder(left)
+    for place, names, _ in os.walk(folder):  # which others may change meanwhile
+        for name in fnmatch.filter(names, f".{_machine()}-*.part"):
+            process = name.split("-")[1]
+            if process.isdecimal() and not _lives(int(process)):
+                remove_folder(Path(place) / name)
 
 
 @contextmanager
@@ -302,7 +304,9 @@ def _machine() -> str:
     """Twelve hexadecimal digits for processes that see each other: those of a machine, or of a container."""
     space = Path("/proc/self/ns/pid")
     seen = space.stat().st_ino if space.exists() else 0
-    return hashlib.sha256(f"{platform.node()} {seen}".encode()).hexdigest()[:12]
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    since = boot.read_text() if boot.exists() else ""
+    return hashlib.sha256(f"{platform.node()} {seen} {since}".encode()).hexdigest()[:12]
 
 
 def _lives(process: int) -> bool:

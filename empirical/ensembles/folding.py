@@ -6,33 +6,44 @@ divided by a norm, scaled. What pruning has removed, and what it may still remov
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 # Operations that hand on their input: only where its entries lie, or their number type, changes.
 _VIEWS = {"permute", "transpose", "t", "numpy_T", "view", "reshape", "unsqueeze", "squeeze", "flatten"}
-_SAME = {"alias", "detach", "detach_", "lift_fresh_copy", "to", "_to_copy", "type_as"}
+_VIEWS |= {"expand"}
+_CUTS = {"detach", "detach_"}
+_SAME = {"alias", "lift_fresh_copy"}
+_CASTS = {"to", "_to_copy", "type_as"}
 # Operations that say what must hold of a tensor, such as its number type when the network was traced.
 _CHECKS = ("_assert", "_guards", "sym_constrain", "_check")
-# Operations that multiply values by a weight, and those of them that take it as (inputs, outputs).
+# Operations that multiply values by a weight, and those of them that take it last, as (inputs, outputs).
 _TRANSPOSED = {"mm", "matmul", "addmm"}
 _CONVOLUTIONS = {"convolution", *(f"conv{kind}{k}d" for kind in ("", "_transpose") for k in (1, 2, 3))}
 _PRODUCTS = {"linear", "bilinear", "bmm", "einsum", "lstm", "gru", "rnn_relu", "rnn_tanh"}
 _PRODUCTS |= _TRANSPOSED | _CONVOLUTIONS
+# Operations that make a constant out of nothing, the same whenever they are called.
+_MADE = {"ones", "zeros", "full", "eye", "arange", "linspace", "scalar_tensor", "tril_indices"}
+# Bytes of a constant that is evaluated: masks and ranges, not what a few words could ask for.
+_LARGEST = 2**28
 
 
-def fold(module: GraphModule) -> dict[str, Tensor]:
+def fold(module: GraphModule, *, cut: bool) -> dict[str, Tensor]:
     """Make every weight of the network one parameter, in place; these by name, as (outputs, inputs, ...).
 
     A weight is what a linear layer, matrix product or convolution multiplies its input by, if it comes from a
     parameter. One that is computed from parameters becomes a parameter itself, named like the first of them
-    if nothing else needs that. Checks of number types go, and so do what cuts gradients and what converts to
-    float32, float64 or the input's type: the network computes in the precision that it is given.
+    if nothing else needs that; other constants become buffers. Checks of number types go, and so does what
+    converts between float32, float64 and the input's type: the network computes in the precision that it is
+    given. Without ``cut``, what cuts gradients goes too.
     """
     graph = module.graph
     for node in list(graph.nodes):
-        if not node.users and _name(node).startswith(_CHECKS):
+        if not node.users and name_of(node).startswith(_CHECKS):
             graph.erase_node(node)
     constants = _Constants(module)
     inputs = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
@@ -40,28 +51,35 @@ def fold(module: GraphModule) -> dict[str, Tensor]:
     weights: dict[Node, Tensor] = {}
     sources: dict[Node, str] = {}  # of those that were computed
     for node in list(graph.nodes):
-        name = _name(node)
+        name = name_of(node)
         if node.op != "call_function" or constants.has(node):
             continue
-        if name in _SAME and _exact(node, wide):
+        if (name in _SAME | _CASTS and _exact(node, wide)) or (name in _CUTS and not cut):
             node.replace_all_uses_with(node.all_input_nodes[0])
             graph.erase_node(node)
             continue
-        for argument in [n for n in node.all_input_nodes if constants.sources.get(n)]:
-            if name not in _PRODUCTS or (name == "addmm" and argument is node.args[0]):
-                continue
-            value, root = constants.value(argument).detach(), argument
-            while _name(root) in _VIEWS | _SAME:
+        for argument in node.all_input_nodes:
+            weighs = name in _PRODUCTS and not (name == "addmm" and argument is node.args[0])
+            root = argument
+            while weighs and name_of(root) in _VIEWS | _SAME | _CUTS:
                 root = root.all_input_nodes[0]
-            if value.dim() < 2 or constants.value(root).dim() < 2:
+            if not constants.has(argument):  # maybe a view for as many examples as there are
+                if weighs and root in constants.registered and constants.sources[root]:
+                    weights.setdefault(root, constants.value(root).detach())
                 continue
-            if root.op != "get_attr":
-                module.register_parameter(f"folded_{len(sources)}", nn.Parameter(value.clone()))
-                with graph.inserting_before(argument):
-                    root = graph.get_attr(f"folded_{len(sources)}")
-                sources[root] = constants.sources[argument][0]
-                argument.replace_all_uses_with(root)
-            weights.setdefault(root, value.T if name in _TRANSPOSED else value)
+            value = constants.value(argument).detach()
+            weighs = weighs and bool(constants.sources[argument]) and value.dim() >= 2
+            if root not in constants.registered or (weighs and constants.value(root).dim() < 2):
+                root = _stored(module, argument, value, f"folded_{len(constants.registered)}", weighs=weighs)
+                constants.add(root, constants.sources[argument])
+                if weighs:
+                    sources[root] = constants.sources[argument][0]
+            if weighs:
+                whole = constants.value(root).detach()
+                turned = name in _TRANSPOSED and argument is node.args[-1]
+                if value.numel() == whole.numel():
+                    whole = value.mT if turned else value
+                weights.setdefault(root, whole)
     graph.eliminate_dead_code()
     needed = {node.target for node in graph.nodes if node.op == "get_attr"}
     for node, source in sources.items():
@@ -75,29 +93,53 @@ def fold(module: GraphModule) -> dict[str, Tensor]:
     return {str(node.target): value for node, value in weights.items()}
 
 
+def _stored(module: GraphModule, node: Node, value: Tensor, name: str, *, weighs: bool) -> Node:
+    """A node of a new parameter or buffer that holds the value of such a node, in its place everywhere."""
+    if weighs:
+        module.register_parameter(name, nn.Parameter(value.clone(memory_format=torch.contiguous_format)))
+    else:
+        module.register_buffer(name, value.clone(memory_format=torch.contiguous_format))
+    with module.graph.inserting_before(node):
+        root = module.graph.get_attr(name)
+    node.replace_all_uses_with(root)
+    return root
+
+
 class _Constants:
     """What a network computes from its parameters and buffers alone, evaluated when it is asked for.
 
-    ``sources`` are the names of the parameters from which each such node is computed.
+    ``sources`` are the names of the parameters from which each such node is computed, ``registered`` the
+    nodes of parameters and buffers themselves.
     """
 
     def __init__(self, module: GraphModule) -> None:
         self._module = module
         parameters = dict(module.named_parameters(remove_duplicate=False))
+        buffers = dict(module.named_buffers(remove_duplicate=False))
         self._values: dict[Node, Tensor] = {}
         self.sources: dict[Node, list[str]] = {}
+        self.registered: set[Node] = set()
         for node in module.graph.nodes:
-            if node.op == "get_attr":
+            if node.op == "get_attr" and isinstance(self.value(node), Tensor):
                 self.sources[node] = [str(node.target)] if node.target in parameters else []
+                if node.target in parameters or node.target in buffers:
+                    self.registered.add(node)
             elif node.op == "call_function" and self._determined(node):
                 sources = [name for before in node.all_input_nodes for name in self.sources[before]]
                 self.sources[node] = list(dict.fromkeys(sources))
 
     def _determined(self, node: Node) -> bool:
-        """Whether the operation gives the same new value, computed from constants, whenever it is called."""
+        """Whether the operation gives the same new tensor, computed from constants, whenever it is called."""
         drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         known = all(before in self.sources for before in node.all_input_nodes)
-        return known and bool(node.all_input_nodes) and not drawn and not _name(node).endswith("_")
+        made = bool(node.all_input_nodes) or name_of(node) in _MADE
+        sized = all(map(_sized, tree_leaves(node.meta.get("val"))))
+        return known and made and sized and not drawn and not in_place(node) and not _symbolic(node)
+
+    def add(self, node: Node, sources: list[str]) -> None:
+        """A new parameter or buffer."""
+        self.sources[node] = sources
+        self.registered.add(node)
 
     def has(self, node: Node) -> bool:
         """Whether the node's value does not depend on the input."""
@@ -116,12 +158,29 @@ class _Constants:
         return self._values[node]
 
 
+def in_place(node: Node) -> bool:
+    """Whether the operation changes its first argument."""
+    return node.op == "call_function" and name_of(node).endswith("_") and name_of(node) not in _CUTS
+
+
+def _symbolic(node: Node) -> bool:
+    """Whether an argument hangs on the number of examples."""
+    return any(isinstance(leaf, torch.SymInt) for leaf in tree_leaves((node.args, node.kwargs)))
+
+
+def _sized(value: object) -> bool:
+    """Whether it is a tensor of a known, moderate size."""
+    if not isinstance(value, Tensor) or not all(isinstance(side, int) for side in value.shape):
+        return False
+    return value.numel() * value.element_size() <= _LARGEST
+
+
 def _exact(node: Node, wide: set[torch.dtype]) -> bool:
-    """Whether a value is a floating-point number before the node, and of one of these types after it."""
-    before, after = (n.meta.get("val") for n in (node.all_input_nodes[0], node))
-    floating = isinstance(before, Tensor) and before.is_floating_point()
-    return floating and isinstance(after, Tensor) and after.dtype in wide
+    """Whether a value is of one of these types before and after the node."""
+    values: list[Any] = [n.meta.get("val") for n in (node.all_input_nodes[0], node)]
+    return all(isinstance(value, Tensor) and value.dtype in wide for value in values)
 
 
-def _name(node: Node) -> str:
+def name_of(node: Node) -> str:
+    """The name of a node's operation, without its overload."""
     return getattr(node.target, "__name__", str(node.target)).split(".")[0]

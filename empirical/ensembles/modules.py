@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float
@@ -225,9 +226,8 @@ def prunable_names(module: nn.Module) -> list[str]:
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state dict, a tied tensor under its first name alone."""
-    own = {name for named in (module.named_parameters(), module.named_buffers()) for name, _ in named}
-    return {name: tensor for name, tensor in module.state_dict().items() if name in own}
+    """All parameters and buffers of the module, a tied one under its first name alone."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def apply_masks(module: nn.Module, state: Mapping[str, Tensor], masks: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -296,7 +296,10 @@ def to_module(ensemble: MLPEnsemble | ModuleEnsemble, member: int) -> nn.Module:
             t[member].cpu() for pair in zip(ensemble.weights, ensemble.biases, strict=True) for t in pair
         ]
         state, dtype = dict(zip(module.state_dict(), values, strict=True)), ensemble.weights[0].dtype
-    module.to(dtype=dtype, device="cpu").load_state_dict(state, strict=False)  # tied tensors: once
+    module.to(dtype=dtype, device="cpu")
+    with torch.no_grad():
+        for name, tensor in _own_state(module).items():
+            tensor.copy_(state[name])
     return module.eval()
 
 
@@ -312,6 +315,8 @@ def from_stack(module: nn.Module) -> MLPEnsemble | None:
     linear = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
     between = [layer for layer in layers[1::2] if isinstance(layer, nn.ReLU)]
     if len(linear) != len(between) + 1 or len(linear) + len(between) != len(layers):
+        return None
+    if any(one.out_features != other.in_features for one, other in pairwise(linear)):  # of rows of images
         return None
     weights = tuple(layer.weight.detach()[None] for layer in linear)
     none = [weight.new_zeros(1, weight.shape[1]) for weight in weights]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from empirical.ensembles.folding import fold
+from empirical.ensembles.folding import fold, in_place
 from theory.types import InvalidInput, first_line
 
 _WEIGHTS = "data/weights/model_weights_config.json"
@@ -79,18 +79,19 @@ class ProgramModule(nn.Module):
     A program may be bound to the size of its example batch; groups of that size then go through it by
     ``vmap``, the last one filled up with zeros. ``weights`` are those of its linear layers and convolutions,
     as they take part in the computation (:func:`empirical.ensembles.folding.fold`), by the names of the
-    parameters that hold them.
+    parameters that hold them. Without ``cut``, nothing cuts its gradients.
     """
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, *, cut: bool = True) -> None:
         super().__init__()
-        self._source = program
-        self.program = program.module()
+        self._source, self._cut = program, cut
+        self.program = _without_changes(program).module()
         self.group = _batch_size(program)
-        self.weights = {f"program.{name}": value for name, value in fold(self.program).items()}
+        found = fold(self.program, cut=cut)
+        self.weights = {f"program.{name}": value for name, value in found.items()}
 
     def __deepcopy__(self, _: dict[int, object]) -> ProgramModule:
-        return ProgramModule(self._source)
+        return ProgramModule(self._source, cut=self._cut)
 
     def train(self, mode: bool = True) -> ProgramModule:  # noqa: FBT001, FBT002 - PyTorch's own signature
         """A program keeps the mode that it was exported in."""
@@ -105,6 +106,25 @@ class ProgramModule(nn.Module):
         filled = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
         groups = filled.unflatten(0, (-1, self.group))
         return torch.vmap(self.program)(groups).flatten(0, 1)[: len(x)]
+
+
+def _without_changes(program: ExportedProgram) -> ExportedProgram:
+    """The program with new values where it changes constants in place, as far as PyTorch can say so."""
+    given = set(program.graph_signature.user_inputs)
+    reached = {node for node in program.graph.nodes if node.op == "placeholder" and node.name in given}
+    changes = False
+    for node in program.graph.nodes:
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+        changes |= in_place(node) and node.args[0] not in reached
+    if not changes:
+        return program
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return program.run_decompositions({})
+    except Exception:  # noqa: BLE001 - whatever PyTorch lacks for it: its weights are those that are stored
+        return program
 
 
 def input_shape(program: ExportedProgram) -> tuple[int | torch.SymInt, ...] | None:

@@ -51,7 +51,7 @@ class Network:
     ``shape`` is one example's and ``weights`` are those of its linear layers and convolutions by name, of
     which pruning removes entries, where the file tells them.
     :func:`empirical.own_network.preparation.prepare` fills in the rest; ``program`` is the network traced,
-    where that can be done.
+    where that can be done, and ``given`` the module that was traced, if it returns the same.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Network:
     shape: tuple[int, ...] | None
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     program: ExportedProgram | None = None
+    given: nn.Module | None = None
     prepared: bool = False
 
 

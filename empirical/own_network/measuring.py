@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from empirical.datasets import Dataset, Examples
 from empirical.ensembles import Ensemble, from_modules, from_stack
@@ -108,7 +110,9 @@ def measure_network(
     if final.is_file():
         content = read_table(final)
     else:
-        sparsity = ensemble.sparsity().tolist()
+        weights = network.weights.values()
+        zeros = sum(int((weight == 0).sum()) for weight in weights)
+        sparsity = [zeros / sum(weight.numel() for weight in weights)]
         members = Members(examples.name, Path(network.name).stem, ["given"], sparsity, sparsity, [0])
         parts = []
         for attack in request.attacks:
@@ -148,16 +152,24 @@ def _joined(
 
 
 def ensemble_of(network: Network, examples: Examples, device: torch.device) -> Ensemble:
-    """A prepared network as an ensemble of one in float64; as traced, where it cannot be attacked as it is.
+    """A prepared network as an ensemble of one in float64, in the first form that can be attacked.
 
+    These are its module; traced; traced without what cuts gradients; the module that was traced.
     Raises: InvalidInput if it does not take the examples, or as :func:`check_attackable`.
     """
-    modules = [m for m in (network.module, network.program) if m is not None]
+    forms: list[Callable[[], nn.Module]] = []
+    if isinstance(network.module, nn.Module):
+        forms.append(partial(_itself, network.module))
+    program = network.module if isinstance(network.module, ExportedProgram) else network.program
+    if program is not None:
+        forms += [partial(ProgramModule, program, cut=cut) for cut in (True, False)]
+    if network.given is not None:
+        forms.append(partial(_itself, network.given))
     x = torch.tensor(examples.x.reshape(len(examples.x), -1), device=device)
     failed = None
-    for given in dict.fromkeys(modules):
+    for form in forms:
         try:
-            module = given if isinstance(given, nn.Module) else ProgramModule(given)
+            module = form()
             found = from_stack(module) or from_modules([module], shape=network.shape or examples.shape)
             found = found.to(dtype=torch.float64, device=device)
             check_attackable(network.name, found, x)
@@ -167,6 +179,10 @@ def ensemble_of(network: Network, examples: Examples, device: torch.device) -> E
             return found
     assert failed is not None  # there is a module
     raise failed
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 def attack_problem(data: Examples, ensemble: Ensemble, request: Request) -> Dataset:

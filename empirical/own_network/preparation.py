@@ -6,8 +6,11 @@ gradients vanish where the network is sure, which attacks follow, and no bound u
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
@@ -52,21 +55,21 @@ def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Ne
     else:
         module, program = None, network.module
     if program is not None:
-        removed = _take_off(program)
+        program, removed = _scores_alone(program)
         weights = ProgramModule(program).weights
         weights = {name.removeprefix("program."): weight for name, weight in weights.items()}
         if removed:
             found = replace(found, recognised=f"{found.recognised}, without the {removed} at its end")
-        known = not weights or _content(weights.values()) == _content(found.weights.values())
-        if module is None or removed or not known:
+        as_stored = not weights or _content(weights.values()) == _content(found.weights.values())
+        if module is None or removed or not as_stored:
             found = replace(found, module=program, weights=weights)
-        found = replace(found, program=program)
+        found = replace(found, program=program, given=None if removed else module)
     return _with_scores(found, data)
 
 
-def _content(weights: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """How many entries each weight has, and how many are zero."""
-    return sorted((weight.numel(), int((weight == 0).sum())) for weight in weights)
+def _content(weights: Iterable[Tensor]) -> list[bytes]:
+    """Digests of the weights, in whatever order."""
+    return sorted(sha256(weight.contiguous().cpu().numpy().tobytes()).digest() for weight in weights)
 
 
 def _with_scores(network: Network, data: Examples) -> Network:
@@ -106,22 +109,27 @@ def _traced(module: nn.Module, shape: tuple[int, ...]) -> ExportedProgram | None
         return None
 
 
-def _take_off(program: ExportedProgram) -> str:
-    """Remove the last operation if it is such a one; its name, or an empty text."""
+def _scores_alone(program: ExportedProgram) -> tuple[ExportedProgram, str]:
+    """The program without its last operation if it is such a one, and its name; else itself, and no text."""
     output = next(node for node in program.graph.nodes if node.op == "output")
     returned = output.args[0]
     last = returned[0] if isinstance(returned, list | tuple) and len(returned) == 1 else None
     if not isinstance(last, torch.fx.Node) or last.op != "call_function" or len(last.users) != 1:
-        return ""
+        return program, ""
     name, value = getattr(last.target, "__name__", "").split(".")[0], last.meta.get("val")
     if name not in _LAST or not isinstance(value, torch.Tensor) or value.dim() != 2:
-        return ""
+        return program, ""
     before = last.args[0]
     axis = last.args[1] if len(last.args) > 1 else last.kwargs.get("dim")
     if not isinstance(before, torch.fx.Node) or (name in _SOFTMAX and axis not in (1, -1)):
-        return ""
+        return program, ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shorter = copy.deepcopy(program)  # the given one stays as it is
+    output = next(node for node in shorter.graph.nodes if node.op == "output")
+    last, before = (next(n for n in shorter.graph.nodes if n.name == m.name) for m in (last, before))
     output.replace_input_with(last, before)
-    program.graph.erase_node(last)
-    program.graph_signature.replace_all_uses(last.name, before.name)
-    program.graph_module.recompile()
-    return name.lstrip("_")
+    shorter.graph.erase_node(last)
+    shorter.graph_signature.replace_all_uses(last.name, before.name)
+    shorter.graph_module.recompile()
+    return shorter, name.lstrip("_")

@@ -87,7 +87,7 @@ class Problem:
         examples = data.first(request.examples)
         shape = examples.fitted(request.shape or network.shape)
         graph = graphs.read(
-            network.program or network.module, shape, dtype=DTYPES[request.dtype], device=device
+            network.given or network.module, shape, dtype=DTYPES[request.dtype], device=device
         )
         x = torch.tensor(examples.x.reshape(-1, *shape))
         check_labels("y_test", data.y, n=len(data.y), classes=graph.classes)

@@ -9,8 +9,9 @@ from torch import Tensor
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, first_line
 
-# Examples that are tried, and by which share of the largest score rounding may change another.
-_TRIED, _ROUNDING = 8, 1e-6
+# Examples that are tried, and by which share of the largest score rounding may change one, of the same batch
+# and of another, where parts in half precision are rounded otherwise.
+_TRIED, _ROUNDING, _ROUNDING_ALONE = 8, 1e-6, 1e-3
 
 
 def check_attackable(name: str, ensemble: Ensemble, x: Float[Tensor, "n d"]) -> None:
@@ -23,7 +24,7 @@ def check_attackable(name: str, ensemble: Ensemble, x: Float[Tensor, "n d"]) -> 
     x = torch.cat([x, torch.zeros_like(x[:1])]) if len(x) == 1 else x
     try:
         scores = ensemble.logits(x)
-        again, _ = ensemble.logits_and_gradient(x, lambda scores: scores[..., :1].expand_as(scores))
+        again, gradient = ensemble.logits_and_gradient(x, _uneven)
         alone = torch.cat([ensemble.logits(example) for example in x.split(1)], dim=1)
     except InvalidInput:
         raise
@@ -32,17 +33,27 @@ def check_attackable(name: str, ensemble: Ensemble, x: Float[Tensor, "n d"]) -> 
             f"network {name} cannot be attacked ({first_line(error)}); its forward must compute the scores "
             "of any number of examples by differentiable operations of PyTorch, in its weights' precision"
         ) from error
-    allowed = _ROUNDING * float(scores.abs().nan_to_num(posinf=0.0).max())
-    if _apart(scores, again) > allowed:
+    largest = float(scores.abs().nan_to_num(posinf=0.0).max())
+    if _apart(scores, again) > _ROUNDING * largest:
         raise InvalidInput(
             f"network {name} gives the same examples other scores every time; take noise and dropout out of "
             "its forward"
         )
-    if _apart(scores, alone) > allowed:
+    if not gradient.any() and _apart(scores, scores[:, :1].expand_as(scores)) > _ROUNDING * largest:
+        raise InvalidInput(
+            f"network {name} has scores that differ between examples, but no gradients, as attacks need: "
+            "take rounding and detach() out of its forward, or return the scores before a saturated softmax"
+        )
+    if _apart(scores, alone) > _ROUNDING_ALONE * largest:
         raise InvalidInput(
             f"network {name} gives an example other scores alone than among others; keep what mixes the "
             "examples of a batch out of its forward, such as batch-norm without running statistics"
         )
+
+
+def _uneven(scores: Float[Tensor, "K n c"]) -> Float[Tensor, "K n c"]:
+    """Weights of the scores that do not cancel where these sum to 1."""
+    return torch.arange(1.0, scores.shape[2] + 1).to(scores).expand_as(scores)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -13,7 +13,7 @@ import empirical.compaction as module
 from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
 from empirical.compaction import compact, products, smaller_stack
 from empirical.datasets import Dataset
-from empirical.ensembles import MLPEnsemble, from_modules
+from empirical.ensembles import MLPEnsemble, from_modules, from_stack
 from empirical.measurement import measure
 from theory.types import InvalidInput
 
@@ -251,3 +251,13 @@ def test_two_members_of_images_are_refused():
     nets = from_modules([images(padding=0, relu=True, density=0.1)] * 2, shape=(2, 9, 9))
     with pytest.raises(InvalidInput, match="2 members"):
         smaller_stack(nets)
+
+
+def test_linear_layers_on_rows_are_left_alone():
+    """Behind a Flatten their units lie fastest, channels slowest."""
+    torch.manual_seed(0)
+    rows = nn.Linear(8, 6)
+    rows.weight.data[:3] = 0
+    net = nn.Sequential(rows, nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)).double()
+    assert from_stack(net) is None
+    assert smaller_stack(from_modules([net], shape=(4, 8))) is None

@@ -218,8 +218,14 @@ class _Reading:
                 f"network makes a constant of shape {tuple(value.shape)} by {traced.target}; "
                 f"at most {LARGEST_CONSTANT:,} bytes are understood"
             )
-        with torch.no_grad():
-            self.constants[traced.name] = traced.target(*arguments, **keywords)
+        try:
+            with torch.no_grad():
+                self.constants[traced.name] = traced.target(*arguments, **keywords)
+        except (RuntimeError, TypeError) as error:  # a side that hangs on the number of examples, for one
+            raise InvalidInput(
+                f"network makes a constant by {traced.target} that cannot be computed beforehand "
+                f"({first_line(error)})"
+            ) from error
 
     def _check_result(self, traced: Any, value: Tensor) -> None:
         if not value.dim() or value.shape[0] != self.batch:
