@@ -56,7 +56,7 @@ class Case:
         for unit in (self.out / "units").iterdir():
             if rng.random() < 0.5:
                 unit.unlink()
-        return sorted(path for path in self.out.rglob("*") if path.is_file())
+        return files_below(self.out)
 
     def finish(self) -> int:
         """Run until all is done, obeying error messages; returns how many there were."""
@@ -96,7 +96,7 @@ def interrupted(case: Case, rng: np.random.Generator) -> int:
 
 def disk_full(case: Case, rng: np.random.Generator) -> int:
     """No file may grow beyond a random size, as on a full disk."""
-    largest = max(path.stat().st_size for path in case.undisturbed.rglob("*") if path.is_file())
+    largest = max(path.stat().st_size for path in files_below(case.undisturbed))
     size = int(rng.integers(1, largest))
     import resource  # not on Windows, where this file is read too
 
@@ -262,12 +262,16 @@ def hit(found: int, wanted: int) -> None:
     assert found == wanted, found
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files there, in order; folders may go meanwhile, as those of unfinished files do."""
+    return sorted(Path(place) / name for place, _, names in os.walk(folder) for name in names)
+
+
 def wait_for_files(case: Case, rng: np.random.Generator, child: int | None) -> None:
     """Wait until a random number of files is there, and a random little longer; or until the child ends."""
-    files = sum(path.is_file() for path in case.undisturbed.rglob("*"))
-    wanted = int(rng.integers(files))
+    wanted = int(rng.integers(len(files_below(case.undisturbed))))
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and sum(path.is_file() for path in case.out.rglob("*")) < wanted:
+    while time.monotonic() < deadline and len(files_below(case.out)) < wanted:
         if child and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return
         time.sleep(0.002)
