@@ -315,12 +315,15 @@ class Recurrent(nn.Module):
         return self.b(self.a(x.reshape(-1, 2, 4))[0][:, -1])
 
 
-@pytest.mark.parametrize("make", [Quantised, QuantisedByFunction, Recurrent])
+@pytest.mark.parametrize(
+    ("make", "program"),
+    [(Quantised, False), (Quantised, True), (QuantisedByFunction, False), (Recurrent, False)],
+)
 @pytest.mark.filterwarnings("ignore")
-def test_gradients_that_the_network_defines_are_followed(make):
+def test_gradients_that_the_network_defines_are_followed(make, program):
     torch.manual_seed(0)
     module = make().eval()
-    nets = ensemble_of(prepared(module, program=False), EXAMPLES, CPU)
+    nets = ensemble_of(prepared(module, program=program), EXAMPLES, CPU)
     scores, gradient = nets.logits_and_gradient(X, lambda scores: torch.ones_like(scores))
     x = X.clone().requires_grad_()
     double = module.double()
