@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -262,6 +263,17 @@ def test_a_finished_run_is_reported_where_nothing_can_be_written(finished, read_
     assert again.exit_code == 0, again.output
     assert "Note: files stay as they were: " in again.stderr
     assert again.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
+
+
+def test_a_figure_that_cannot_be_drawn_is_not_named(finished, read_only, tmp_path):
+    folder, arguments, first, _ = finished
+    shutil.copytree(folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("figures"))
+    read_only(tmp_path / "run")
+    again = run(*arguments[:-1], tmp_path / "run")
+    assert again.exit_code == 0, again.output
+    assert "Figure  " in first.stdout
+    assert "Figure  " not in again.stdout
+    assert f"Table   {tmp_path / 'run' / 'bounds.parquet'}\n" in again.stdout
 
 
 def test_a_condensed_table_keeps_all_rows_and_says_how_it_was_made(finished, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,6 +216,15 @@ def test_a_finished_run_is_reported_where_nothing_can_be_written(finished, read_
     assert result.exit_code == 0, result.output
     assert "Note: files stay as they were: " in result.stderr
     assert result.stdout.splitlines()[:-1] == finished.result.stdout.splitlines()[:-1]
+
+
+def test_a_report_that_cannot_be_written_is_not_named(finished, read_only, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
+    read_only(tmp_path / "run")
+    result = run(*finished.arguments[:-1], tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "Report  " in finished.result.stdout
+    assert "Report  " not in result.stdout
 
 
 def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,9 +155,8 @@ def test_half_a_data_set_is_a_warning(tmp_path):
     assert named(doctor.data_sets(), "cifar10").state == "warning"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(tmp_path):
-    tmp_path.chmod(0o500)
+def test_a_folder_that_cannot_be_written(read_only, tmp_path):
+    read_only(tmp_path)
     assert doctor.writing(tmp_path / "results").state == "warning"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli.network import network_options, numbers, opened, print_tables
-from empirical.cli.terminal import OK, one_line_errors, progress, unless_read_only
+from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ def bounds(
     print_tables(bound_tables(outcome.rows), markdown=markdown)
     seconds = time.perf_counter() - started
     drawn = folder / "figures" / "bounds.png"
-    note = f"{_LEGEND}\n\nFigure  {drawn}\nTable   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
-    click.echo(note, err=markdown)
+    files = listed(("Figure", drawn), ("Table", outcome.path))
+    click.echo(f"{_LEGEND}\n\n{files}Took {seconds:.0f} s on {chosen.type}.", err=markdown)
     sys.exit(OK)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from empirical.cli.network import network_options, numbers, opened, print_tables
-from empirical.cli.terminal import OK, one_line_errors, progress, unless_read_only
+from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 
@@ -87,5 +87,6 @@ def check(
                 log_command(part, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables([summary_table(findings)], markdown=markdown)
     seconds = time.perf_counter() - started
-    click.echo(f"Report  {folder / 'report.html'}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)
+    files = listed(("Report", folder / "report.html"))
+    click.echo(f"{files}Took {seconds:.0f} s on {chosen.type}.", err=markdown)
     sys.exit(OK)

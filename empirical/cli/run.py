@@ -19,6 +19,7 @@ from empirical.cli.terminal import (
     VIOLATED,
     LocationPath,
     console,
+    listed,
     one_line_errors,
     progress,
     unless_read_only,
@@ -277,10 +278,8 @@ def _execute(
     shown.print(claims_table(outcome.claims))
     _print_violations(outcome.violations)
     seconds = time.perf_counter() - started
-    report = folder / "report.html"
-    summary = f"Report  {report}\n" if report.is_file() else ""
-    summary += f"Table   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}."
-    shown.print(summary, highlight=False, soft_wrap=True)
+    files = listed(("Report", folder / "report.html"), ("Table", outcome.path))
+    shown.print(f"{files}Took {seconds:.0f} s on {chosen.type}.", highlight=False, soft_wrap=True)
     sys.exit(OK if outcome.violations.empty else VIOLATED)
 
 

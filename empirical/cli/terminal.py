@@ -9,11 +9,15 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from empirical.interrupts import uninterrupted
+
+if TYPE_CHECKING:
+    from empirical.locations import Remote
 
 OK, VIOLATED, USAGE, PAUSED, BROKEN, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 70, 75, 130
 UNREAD = 141  # as of a program that a closed pipe ended
@@ -108,6 +112,11 @@ def unless_read_only() -> Iterator[None]:
         if not (read_only or isinstance(cause, PermissionError)):
             raise
         click.echo(f"Note: files stay as they were: {plain(error)}", err=True)
+
+
+def listed(*files: tuple[str, Path | Remote]) -> str:
+    """A line of label and path for each file that is there: where nothing can be written one may not be."""
+    return "".join(f"{label:8}{path}\n" for label, path in files if path.is_file())
 
 
 def plain(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """The main job end to end: what it leaves, how it resumes, and what it says when a theorem fails."""
 
 import json
-import os
 
 import numpy as np
 import pandas as pd
@@ -239,9 +238,9 @@ def test_a_run_that_is_not_finished_says_at_once_that_it_cannot_be_written(read_
     assert result.stderr.startswith(f"Error: out is {out}, which cannot be written")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_unwritable_folder(tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
+def test_unwritable_folder(read_only, tmp_path):
+    (tmp_path / "locked").mkdir()
+    read_only(tmp_path / "locked")
     result = CliRunner().invoke(main, ["verify", "--out", str(tmp_path / "locked" / "run")])
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
