@@ -22,7 +22,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from scipy.special import gammaln, ndtri
-from scipy.stats import qmc
 
 from theory.relu.rectified import folded_mean, rectified_moments
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
@@ -176,6 +175,8 @@ def pairs(values: Float[Array, "m h"]) -> Float[Array, "m h h"]:
 @cache
 def _normal_nodes(dimensions: int) -> Float[Array, "nodes k"]:
     """Sobol points, moved half a cell into the cube, as standard normal vectors."""
+    from scipy.stats import qmc  # slow to import
+
     return ndtri(qmc.Sobol(dimensions, scramble=False).random(NODES) + 0.5 / NODES)
 
 
