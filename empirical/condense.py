@@ -18,6 +18,7 @@ _TABLES = {"results.parquet": SCHEMA, "measure.parquet": SCHEMA, "bounds.parquet
 def condense(folder: Location, path: Path) -> int:
     """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
 
+    With them every case in which a theorem failed, so that the table judges as the run did.
     A table of bounds, whose figure is drawn from its examples, keeps all rows. The settings and the
     commands that made it become metadata of the file, under ``RUN_KEY``.
     Raises: InvalidInput if the folder holds no finished run, or ``path`` exists.
@@ -31,7 +32,7 @@ def condense(folder: Location, path: Path) -> int:
     schema = _TABLES[name]
     rows = read_table(folder / name, schema=schema)
     if schema is SCHEMA:
-        rows = rows.filter(pc.field("example").is_null())
+        rows = rows.filter(pc.field("example").is_null() | (pc.field("quantity") == "excess"))
     log = folder / "runs.jsonl"
     told = json.dumps({"settings": read_settings(note), "runs": _logged(log)})
     write_table(path, rows.replace_schema_metadata({**schema.metadata, RUN_KEY: told.encode()}))

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from empirical.claims.verdicts import GAIN
 from empirical.locations import Location, make_folder
 from empirical.pages import Picture, save_picture, setting, write_page
 from paper_figures.gallery import caption, drawn
@@ -72,7 +73,7 @@ def claims_table(claims: pd.DataFrame) -> Table:
         told = _claim(row)
         shown.add_row(
             told["claim"],
-            told["family"],
+            Text(told["family"]),
             Text(told["measure"]),
             Text(told["verdict"], style=_VERDICTS[told["verdict"]]),
             Text(told["effect"] if told["violations"] == "–" else f"{told['violations']} violations"),
@@ -90,7 +91,7 @@ def claims_markdown(claims: pd.DataFrame) -> str:
     for row in map(_claim, (row for _, row in claims.iterrows())):
         remark = f"{row['violations']} violations, {row['test']}" if row["violations"] != "–" else row["note"]
         cells = [row["claim"], row["family"], row["measure"], row["verdict"], row["effect"], row["p"], remark]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in cells)} |")
     lines.append("")
     for claim, statement in claims[["claim", "statement"]].drop_duplicates().itertuples(index=False):
         lines.append(f"- {claim}: {statement}")
@@ -140,7 +141,7 @@ def _claim(row: pd.Series) -> dict[str, str]:
         "measure": _norm(row["measure"]),
         "verdict": row["verdict"],
         "sign": _SIGNS[row["verdict"]],
-        "effect": _effect(row["claim"], row["effect"], row["low"], row["high"]),
+        "effect": _effect(row),
         "what": row["what"],
         "test": row["test"],
         "p": _p_value(row["p_value"]),
@@ -150,18 +151,18 @@ def _claim(row: pd.Series) -> dict[str, str]:
     }
 
 
-def _effect(claim: str, value: float, low: float, high: float) -> str:
-    """C1 is a slope, C2 and C3 are relative gains, C4 a sparsity, the others errors or ratios."""
-    if np.isnan(value):
+def _effect(row: pd.Series) -> str:
+    """A slope with its sign, a gain in percent, or whatever else with its interval."""
+    if np.isnan(row["effect"]):
         return "–"
-    form, scale, unit = {
-        "C1": ("{:+.2f}", 1, ""),
-        "C2": ("{:+.1f}", 100, " %"),
-        "C3": ("{:+.1f}", 100, " %"),
-    }.get(claim, ("{:.3g}", 1, ""))
-    text = form.format(scale * value)
-    if np.isfinite([low, high]).all():
-        text += f" [{form.format(scale * low)}, {form.format(scale * high)}]"
+    form, scale, unit = "{:.3g}", 1, ""
+    if row["claim"] == "C1":
+        form = "{:+.2f}"
+    elif row["what"] == GAIN:
+        form, scale, unit = "{:+.1f}", 100, " %"
+    text = form.format(scale * row["effect"])
+    if np.isfinite([row["low"], row["high"]]).all():
+        text += f" [{form.format(scale * row['low'])}, {form.format(scale * row['high'])}]"
     return text + unit
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
@@ -17,6 +19,7 @@ from empirical.cli.main import main
 from empirical.data.named import NAMED
 from empirical.experiments import catalog
 from empirical.experiments.specification import ATTACKS
+from empirical.results import read_table
 from theory.laws import claim
 from theory.laws.catalog import LAWS
 
@@ -75,6 +78,17 @@ def test_no_command_has_its_argument_deleted(tmp_path):
     assert result.exit_code == 2
     assert "give the results.parquet of a run" in result.stderr
     assert "delete" not in result.stderr
+
+
+def test_a_table_about_examples_alone_is_refused(tmp_path):
+    rows = read_table(DIGITS).slice(0, 3)
+    place = rows.schema.get_field_index("example")
+    table = tmp_path / "t.parquet"
+    pq.write_table(rows.set_column(place, rows.schema.field(place), pa.array([0, 1, 2], pa.int32())), table)
+    result = CliRunner().invoke(main, ["claims", str(table)])
+    assert result.exit_code == 2
+    told = f"table is {table}, which has no rows about whole networks; give the results.parquet of a run"
+    assert result.stderr == f"Error: {told}\n"
 
 
 def test_what_is_completed_is_what_there_is():

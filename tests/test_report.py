@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from empirical.report import SHOWN, claims_table, summary, write_report
+from empirical.claims import judge
+from empirical.claims.verdicts import GAIN
+from empirical.report import SHOWN, claims_markdown, claims_table, summary, write_report
 from tests.browser import assert_readable
 from tests.results_table import network_table
 
@@ -55,7 +57,7 @@ def _claims() -> pd.DataFrame:
         ("C5", "E[L] <= c", "l2", "refuted", 0.1, none, none, none, 60),
     ]
     frame = pd.DataFrame(rows, columns=named)
-    return frame.assign(family="mlp", what="gain", test="paired t", seeds=5, note="at sparsity 0.5")
+    return frame.assign(family="mlp", what=GAIN, test="paired t", seeds=5, note="at sparsity 0.5")
 
 
 def _failed(count: int) -> pd.DataFrame:
@@ -164,3 +166,15 @@ def test_terminal_table_fits(width) -> None:
         "E[L] <= c",
     ):
         assert shown in text
+
+
+def test_names_of_families_are_shown_as_they_are() -> None:
+    """Also such as a terminal's or Markdown's tables would obey."""
+    hostile = judge(network_table(families=("net[/]",))).assign(family="net[/] a|b\nc")
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(claims_table(hostile))
+    assert "net[/] a|b" in shown.get()
+    rows = [line for line in claims_markdown(hostile).splitlines() if line.startswith("| C")]
+    assert len(rows) == len(hostile)
+    assert all(line.count("|") == 8 and "net[/] a&#124;b c" in line for line in rows)

@@ -10,6 +10,7 @@ from empirical.claims.predictions import predictions
 from empirical.claims.theorems import THEOREMS, theorem
 from empirical.claims.trends import falls_again, no_improvement, some_improvement, trend
 from empirical.claims.verdicts import Measure, Verdict
+from theory.types import InvalidInput
 
 STATEMENTS = {
     "C1": "Linear: l_inf robustness rises with sparsity, up to collapse",
@@ -53,9 +54,15 @@ CONDITIONS = (
 def judge(table: pd.DataFrame) -> pd.DataFrame:
     """Judge every claim the network-level rows of a table speak of; one row per claim, family and measure.
 
-    Raises: KeyError if the table lacks a documented column.
+    Raises: KeyError if the table lacks a documented column; InvalidInput if it holds several data sets of a
+    family.
     """
     verdicts: list[Verdict] = []
+    for family, names in table.groupby("family", observed=True)["dataset"].unique().items():
+        if len(names) > 1:
+            raise InvalidInput(
+                f"table has {family} on {', '.join(sorted(map(str, names)))}; give the rows of one data set"
+            )
     families = [str(family) for family in table["family"].unique()]
     for family in sorted(families, key=lambda name: (name not in LINEAR, families.index(name))):
         verdicts += _linear(table, family) if family in LINEAR else _relu(table, family)

@@ -10,12 +10,13 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from empirical.claims.verdicts import (
-    LEVEL,
-    RESAMPLES,
     Verdict,
     before_collapse,
+    bootstrap,
     curve,
     curve_of_kind,
+    percentiles,
+    resamples,
     verdict_on,
 )
 
@@ -43,42 +44,46 @@ def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
         label = f"R_{norm.removeprefix('l')}, {pruning}"
         sound = before_collapse(table, family, pruning)
         grid = shared[shared.isin([0, *sound])]
-        if len(grid) < 2:
-            note = "no sparsity above 0 before collapse"
+        both = predicted.loc[seeds, grid] + measured.loc[seeds, grid]
+        lost = np.asarray((~np.isfinite(both.to_numpy())).any(axis=0))
+        gaps = "".join(f"; without {alpha:g}: a network has no value" for alpha in grid[lost])
+        grid = grid[~lost]
+        if len(grid) < 2 or grid[0] != 0:
+            note = f"no sparsity above 0 before collapse{gaps}"
             verdicts.append(verdict_on("C9", family, label, "inconclusive", seeds=len(seeds), note=note))
             continue
         guess, truth = (frame.loc[seeds, grid].to_numpy() for frame in (predicted, measured))
         best = [grid[1 + int(values[:, 1:].mean(axis=0).argmax())] for values in (guess, truth)]
         note = (
             f"before collapse: up to sparsity {grid[-1]:g}; best above 0: {best[0]:g} predicted, "
-            f"{best[1]:g} measured"
+            f"{best[1]:g} measured{gaps}"
         )
         found = verdict_on(
             "C9",
             family,
             label,
             "inconclusive",
-            effect=float(_prediction_error(guess, truth)),
+            effect=float(_error_of_means(guess.mean(axis=0), truth.mean(axis=0))),
             what="mean error over the sparsities above 0, as a share of the radius at 0",
             seeds=len(seeds),
             note=note if len(seeds) > 1 else f"an interval needs 2 seeds; {note}",
         )
         if len(seeds) > 1:
-            draws = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLES, len(seeds)))
-            low, high = np.quantile(_prediction_error(guess[draws], truth[draws]), [LEVEL / 2, 1 - LEVEL / 2])
+            drawn, chances = resamples(len(seeds))
+            low, high = percentiles(_error_of_means(drawn @ guess, drawn @ truth), chances)
             holds = "supported" if high < PREDICTION_ERROR else "inconclusive"
             found = replace(
                 found,
                 verdict="refuted" if low > PREDICTION_ERROR else holds,
-                low=float(low),
-                high=float(high),
-                test=f"bootstrap over seeds, {RESAMPLES} resamples, against {PREDICTION_ERROR:.0%}",
+                low=low,
+                high=high,
+                test=f"{bootstrap(len(seeds))}, against {PREDICTION_ERROR:.0%}",
             )
         verdicts.append(found)
     return verdicts
 
 
-def _prediction_error(guess: Float[Array, "*r s a"], truth: Float[Array, "*r s a"]) -> Float[Array, "*r"]:
-    """Mean over sparsities of the error of the means over seeds, in units of the truth at the first one."""
-    off = np.abs(guess.mean(axis=-2) - truth.mean(axis=-2))[..., 1:].mean(axis=-1)
-    return np.asarray(off / np.maximum(truth.mean(axis=-2)[..., 0], np.finfo(float).tiny))
+def _error_of_means(guess: Float[Array, "*r a"], truth: Float[Array, "*r a"]) -> Float[Array, "*r"]:
+    """Mean over the sparsities above 0 of the error of the means over seeds, in units of the truth at 0."""
+    off = np.abs(guess - truth)[..., 1:].mean(axis=-1)
+    return np.asarray(off / np.maximum(truth[..., 0], np.finfo(float).tiny))

@@ -8,17 +8,21 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray as Array
+from numpy.typing import ArrayLike
 from scipy import stats
-from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.power import TTestPower
 
 from empirical.claims.verdicts import (
+    GAIN,
     LEVEL,
     MARGIN,
-    RESAMPLES,
     Measure,
+    Shares,
     Verdict,
-    gains_over_dense,
+    bootstrap,
+    gains,
+    percentiles,
+    resamples,
     share_of_dense,
     verdict_on,
 )
@@ -29,37 +33,52 @@ NO_TEST = "a paired test needs 2 seeds and a sparsity before collapse"
 
 
 def trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
-    """C1: slope of the gain over sparsity, seed effects, errors clustered by seed.
+    """C1: the mean over the seeds of the slope of each one's gain over sparsity.
 
-    Where it decides nothing, the slope that it would show with a probability of 80 %, to first order.
+    Where it decides nothing, the slope that it would show with a probability of 80 %.
     """
-    gains = gains_over_dense(table, family, measure)
-    seeds, label = len(gains), measure[0]
-    if seeds < 2 or gains.shape[1] < 3:
-        note = "a trend needs 2 seeds and 3 sparsities above 0 before collapse"
+    shares, label = share_of_dense(table, family, measure), measure[0]
+    found = gains(shares.values)
+    seeds = len(found)
+    if seeds < 2 or found.shape[1] < 3:
+        note = f"a trend needs 2 seeds and 3 sparsities above 0 before collapse{shares.left_out}"
         return verdict_on("C1", family, label, "inconclusive", seeds=seeds, note=note)
-    long = gains.reset_index().melt(id_vars="seed", var_name="sparsity", value_name="gain").astype(float)
-    design = pd.get_dummies(long["seed"], dtype=float).assign(sparsity=long["sparsity"])
-    fit = OLS(long["gain"], design).fit(cov_type="cluster", cov_kwds={"groups": long["seed"]}, use_t=True)
-    low, high = fit.conf_int(LEVEL).loc["sparsity"]
+    alphas = found.columns.to_numpy(dtype=float)
+    places = alphas - alphas.mean()
+    slopes = found.to_numpy() @ places / (places @ places)
+    mean, spread = slopes.mean(), slopes.std(ddof=1)
+    error = spread / np.sqrt(seeds)
+    reach = stats.t.ppf(1 - LEVEL / 2, seeds - 1) * error
+    low, high = mean - reach, mean + reach
     verdict = "supported" if low > 0 else "refuted" if high < 0 else "inconclusive"
-    note = f"before collapse: up to sparsity {gains.columns.max():g}"
+    note = f"before collapse: up to sparsity {alphas.max():g}{shares.left_out}"
     if verdict == "inconclusive":
-        reach = stats.t.ppf([1 - LEVEL / 2, POWER], seeds - 1).sum() * fit.bse["sparsity"]
-        note += f"; 80 % power for a slope of {reach:.2g}"
+        note += f"; 80 % power for a slope of {detectable(spread, seeds, LEVEL / 2):.2g}"
     return verdict_on(
         "C1",
         family,
         label,
         verdict,
-        effect=fit.params["sparsity"],
+        effect=mean,
         interval=(low, high),
         what="slope of the relative gain over sparsity",
-        test="OLS, seed effects, errors clustered by seed",
-        p_value=fit.pvalues["sparsity"],
+        test="t-test of the seeds' slopes",
+        p_value=2 * float(stats.t.sf(abs(_statistic(mean, error)), seeds - 1)),
         seeds=seeds,
         note=note,
     )
+
+
+def _statistic(mean: ArrayLike, error: ArrayLike) -> Float[Array, "..."]:
+    """Student's t; without any spread infinite, or 0 where the mean is."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.nan_to_num(np.divide(mean, error), nan=0.0, posinf=np.inf, neginf=-np.inf))
+
+
+def detectable(spread: float, seeds: int, alpha: float) -> float:
+    """The effect that a one-sided test at ``alpha`` would show with a probability of 80 %."""
+    size = TTestPower().solve_power(nobs=seeds, alpha=alpha, power=POWER, alternative="larger")
+    return float(size * spread)
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,8 @@ class BestGain:
     """One sparsity's gain, interval and test; the latter two allow for having tried all sparsities.
 
     That with the largest mean gain, among the significant ones if there are any. ``highest`` is the largest
-    upper limit of any sparsity.
+    upper limit of any sparsity; ``doubtful`` the sparsity of the largest spread among those whose limit
+    reaches the margin, and that spread, or None.
     """
 
     sparsity: float
@@ -76,17 +96,9 @@ class BestGain:
     high: float
     highest: float
     p_value: float
-    spread: float
+    doubtful: tuple[float, float] | None
     seeds: int
     tried: int
-
-    @property
-    def detectable(self) -> float:
-        """The gain that this many seeds would show with a probability of 80 %."""
-        size = TTestPower().solve_power(
-            nobs=self.seeds, alpha=LEVEL / self.tried, power=POWER, alternative="larger"
-        )
-        return float(size * self.spread)
 
     @property
     def counts(self) -> bool:
@@ -95,22 +107,26 @@ class BestGain:
 
     @property
     def doubt(self) -> str:
-        """Why it decides nothing: too few seeds for a gain to show, or a gain that may reach the margin."""
+        """Why it decides nothing: a gain that may reach the margin, or too few seeds for one to show."""
+        if self.doubtful is None:
+            return f"no sparsity gains {MARGIN:.0%}"
         if self.p_value < LEVEL:
             return f"a gain; whether of {MARGIN:.0%} is open"
-        return f"80 % power for a gain of {self.detectable:.1%}"
+        sparsity, spread = self.doubtful
+        gain = detectable(spread, self.seeds, LEVEL / self.tried)
+        return f"80 % power for a gain of {gain:.1%} at {sparsity:g}"
 
 
-def best_gain(gains: pd.DataFrame) -> BestGain:
+def best_gain(found: pd.DataFrame) -> BestGain:
     """Paired t statistics per sparsity: Bonferroni intervals, Holm-corrected one-sided p-values."""
-    count, tried = gains.shape
-    mean, error = gains.mean(), gains.std(ddof=1) / np.sqrt(count)
+    count, tried = found.shape
+    mean, error = found.mean(), found.std(ddof=1) / np.sqrt(count)
     reach = stats.t.ppf(1 - LEVEL / (2 * tried), count - 1) * error
-    statistic = (mean / error).where(error > 0, np.sign(mean) * np.inf).fillna(0.0)
-    p_values = holm(stats.t.sf(statistic, count - 1))
+    p_values = holm(stats.t.sf(_statistic(mean, error), count - 1))
     significant = p_values < LEVEL
     candidates = np.where(significant | ~significant.any(), mean, -np.inf)
     best = int(candidates.argmax())
+    spread = found.std(ddof=1)[mean + reach >= MARGIN]
     return BestGain(
         sparsity=float(mean.index[best]),
         gain=float(mean.iloc[best]),
@@ -118,10 +134,15 @@ def best_gain(gains: pd.DataFrame) -> BestGain:
         high=float((mean + reach).iloc[best]),
         highest=float((mean + reach).max()),
         p_value=float(p_values[best]),
-        spread=float(gains.iloc[:, best].std(ddof=1)),
+        doubtful=None if spread.empty else (float(spread.idxmax()), float(spread.max())),
         seeds=count,
         tried=tried,
     )
+
+
+def _no_gain(shares: Shares) -> bool:
+    """Whether every sparsity's simultaneous upper limit of the gain lies below the margin."""
+    return shares.complete and best_gain(gains(shares.most)).highest < MARGIN
 
 
 def holm(p_values: Float[Array, " tried"]) -> Float[Array, " tried"]:
@@ -139,12 +160,14 @@ def holm(p_values: Float[Array, " tried"]) -> Float[Array, " tried"]:
 
 def no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     """C2: every sparsity's simultaneous upper limit of the gain must lie below the margin."""
-    gains, label = gains_over_dense(table, family, measure), measure[0]
-    if len(gains) < 2 or gains.empty:
-        return verdict_on("C2", family, label, "inconclusive", seeds=len(gains), note=NO_TEST)
-    best = best_gain(gains)
+    shares, label = share_of_dense(table, family, measure), measure[0]
+    found = gains(shares.values)
+    if len(found) < 2 or found.empty:
+        note = NO_TEST + shares.left_out
+        return verdict_on("C2", family, label, "inconclusive", seeds=len(found), note=note)
+    best = best_gain(found)
     note = f"at sparsity {best.sparsity:g}; p is for a gain"
-    if best.highest < MARGIN:
+    if _no_gain(shares):
         verdict = "supported"
     elif best.counts:
         verdict = "refuted"
@@ -158,11 +181,11 @@ def no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdic
         verdict,
         effect=best.gain,
         interval=(best.low, best.high),
-        what="best relative gain over the sparsities",
+        what=GAIN,
         test=f"paired t, Bonferroni limits all below +{MARGIN:.0%}",
         p_value=best.p_value,
-        seeds=len(gains),
-        note=note,
+        seeds=len(found),
+        note=note + shares.left_out,
     )
 
 
@@ -170,12 +193,14 @@ def some_improvement(
     table: pd.DataFrame, family: str, measure: Measure, *, claim: str = "C3", pruning: str = "magnitude"
 ) -> Verdict:
     """C3, C6: one-sided paired tests of a gain at every sparsity, Holm-corrected."""
-    gains, label = gains_over_dense(table, family, measure, pruning=pruning), measure[0]
-    if len(gains) < 2 or gains.empty:
-        return verdict_on(claim, family, label, "inconclusive", seeds=len(gains), note=NO_TEST)
-    best = best_gain(gains)
+    shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
+    found = gains(shares.values)
+    if len(found) < 2 or found.empty:
+        note = NO_TEST + shares.left_out
+        return verdict_on(claim, family, label, "inconclusive", seeds=len(found), note=note)
+    best = best_gain(found)
     note = f"at sparsity {best.sparsity:g}"
-    if best.highest < MARGIN:
+    if _no_gain(shares):
         verdict = "refuted"
         note += f"; no sparsity gains {MARGIN:.0%}"
     elif best.counts:
@@ -190,11 +215,11 @@ def some_improvement(
         verdict,
         effect=best.gain,
         interval=(best.low, best.high),
-        what="best relative gain over the sparsities",
+        what=GAIN,
         test="paired t per sparsity, Holm",
         p_value=best.p_value,
-        seeds=len(gains),
-        note=note,
+        seeds=len(found),
+        note=note + shares.left_out,
     )
 
 
@@ -207,24 +232,27 @@ def falls_again(
     The best of many sparsities lies above the first by chance alone, in every resample too; so the rise must
     also be significant by paired tests, Holm-corrected. ``p_value`` is theirs.
     """
-    values, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
-    grid, draws = values.columns.to_numpy(), values.to_numpy()
-    if len(draws) < 2 or len(grid) < 3:
-        note = "an optimum inside the grid needs 2 seeds, 3 sparsities and some robustness"
+    shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
+    grid, draws = shares.values.columns.to_numpy(), shares.values.to_numpy()
+    if len(draws) < 2 or len(grid) < 3 or grid[0] != 0:
+        note = "an optimum inside the grid needs 2 seeds, 3 sparsities from 0 on and some robustness"
+        note += shares.left_out
         return verdict_on(claim, family, label, "inconclusive", seeds=len(draws), note=note)
-    rng = np.random.default_rng(0)
-    means = draws[rng.integers(len(draws), size=(RESAMPLES, len(draws)))].mean(axis=1)
-    best = grid[means.argmax(axis=1)]
-    low, high = np.quantile(best, [LEVEL / 2, 1 - LEVEL / 2])
-    falls = np.quantile(means[:, -1] / means.max(axis=1) - 1, [LEVEL / 2, 1 - LEVEL / 2])
-    rise = best_gain(values.iloc[:, 1:-1].sub(values.iloc[:, 0], axis=0)).p_value
+    drawn, chances = resamples(len(draws))
+    means = drawn @ draws
+    low, high = percentiles(grid[means.argmax(axis=1)], chances)
+    falls = percentiles(means[:, -1] / means.max(axis=1) - 1, chances)
+    rise = best_gain(shares.values.iloc[:, 1:-1].sub(shares.values.iloc[:, 0], axis=0)).p_value
     inside = grid[0] < low and high < grid[-1]
     verdict = "supported" if inside and rise < LEVEL and falls[1] < -MARGIN else "inconclusive"
     mean = draws.mean(axis=0)
     fall = f"{mean[-1] / mean.max() - 1:+.0%} [{falls[0]:+.0%}, {falls[1]:+.0%}] at {grid[-1]:g}"
     note = f"then {fall}"
-    if high == grid[0]:
-        verdict, note = "refuted", f"no rise before the fall of {fall}"
+    if _never_rises(shares):
+        verdict, note = (
+            "refuted",
+            f"no rise before the fall of {fall}" if falls[1] < 0 else f"no rise; {note}",
+        )
     elif low == grid[-1]:
         note = "best at the last sparsity before collapse: no fall seen"
     return verdict_on(
@@ -235,8 +263,17 @@ def falls_again(
         effect=float(grid[mean.argmax()]),
         interval=(low, high),
         what="best sparsity alpha*",
-        test=f"paired t for a rise, Holm; bootstrap over seeds, {RESAMPLES} resamples",
+        test=f"paired t for a rise, Holm; {bootstrap(len(draws))}",
         p_value=rise,
         seeds=len(draws),
-        note=note,
+        note=note + shares.left_out,
     )
+
+
+def _never_rises(shares: Shares) -> bool:
+    """Whether sparsity 0 is best in all but 2.5 % of the resamples, and no rise from there may reach 5 %."""
+    most = shares.most
+    drawn, chances = resamples(len(most))
+    _, last = percentiles(most.columns.to_numpy()[(drawn @ most.to_numpy()).argmax(axis=1)], chances)
+    rises = best_gain(most.iloc[:, 1:].sub(most.iloc[:, 0], axis=0))
+    return bool(shares.complete and last == most.columns[0] == 0 and rises.highest < MARGIN)

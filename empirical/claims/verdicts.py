@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+from scipy import stats
 
 LEVEL = 0.05
 # A change of less than this share of the robustness counts as none (C2, C3, C4, C6).
@@ -14,6 +19,9 @@ MARGIN = 0.05
 # is left is no classifier; one that gives every input the same class cannot even be attacked.
 COLLAPSE = 0.10
 RESAMPLES = 2000
+ENUMERATED = 10  # seeds whose 92,378 resamples are all looked at
+
+GAIN = "best relative gain over the sparsities"  # what the effect is of a claim on gains
 
 Measure = tuple[str, str, str, str]  # label, quantity, norm, method
 ACCURACY: Measure = ("accuracy", "accuracy", "", "clean")
@@ -93,29 +101,107 @@ def curve_of_kind(
     return chosen.pivot_table(index="seed", columns="sparsity", values="value", observed=True)
 
 
-def gains_over_dense(
-    table: pd.DataFrame, family: str, measure: Measure, *, pruning: str = "magnitude"
-) -> pd.DataFrame:
-    """Relative gain of a pruning over the equally trained dense network, seeds x sparsities above 0."""
-    shares = share_of_dense(table, family, measure, pruning=pruning)
+@dataclass(frozen=True)
+class Shares:
+    """A pruning's robustness relative to the equally trained dense network's, before collapse.
+
+    ``values`` is seeds x sparsities, without a gap. It leaves out the sparsities ``lacking``, at which a
+    network is missing or its share is no number, and ``withstood``, at which an attack found nothing for an
+    example: that counts as the largest distance in the box, many times the mean radius. ``most`` has the
+    latter too if the examples are the pruned networks' alone: their shares are then too large, not too small.
+    """
+
+    values: pd.DataFrame
+    most: pd.DataFrame
+    lacking: tuple[float, ...]
+    withstood: tuple[float, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``most`` has every sparsity before collapse, so that "none" can be said of them."""
+        return set(self.lacking + self.withstood) <= set(self.most.columns)
+
+    @property
+    def left_out(self) -> str:
+        """What a verdict's note must add."""
+        named = (
+            (self.lacking, "a network has no value"),
+            (self.withstood, "an example withstood the attack"),
+        )
+        return "".join(f"; without {', '.join(f'{a:g}' for a in some)}: {why}" for some, why in named if some)
+
+
+def gains(shares: pd.DataFrame) -> pd.DataFrame:
+    """Relative gains over the dense network at the sparsities above 0."""
     return shares[[alpha for alpha in shares.columns if alpha != 0]] - 1
 
 
 def share_of_dense(
     table: pd.DataFrame, family: str, measure: Measure, *, pruning: str = "magnitude"
-) -> pd.DataFrame:
-    """A pruning's robustness relative to the equally trained dense network's, seeds x sparsities.
-
-    Only sparsities at which no network has collapsed and every dense network has some robustness.
-    """
+) -> Shares:
+    """The shares of the seeds that have networks of both kinds."""
     pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
-    shares = (pruned / dense.where(dense > 0)).dropna(axis=1)
-    sound = before_collapse(table, family, pruning)
-    return shares[[alpha for alpha in shares.columns if alpha in sound]]
+    seeds, grid = pruned.index.intersection(dense.index), pruned.columns
+    kept = _accuracy_kept(table, family, pruning).reindex(index=seeds, columns=grid)
+    grid = grid[~(kept < 1 - COLLAPSE).any()]
+    pruned, dense, kept = (frame.reindex(index=seeds, columns=grid) for frame in (pruned, dense, kept))
+    shares = pruned / dense.where(dense > 0)
+    known = _all(pd.DataFrame(np.isfinite(shares), seeds, grid) & kept.notna())
+    withstood, withstood_on_dense = (
+        ~_all(~(_capped(table, family, condition, measure).reindex(index=seeds, columns=grid) > 0))
+        for condition in (pruning, "dense")
+    )
+    capped = withstood | withstood_on_dense
+    values, most = shares[grid[known & ~capped]], shares[grid[known & ~withstood_on_dense]]
+    return Shares(values, most, tuple(map(float, grid[~known])), tuple(map(float, grid[known & capped])))
+
+
+def _all(holds: pd.DataFrame) -> Bool[Array, " sparsities"]:
+    """Where something holds of every seed."""
+    return np.asarray(holds.to_numpy(dtype=bool).all(axis=0))
+
+
+def _capped(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
+    """For how many examples an attack found nothing, where a mean radius counts them."""
+    _, quantity, norm, method = measure
+    if quantity != "mean_radius":
+        return pd.DataFrame()
+    return curve(table, family, pruning, ("", "capped", norm, method))
 
 
 def before_collapse(table: pd.DataFrame, family: str, pruning: str) -> set[float]:
     """The sparsities at which no network of a pruning has collapsed."""
-    kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
-    sound = (kept / reference >= 1 - COLLAPSE).all()
+    sound = (_accuracy_kept(table, family, pruning) >= 1 - COLLAPSE).all()
     return set(sound.index[sound])
+
+
+def _accuracy_kept(table: pd.DataFrame, family: str, pruning: str) -> pd.DataFrame:
+    """Accuracy relative to the equally trained dense network's, seeds x sparsities."""
+    kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
+    return kept / reference
+
+
+@cache
+def resamples(seeds: int) -> tuple[Float[Array, "r seeds"], Float[Array, " r"]]:
+    """What share each seed has of a bootstrap's resample, and how probable that is.
+
+    All resamples of few seeds, so that nothing hangs on their order; else RESAMPLES random ones.
+    """
+    if seeds > ENUMERATED:
+        counts = np.random.default_rng(0).multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+        return counts / seeds, np.full(RESAMPLES, 1 / RESAMPLES)
+    drawn = combinations_with_replacement(range(seeds), seeds)
+    counts = np.array([np.bincount(chosen, minlength=seeds) for chosen in drawn])
+    return counts / seeds, stats.multinomial(seeds, np.full(seeds, 1 / seeds)).pmf(counts)
+
+
+def percentiles(values: Float[Array, " r"], chances: Float[Array, " r"]) -> tuple[float, float]:
+    """The interval that leaves LEVEL / 2 of a bootstrap's values out on either side; values of it alone."""
+    ends = [LEVEL / 2, 1 - LEVEL / 2]
+    low, high = np.quantile(values, ends, weights=chances, method="inverted_cdf")
+    return float(low), float(high)
+
+
+def bootstrap(seeds: int) -> str:
+    """The test's name."""
+    return f"bootstrap over seeds, {'all' if seeds <= ENUMERATED else RESAMPLES} resamples"

@@ -77,12 +77,16 @@ def claims(table: Location, *, markdown: bool) -> None:
         if not table.is_file():
             raise InvalidInput(f"table is {table}, which does not exist; {remedy}")
         content = read_table(table, remedy=remedy)
-        judged = judge(content.filter(pc.field("example").is_null()).to_pandas())
+        networks = content.filter(pc.field("example").is_null())
+        if not networks.num_rows:
+            raise InvalidInput(f"table is {table}, which has no rows about whole networks; {remedy}")
+        judged = judge(networks.to_pandas())
     if markdown:
         click.echo(claims_markdown(judged))
     else:
         console().print(claims_table(judged))
-    sys.exit(OK if violations(content).empty else VIOLATED)
+    violated = judged["violations"].gt(0).any() or not violations(content).empty
+    sys.exit(VIOLATED if violated else OK)
 
 
 @main.command()

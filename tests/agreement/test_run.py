@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 
-from empirical.claims import judge
+from empirical.claims import judge, violations
 from empirical.cli.main import main
 from empirical.condense import RUN_KEY
 from empirical.experiments import read_experiment
@@ -181,6 +182,13 @@ def test_a_violated_theorem_ends_with_1_and_names_its_rows(monkeypatch, tmp_path
     assert "certificate &lt;= attack" in (out / "report.html").read_text()
     figures = sorted(path.suffix for path in (out / "figures").iterdir())
     assert figures.count(".svg") == 2 * figures.count(".png") >= 8  # also for a phone
+    small = tmp_path / "small.parquet"
+    assert CliRunner().invoke(main, ["condense", str(out), str(small)]).exit_code == 0
+    kept = read_table(small)
+    pd.testing.assert_frame_equal(violations(kept), violations(read_table(out / "results.parquet")))
+    for rows in (kept, kept.filter(pc.field("quantity") != "excess")):
+        pq.write_table(rows, small)
+        assert CliRunner().invoke(main, ["claims", str(small)]).exit_code == 1
 
 
 @pytest.mark.parametrize(

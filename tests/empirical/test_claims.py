@@ -6,10 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW
 
-from empirical.claims import judge, trends, violations
+from empirical.claims import judge, trends, verdicts, violations
 from empirical.claims.judge import RELU
 from empirical.results import SCHEMA, Members, Rows, table
+from theory.types import InvalidInput
 
 PROVENANCE = {"settings": "s", "version": "0", "commit": "c", "device": "cpu", "dtype": "float64"}
 SPARSITIES = (0.0, 0.3, 0.6, 0.9, 0.99)
@@ -54,30 +56,30 @@ def made_up(
     return table(parts, provenance=PROVENANCE).to_pandas()
 
 
-def verdicts(frame: pd.DataFrame, claim: str) -> set[str]:
+def verdicts_on(frame: pd.DataFrame, claim: str) -> set[str]:
     judged = judge(frame)
     return set(judged[judged["claim"] == claim]["verdict"])
 
 
 def test_a_rise_is_found():
     rising = made_up(lambda alpha: 0.3 * alpha, noise=1e-3)
-    assert verdicts(rising, "C1") == {"supported"}
-    assert verdicts(rising, "C2") == {"refuted"}
-    assert verdicts(rising, "C3") == {"supported"}
+    assert verdicts_on(rising, "C1") == {"supported"}
+    assert verdicts_on(rising, "C2") == {"refuted"}
+    assert verdicts_on(rising, "C3") == {"supported"}
     # The best sparsity is the last one: no fall was seen, and none is ruled out.
-    assert verdicts(rising, "C4") == {"inconclusive"}
+    assert verdicts_on(rising, "C4") == {"inconclusive"}
 
 
 def test_a_fall_is_found():
     falling = made_up(lambda alpha: -0.3 * alpha)
-    assert verdicts(falling, "C1") == {"refuted"}
-    assert verdicts(falling, "C2") == {"supported"}
-    assert verdicts(falling, "C3") == {"refuted"}
-    assert verdicts(falling, "C4") == {"refuted"}
+    assert verdicts_on(falling, "C1") == {"refuted"}
+    assert verdicts_on(falling, "C2") == {"supported"}
+    assert verdicts_on(falling, "C3") == {"refuted"}
+    assert verdicts_on(falling, "C4") == {"refuted"}
 
 
 def test_a_rise_and_a_fall_are_found():
-    assert verdicts(made_up(lambda alpha: 0.8 * alpha * (1 - alpha)), "C4") == {"supported"}
+    assert verdicts_on(made_up(lambda alpha: 0.8 * alpha * (1 - alpha)), "C4") == {"supported"}
 
 
 def test_the_best_of_noise_is_no_rise():
@@ -88,26 +90,26 @@ def test_the_best_of_noise_is_no_rise():
     assert sum(v.verdict == "supported" for v in found) <= 8
     assert np.mean([v.low > 0 for v in found]) > 0.2  # the bootstrap alone would say so of many
     small = made_up(lambda alpha: 0.03 * (0 < alpha < 0.95) - 0.3 * (alpha > 0.95), noise=6e-3)
-    assert verdicts(small, "C4") == {"supported"}
+    assert verdicts_on(small, "C4") == {"supported"}
 
 
 def test_a_rise_that_the_dense_network_shares_is_training():
     frame = made_up(lambda alpha: -0.2 * alpha, training=lambda alpha: 1.5 if alpha else 1.0)
-    assert verdicts(frame, "C3") == {"refuted"}
-    assert verdicts(frame, "C4") == {"refuted"}
+    assert verdicts_on(frame, "C3") == {"refuted"}
+    assert verdicts_on(frame, "C4") == {"refuted"}
 
 
 def test_one_collapsed_network_disqualifies_a_sparsity():
     """What gives every input the same class cannot be attacked: no gain, whatever the mean accuracy."""
     frame = made_up(lambda alpha: 20.0 if alpha == 0.99 else -0.2 * alpha)
-    assert verdicts(frame, "C3") == {"supported"}
+    assert verdicts_on(frame, "C3") == {"supported"}
     last = (frame["pruning"] == "magnitude") & (frame["sparsity"] == 0.99)
     lost = last & (frame["seed"] == 3) & (frame["quantity"] == "accuracy")
     assert lost.sum() == 2
     frame.loc[lost, "value"] = 0.5
     assert frame.loc[last & (frame["quantity"] == "accuracy"), "value"].mean() > 0.9 * 0.95
-    assert verdicts(frame, "C3") == {"refuted"}
-    assert verdicts(frame, "C4") == {"refuted"}
+    assert verdicts_on(frame, "C3") == {"refuted"}
+    assert verdicts_on(frame, "C4") == {"refuted"}
 
 
 @pytest.mark.parametrize("missing", ["dense", "magnitude"])
@@ -119,13 +121,13 @@ def test_a_condition_without_its_counterpart_decides_nothing(missing):
 
 def test_nothing_is_not_called_an_effect():
     flat = made_up(lambda alpha: 0.0)
-    assert verdicts(flat, "C2") == {"supported"}
-    assert verdicts(flat, "C3") == {"refuted"}
+    assert verdicts_on(flat, "C2") == {"supported"}
+    assert verdicts_on(flat, "C3") == {"refuted"}
 
 
 def test_noise_is_inconclusive_and_says_what_could_be_seen():
     noisy = made_up(lambda alpha: 0.0, seeds=3, noise=0.3)
-    assert verdicts(noisy, "C2") == {"inconclusive"}
+    assert verdicts_on(noisy, "C2") == {"inconclusive"}
     judged = judge(noisy)
     for claim, seen in (("C1", "slope"), ("C2", "gain"), ("C3", "gain")):
         notes = judged[(judged["claim"] == claim) & (judged["verdict"] == "inconclusive")]["note"]
@@ -188,7 +190,7 @@ def test_holm_is_that_of_statsmodels(p_values):
 def test_collapsed_sparsities_do_not_count_for_the_trend():
     """After collapse the radius of what is left is meaningless; a rise there must not support C1."""
     table_ = made_up(lambda a: 5.0 if a >= 0.99 else -0.3 * a, accuracy=lambda a: 0.5 if a >= 0.99 else 0.95)
-    assert verdicts(table_, "C1") == {"refuted"}
+    assert verdicts_on(table_, "C1") == {"refuted"}
 
 
 def test_slope_and_gain_are_those_planted():
@@ -239,7 +241,7 @@ def test_a_fall_too_small_to_count_is_not_one():
     def rise_and_dip(alpha):
         return 0.2 * min(alpha, 0.6) - (0.001 if alpha > 0.95 else 0.0)
 
-    assert verdicts(made_up(rise_and_dip, noise=1e-5), "C4") <= {"inconclusive", "refuted"}
+    assert verdicts_on(made_up(rise_and_dip, noise=1e-5), "C4") <= {"inconclusive", "refuted"}
 
 
 def test_networks_without_any_robustness_are_inconclusive():
@@ -270,7 +272,8 @@ def test_predictions_are_held_against_what_they_predict(factor, verdict):
     judged = judge(masked(factor))
     row = judged[judged["claim"] == "C9"].iloc[0]
     assert row["verdict"] == verdict
-    assert row["low"] <= row["effect"] <= row["high"]
+    assert row["low"] <= row["effect"] * (1 + 1e-12)
+    assert row["effect"] <= row["high"] * (1 + 1e-12)
     assert row["measure"] == "R_2, random"
     wanted = (factor - 1) * np.mean([0.2 - 0.1 * alpha for alpha in SPARSITIES[1:]]) / 0.2
     assert row["effect"] == pytest.approx(wanted, rel=0.02)
@@ -336,3 +339,170 @@ def test_other_ways_of_pruning_are_judged_beside_magnitude(condition, mark):
     assert set(judged[own]["claim"]) == {"C3", "C4"}
     assert set(judged[own]["verdict"]) == {"supported"}
     assert "supported" not in set(judged[~own & judged["claim"].isin(["C3", "C4"])]["verdict"])
+
+
+def at(frame: pd.DataFrame, pruning: str, sparsity: float, seed: int = 3) -> pd.Series:
+    return (frame["pruning"] == pruning) & (frame["sparsity"] == sparsity) & (frame["seed"] == seed)
+
+
+HOLES = {
+    "a network is missing": lambda frame, rows: frame[~rows],
+    "its radius is infinite": lambda frame, rows: frame.assign(
+        value=frame["value"].where(~rows | (frame["quantity"] == "accuracy"), np.inf)
+    ),
+    "its accuracy is not known": lambda frame, rows: frame[~rows | (frame["quantity"] != "accuracy")],
+}
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_sparsity_with_a_hole_is_named_and_no_claim_on_all_is_made(hole):
+    """The gain stands at this sparsity alone: without it nothing gains, and nothing may say so."""
+    frame = made_up(lambda alpha: 0.3 * (alpha == 0.9), noise=1e-3)
+    assert verdicts_on(frame, "C3") == {"supported"}
+    judged = judge(HOLES[hole](frame, at(frame, "magnitude", 0.9)))
+    told = judged[judged["claim"].isin(["C2", "C3", "C4"])]
+    assert set(told["verdict"]) == {"inconclusive"}
+    assert told["note"].str.endswith("; without 0.9: a network has no value").all()
+    assert judged["note"].str.contains("; without 0.9: a network has no value").all()
+
+
+@pytest.mark.parametrize("pruning", ["dense", "magnitude"])
+def test_a_seed_without_its_counterpart_does_not_count(pruning):
+    frame = made_up(lambda alpha: 0.8 * alpha * (1 - alpha))
+    whole = judge(frame[frame["seed"] != 3])
+    lost = judge(frame[(frame["seed"] != 3) | (frame["pruning"] != pruning)])
+    pd.testing.assert_frame_equal(lost, whole)
+    assert set(whole["seeds"]) == {7}
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_a_dense_network_without_robustness_leaves_its_sparsity_open(sparsity):
+    """No gain over nothing is a number; nor is there a rise or fall without the networks at 0."""
+    frame = made_up(lambda alpha: 0.3 * (alpha == 0.3) - 0.3 * (alpha > 0.95), noise=1e-3)
+    frame.loc[at(frame, "dense", sparsity) & (frame["quantity"] != "accuracy"), "value"] = 0.0
+    judged = judge(frame)
+    falls = judged[judged["claim"] == "C4"]
+    assert set(falls["verdict"]) == ({"inconclusive"} if sparsity == 0 else {"supported"})
+    assert judged["note"].str.contains(f"; without {sparsity:g}: a network has no value").all()
+
+
+def one(judged: pd.DataFrame, claim: str, measure: str) -> pd.Series:
+    """The verdict on one measure."""
+    (row,) = (row for _, row in judged.iterrows() if (row["claim"], row["measure"]) == (claim, measure))
+    return row
+
+
+def with_capped(frame: pd.DataFrame, pruning: str, sparsity: float) -> pd.DataFrame:
+    """As the best attack in l_inf sees it when one example of one network withstands it."""
+    rows = frame[at(frame, pruning, sparsity) & (frame["method"] == "best") & (frame["norm"] == "linf")]
+    return pd.concat([frame.astype({"quantity": str}), rows.assign(quantity="capped", value=1.0)])
+
+
+def test_a_gain_that_may_be_the_caps_supports_nothing():
+    frame = made_up(lambda alpha: 0.3 * (alpha == 0.6), noise=1e-3)
+    judged = judge(with_capped(frame, "magnitude", 0.6))
+    told = one(judged, "C3", "R_inf, best attack")
+    assert told["verdict"] == "inconclusive"
+    assert told["note"].endswith("; without 0.6: an example withstood the attack")
+    assert one(judged, "C3", "R_2, best attack")["verdict"] == "supported"
+
+
+@pytest.mark.parametrize(("pruning", "verdict"), [("magnitude", "refuted"), ("dense", "inconclusive")])
+def test_where_the_cap_can_only_add_to_a_gain_there_is_none_without_it(pruning, verdict):
+    frame = with_capped(made_up(lambda alpha: -0.3 * alpha, noise=1e-3), pruning, 0.9)
+    judged = judge(frame)
+    for claim in ("C3", "C4"):
+        assert one(judged, claim, "R_inf, best attack")["verdict"] == verdict
+        assert one(judged, claim, "R_2, best attack")["verdict"] == "refuted"
+
+
+def test_no_verdict_hangs_on_the_order_of_seeds():
+    """Nor does an interval of the best sparsity name one that was not measured."""
+    frame = made_up(lambda alpha: 0.1 * alpha * (1 - alpha), seeds=5, noise=0.05)
+    judged = judge(frame)
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        again = judge(frame.assign(seed=frame["seed"].map(dict(enumerate(order)))))
+        pd.testing.assert_frame_equal(again, judged)
+    best = judged[judged["claim"] == "C4"]
+    assert set(best["low"]) | set(best["high"]) <= set(SPARSITIES)
+    assert (best["low"] < best["high"]).any()
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 10, 12])
+def test_resamples_are_those_of_the_bootstrap(seeds):
+    shares, chances = verdicts.resamples(seeds)
+    assert chances.sum() == pytest.approx(1)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    tolerance = 1e-9 if seeds <= 10 else 5 / (seeds * len(shares)) ** 0.5
+    np.testing.assert_allclose(chances @ shares, np.full(seeds, 1 / seeds), atol=tolerance)
+    # One seed's share is binomial.
+    variance = (1 / seeds) * (1 - 1 / seeds) / seeds
+    np.testing.assert_allclose(
+        chances @ shares**2 - 1 / seeds**2, variance, rtol=1e-9 if seeds <= 10 else 0.2
+    )
+
+
+def test_the_gain_that_could_be_seen_is_that_of_the_sparsity_in_doubt():
+    rng = np.random.default_rng(0)
+    sure, wild = 0.01 * rng.normal(size=5), 0.1 * rng.normal(size=5)
+    best = trends.best_gain(pd.DataFrame({0.3: sure - sure.mean() + 0.004, 0.6: wild - wild.mean()}))
+    assert (best.sparsity, best.high < 0.05) == (0.3, True)
+    assert best.doubt.endswith(" at 0.6")
+    assert float(best.doubt.partition("gain of ")[2].partition("%")[0]) / 100 > wild.std()
+
+
+def test_a_flat_curve_neither_rises_nor_falls():
+    found = judge(made_up(lambda alpha: 0.0, noise=0.0))
+    falls = found[found["claim"] == "C4"]
+    assert set(falls["verdict"]) == {"refuted"}
+    assert set(falls["note"]) == {"no rise; then +0% [+0%, +0%] at 0.99"}
+
+
+def test_two_seeds_that_may_hide_a_rise_refute_none():
+    """Of 60 curves that rise by 2 % among noise of 10 %, none is said not to."""
+    hidden = (made_up(lambda alpha: 0.02 * (0 < alpha < 0.95), seeds=2, noise=0.1, draw=k) for k in range(10))
+    found = [trends.falls_again(frame, "mlp", measure) for frame in hidden for measure in RELU]
+    assert sum(v.verdict == "refuted" for v in found) == 0
+    assert any(v.high == 0 for v in found)  # the bootstrap alone would say so of this one
+
+
+def test_the_trend_is_a_t_test_of_the_seeds_slopes():
+    frame = made_up(lambda alpha: 0.1 * alpha, seeds=4, noise=0.05)
+    found = trends.trend(frame, "linear", ("R", "mean_radius", "linf", "exact"))
+    rows = frame[(frame["family"] == "linear") & (frame["method"] == "exact") & (frame["norm"] == "linf")]
+    values = rows.pivot_table(index="seed", columns=["pruning", "sparsity"], values="value", observed=True)
+    gain = (values["magnitude"] / values["dense"] - 1)[list(SPARSITIES[1:])]
+    slopes = np.array([np.polyfit(SPARSITIES[1:], row, 1)[0] for row in gain.to_numpy()])
+    expected = DescrStatsW(slopes)
+    assert found.effect == pytest.approx(expected.mean)
+    assert found.p_value == pytest.approx(expected.ttest_mean(0)[1])
+    assert (found.low, found.high) == pytest.approx(expected.tconfint_mean(0.05))
+
+
+def test_a_theorem_without_a_case_is_not_supported():
+    members = Members("d", "mlp", ["magnitude"], [0.5], [0.5], [0])
+    parts = [
+        Rows(members, np.array([number]), quantity, "universal ceiling", "check", "l2")
+        for quantity, number in (("cases", 0), ("violations", 0), ("tightness", np.nan))
+    ]
+    judged = judge(table(parts, provenance=PROVENANCE).to_pandas())
+    (told,) = judged[judged["claim"] == "C7"].itertuples()
+    assert (told.verdict, told.test) == ("inconclusive", "0 cases")
+
+
+def test_data_sets_are_not_pooled():
+    frame = made_up(lambda alpha: 0.3 * alpha)
+    with pytest.raises(InvalidInput, match="table has linear on d, other; give the rows of one data set"):
+        judge(pd.concat([frame, frame.assign(dataset="other")]))
+
+
+@pytest.mark.parametrize("kind", ["measured", "estimate"])
+def test_predictions_leave_out_sparsities_with_a_hole(kind):
+    frame = masked(1.5)
+    hole = at(frame, "random", 0.6) & (frame["kind"] == kind) & (frame["quantity"] == "mean_radius")
+    told = judge(frame[~hole])
+    row = told[told["claim"] == "C9"].iloc[0]
+    assert row["verdict"] == "refuted"
+    assert row["note"].endswith("; without 0.6: a network has no value")
+    wanted = 0.5 * np.mean([0.2 - 0.1 * alpha for alpha in (0.3, 0.9, 0.99)]) / 0.2
+    assert row["effect"] == pytest.approx(wanted, rel=0.02)
