@@ -179,7 +179,8 @@ def robust_accuracy_ceiling(
         points, labels = x[correct][mine], y[correct][mine]
         distances = _opponents(points, points, labels, labels, p=p)
         # A distance that was rounded down would be an edge too many; one too few only raises the ceiling.
-        covers = [maximum_bipartite_matching(csr_array(distances * _ROUNDED_UP <= 2 * r)) for r in radii]
+        halves, different = distances * (_ROUNDED_UP / 2), np.isfinite(distances)
+        covers = [maximum_bipartite_matching(csr_array(different & (halves <= r))) for r in radii]
         matched += [np.count_nonzero(cover >= 0) for cover in covers]
     return (correct.sum() - matched / 2) / len(y)
 

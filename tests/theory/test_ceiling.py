@@ -210,3 +210,13 @@ def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set(unchecked)
         robust_accuracy_ceiling(x, y, two, np.array([1.0]), p=2.0, block=1)
     with pytest.raises(InvalidInput, match="one flag per point"):
         robust_accuracy_ceiling(x, y, two[:2], np.array([1.0]), p=2.0)
+
+
+def test_huge_radii_bind_no_points_of_one_label():
+    """Twice the radius is more than any float; a constant classifier is right on both points at any."""
+    x, correct = np.array([[0.0], [1.0], [2.0]]), np.array([True, True, False])
+    for r in (8.9e307, 9.5e307, 1.7e308):
+        assert robust_accuracy_ceiling(x, np.array([0, 0, 1]), correct, np.array([r]), p=2.0) == [2 / 3]
+    # Opposite points whose distance is no float lie further apart than twice a radius that is one.
+    far, both = np.array([[-1.2e308], [1.2e308]]), np.ones(2, dtype=bool)
+    assert robust_accuracy_ceiling(far, np.array([0, 1]), both, np.array([1e308]), p=2.0) == [1.0]

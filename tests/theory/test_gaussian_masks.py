@@ -173,6 +173,11 @@ def test_what_does_not_factorise_is_refused(unchecked):
         (BinaryLinear(np.zeros(2)), correlated, "weight"),
         (CLF, correlated, "features"),
         (BinaryLinear(np.array([1.0, 1e-101])), GaussianClasses(correlated.mean, np.eye(2), HALVES), "spans"),
+        (
+            pair,
+            GaussianClasses(np.zeros((2, 2)), np.diag([1.0, 1e-309]), HALVES),
+            "variance of 1e-309, too small",
+        ),
     ):
         with pytest.raises(InvalidInput, match=word):
             masked_gaussian_mean_radius(clf, data, np.array([0.5]), p=2.0)

@@ -100,3 +100,11 @@ def test_bad_input_is_named():
 def test_three_classes_are_refused():
     with pytest.raises(InvalidInput, match=r"mean has shape \(3, 2\); pass \(2, n\)"):
         optimal_robust_accuracy(np.zeros((3, 2)), sigma=1.0, p=2.0, eps=0.1)
+
+
+def test_in_one_dimension_both_norms_agree_next_to_the_mean():
+    """The budget leaves a few units in the last place of half the distance: both give its exact rest."""
+    sigma = 2.0**-51
+    mean, eps = np.array([[-3.0], [3.0]]), 3 - sigma
+    two, largest = (optimal_robust_accuracy(mean, sigma=sigma, p=p, eps=eps) for p in (2.0, math.inf))
+    assert two == pytest.approx(largest, rel=1e-12)

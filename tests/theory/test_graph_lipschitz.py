@@ -13,6 +13,7 @@ from theory.graph import constants as graph_constants
 from theory.graph.constants import lipschitz_constants, norm_product, operator_norm, path_norm
 from theory.graph.lipschitz import local_lipschitz
 from theory.graph.network import Conv2d, Dense, Graph, Linear, Node, Source, adjoint, from_relu_network
+from theory.graph.reader import read
 from theory.laws import graph as laws
 from theory.laws import relu as relu_laws
 from theory.laws.adjoint import values_of_adjoint
@@ -137,6 +138,47 @@ def test_local_constants_bound_difference_quotients_and_gradients(graph, p, effo
     constants = partial(local_lipschitz, effort=effort)
     laws.law_bounds_difference_quotients(constants, graph, x, y, radius, p=p)
     laws.law_bounds_generic_gradients(constants, graph, x, y, radius, p=p)
+
+
+class Around(torch.nn.Module):
+    """What is ``inside``, and its own input once more, or twice."""
+
+    def __init__(self, inside: torch.nn.Module, *, twice: bool = False) -> None:
+        super().__init__()
+        self.inside, self.twice = inside, twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = x + self.inside(x)
+        return total + x if self.twice else total
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@pytest.mark.parametrize("effort", [0, 1, 2])
+@pytest.mark.parametrize(
+    "block",
+    [
+        Around(torch.nn.Identity()),
+        Around(torch.nn.Dropout()),
+        Around(torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.ReLU()), twice=True),
+        torch.nn.Sequential(Around(torch.nn.Identity(), twice=True), torch.nn.ReLU()),
+    ],
+)
+def test_what_a_sum_reads_twice_counts_twice(block, effort, p):
+    """Constants at radius 0 are the gradient's norms, here by autograd; values read twice were taken once."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(4, 6), torch.nn.ReLU(), block, torch.nn.Linear(6, 5), torch.nn.ReLU()
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(5, 3)).double().eval()
+    x = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
+    scores = net(x)
+    y = scores.argmax(1)
+    found = local_lipschitz(read(net, (4,)), x.detach(), y, p=p, radius=torch.zeros(20), effort=effort)
+    for other in range(3):
+        margins = scores.gather(1, y[:, None])[:, 0] - scores[:, other]
+        (gradient,) = torch.autograd.grad(margins.sum(), x, retain_graph=True)
+        truth = torch.linalg.vector_norm(gradient, ord=dual(p), dim=1)
+        assert (found[:, other] >= truth * (1 - 1e-9)).all()
+        if effort == 2:
+            torch.testing.assert_close(found[:, other].detach(), truth, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=25)

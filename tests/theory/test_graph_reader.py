@@ -253,6 +253,8 @@ REFUSED = {
     "random": (lambda self, x: x + torch.randn(5), "random numbers by aten.randn"),
     "huge": (lambda self, x: x + torch.zeros(10**13).sum(), r"constant of shape \(10000000000000,\) by aten"),
     "viewed": (viewed, "relu_.default has changed it in place"),
+    "batch bias": (lambda self, x: torch.addmm(torch.ones(2, 5), x, self.part.weight), "batch axis"),
+    "batch offset": (lambda self, x: torch.addmm(torch.ones(2, 1), x, self.part.weight), "batch axis"),
     "one score": (lambda self, x: x[:, None].flatten(1).view(-1, 5, 1), "one score per class"),
     "alpha": (lambda self, x: torch.add(x, self.part(x), alpha=2), "alpha = 2"),
     "constant": (lambda self, x: torch.ones(2, 3), "returns a constant"),

@@ -236,3 +236,14 @@ def test_illegal_radii_are_named(radius):
         margin_bounds(WITNESS, X, Y, p=2.0, radius=np.array([radius]))
     with pytest.raises(InvalidInput, match="labels must lie in"):
         local_lipschitz(WITNESS, X, np.array([2]), p=2.0, radius=np.array([0.5]))
+
+
+def test_norms_below_the_normal_numbers_are_not_rounded_down():
+    """Two weights of the smallest float have a norm of sqrt(2) times it, which no float is."""
+    smallest, x, y = 5e-324, np.zeros((1, 2)), np.array([0])
+    net = ReLUNetwork((np.array([[smallest, smallest], [0.0, 0.0]]),), (np.array([1e-300, 0.0]),))
+    distance = 1e-300 / smallest / math.sqrt(2)
+    for certify in (certified_radius, local_certified_radius, crown_certified_radius):
+        assert 0 < certify(net, x, y, p=2.0)[0] <= distance
+    assert margin_bounds(net, x, y, p=2.0, radius=np.array([1.01 * distance]))[0, 1] <= 0
+    assert local_lipschitz(net, x, y, p=2.0, radius=np.ones(1))[0, 1] >= 2 * smallest

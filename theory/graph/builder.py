@@ -35,6 +35,9 @@ class Place(int):
         return int(self)
 
 
+_BATCHED = "network uses a constant with a batch axis; only one per example is understood"
+
+
 class Builder:
     """The nodes made so far. Each method takes what PyTorch's operation takes and gives its value's place.
 
@@ -88,7 +91,9 @@ class Builder:
 
     def addmm(self, bias: Tensor, x: Place, weight: Tensor) -> int:
         """bias + x weight."""
-        return self.linear(x, weight.mT, bias)
+        if bias.dim() > 1 and bias.shape[0] != 1:
+            raise InvalidInput(_BATCHED)
+        return self.linear(x, weight.mT, bias.expand(*bias.shape[:-1], len(weight.mT)).reshape(-1))
 
     def matmul(self, x: Place, weight: Tensor) -> int:
         """x weight."""
@@ -266,9 +271,7 @@ class Builder:
         value = torch.as_tensor(value, dtype=torch.float64)
         if value.dim() > len(self.output):
             if value.shape[0] != 1:
-                raise InvalidInput(
-                    "network uses a constant with a batch axis; only one per example is understood"
-                )
+                raise InvalidInput(_BATCHED)
             value = value[0]
         return value
 

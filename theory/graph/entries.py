@@ -179,7 +179,16 @@ def _start(reverse: Graph, node: int, part: slice) -> dict[int, Functionals]:
     entries = Functionals(Scaled(eye[None, :, part]))
     if reverse.linear[node] or isinstance(here.operation, Activation):
         return {node: entries}
-    return dict(_back(here, entries))
+    start: dict[int, Functionals] = {}
+    _add(start, _back(here, entries), reverse)
+    return start
+
+
+def _add(arriving: dict[int, Functionals], more: list[tuple[int, Functionals]], reverse: Graph) -> None:
+    """Add functionals of nodes, which may occur twice, to those that are there."""
+    for node, rows in more:
+        there = arriving.get(node)
+        arriving[node] = rows if there is None else there.plus(rows, prod(reverse.nodes[node].shape))
 
 
 def _followed(
@@ -216,8 +225,7 @@ def _followed(
         else:
             passed = _back(here, rows, costs.gates)
         reach = reach + slack
-        for j, more in passed:
-            arriving[j] = arriving[j].plus(more, prod(reverse.nodes[j].shape)) if j in arriving else more
+        _add(arriving, passed, reverse)
     terms = max(prod(here.shape) for here in reverse.nodes) + 4 * len(reverse.nodes) + EXTRA
     reach = reach * (1 + 2 * terms * eps) + 4 * eps * (middle.abs() + spread.abs())
     return middle - spread - reach[0], middle + spread + reach[-1]

@@ -366,8 +366,12 @@ def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
             scaled = Place(builder.times(x, draw(tensors(factors))))
             return Place(builder.plus(scaled, draw(tensors(factors))))
         case "residual":
-            inner = Place(builder.relu(draw(_same_shape(builder, x))))
-            return Place(draw(st.sampled_from([builder.plus, builder.minus]))(inner, x))
+            # Of x itself too, and with x once more around it: a sum may read one value twice.
+            same = draw(_one_of("layer", "layer", "same")) == "same"
+            inner = x if same else builder.relu(draw(_same_shape(builder, x)))
+            sign = draw(st.sampled_from([builder.plus, builder.minus]))
+            total = Place(sign(Place(inner), x))
+            return Place(builder.plus(total, x)) if draw(_BOOLEANS) else total
         case "conv":
             operation, builder.output = draw(convolutions(shape))
             bias = draw(tensors((builder.output[0],))) if draw(_BOOLEANS) else None

@@ -65,14 +65,19 @@ def masked_gaussian_mean_radius(
         raise InvalidInput(f"weight spans {size.min()} to {size.max()}; set those below 1e-100 of it to 0")
     exponent = np.frexp(size.max())[1]
     weight, bias = np.ldexp(clf.weight[used], -exponent), math.ldexp(clf.bias, -int(exponent))
+    variance = weight * weight * spread
+    with np.errstate(divide="ignore", over="ignore"):
+        if not np.isfinite(np.square(weight) ** (0.5 / power) / variance).all():
+            raise InvalidInput(
+                f"covariance has a variance of {spread.min()}, too small beside a weight for floating point; "
+                "give features and covariance in smaller units"
+            )
     value, error = np.zeros(alphas.shape), np.where(alphas == 1, 0.0, UNDERFLOW)
     sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
     if np.array_equal(sides[0][1], sides[1][1]) and sides[0][2] == sides[1][2]:
         sides = [(data.prior.sum(), *sides[1][1:])]  # the symmetric case costs half
     for prior, mean, side_bias in sides:
-        law = _MaskedScore(
-            np.abs(weight) ** (1 / power), weight * mean, weight * weight * spread, side_bias, power
-        )
+        law = _MaskedScore(np.abs(weight) ** (1 / power), weight * mean, variance, side_bias, power)
         for k, alpha in enumerate(alphas):
             if 0 < alpha < 1 and prior > 0:
                 found = law.average(float(alpha))

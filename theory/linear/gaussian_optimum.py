@@ -64,7 +64,7 @@ def _rest(mean: Float[Array, "2 n"], *, p: float, eps: float) -> Float[Array, " 
     if check_p(p) == math.inf:
         return np.sign(half) * np.maximum(np.abs(half) - eps, 0.0)
     size = float(norm(half, p=2.0))
-    return half * (1 - eps / size) if eps < size else np.zeros_like(half)
+    return half * ((size - eps) / size) if eps < size else np.zeros_like(half)
 
 
 def _check_sigma(sigma: float) -> float:

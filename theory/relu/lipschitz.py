@@ -22,6 +22,7 @@ from theory.norms import dual, norm
 from theory.types import InvalidInput, ReLUNetwork, check_inputs
 
 EPS = float(np.finfo(np.float64).eps)  # twice the unit roundoff
+SMALLEST = float(np.finfo(float).smallest_subnormal)
 TINY = float(np.finfo(np.float64).tiny)  # the smallest normal number
 # A product of three magnitudes in [FLOOR, 1] and a squared keep probability (at least 2**-106) is still
 # normal.
@@ -36,9 +37,11 @@ def outward(bound: Float[Array, "*s"], *, roundings: int) -> Float[Array, "*s"]:
 
     Sums and products of non-negative numbers that take N roundings return at least (1 - u)^N times the exact
     value, u = eps/2 (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). The factor
-    1 + (N + 4) eps undoes that and covers its own two roundings while N eps < 1/4.
+    1 + (N + 4) eps undoes that and covers its own two roundings while N eps < 1/4. Below the normal numbers a
+    rounding costs up to half the smallest float instead, of which as many are added; 0 stays 0.
     """
-    return np.asarray(bound * (1.0 + (roundings + 4) * EPS))
+    subnormal = np.where(bound > 0, (roundings + 4) * SMALLEST, 0.0)
+    return np.asarray(bound * (1.0 + (roundings + 4) * EPS) + subnormal)
 
 
 def scaled(
