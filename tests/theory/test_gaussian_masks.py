@@ -175,8 +175,8 @@ def test_what_does_not_factorise_is_refused(unchecked):
         (BinaryLinear(np.array([1.0, 1e-101])), GaussianClasses(correlated.mean, np.eye(2), HALVES), "spans"),
         (
             pair,
-            GaussianClasses(np.zeros((2, 2)), np.diag([1.0, 1e-309]), HALVES),
-            "variance of 1e-309, too small",
+            GaussianClasses(np.zeros((2, 2)), np.diag([1e-309, 1e-309]), HALVES),
+            "at most 1e-309, too small",
         ),
     ):
         with pytest.raises(InvalidInput, match=word):

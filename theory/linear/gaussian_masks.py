@@ -46,7 +46,8 @@ def masked_gaussian_mean_radius(
     truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
     class means of a masked classifier are some 50 standard deviations of the score or more apart.
     Raises: InvalidInput as ``gaussian_mean_radius``, for alphas outside [0, 1], or unless the covariance is
-    diagonal and positive at every non-zero weight, and the weights span at most 100 orders of magnitude.
+    diagonal and positive at every non-zero weight, not all below 1e-300, and the weights span at most 100
+    orders of magnitude.
     Source: this project; theory/symbolic_random.py::prove_laplace_inversion.
     """
     alphas, power = check_sparsities(alphas), 1.0 if check_p(p) == math.inf else 0.5
@@ -65,19 +66,19 @@ def masked_gaussian_mean_radius(
         raise InvalidInput(f"weight spans {size.min()} to {size.max()}; set those below 1e-100 of it to 0")
     exponent = np.frexp(size.max())[1]
     weight, bias = np.ldexp(clf.weight[used], -exponent), math.ldexp(clf.bias, -int(exponent))
-    variance = weight * weight * spread
+    a, variance = np.abs(weight) ** (1 / power), weight * weight * spread
     with np.errstate(divide="ignore", over="ignore"):
-        if not np.isfinite(np.square(weight) ** (0.5 / power) / variance).all():
+        if not np.isfinite((a / variance).min()):  # where every contour would start
             raise InvalidInput(
-                f"covariance has a variance of {spread.min()}, too small beside a weight for floating point; "
-                "give features and covariance in smaller units"
+                f"covariance has variances of at most {spread.max()}, too small beside the weights for "
+                "floating point; give features and covariance in smaller units"
             )
     value, error = np.zeros(alphas.shape), np.where(alphas == 1, 0.0, UNDERFLOW)
     sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
     if np.array_equal(sides[0][1], sides[1][1]) and sides[0][2] == sides[1][2]:
         sides = [(data.prior.sum(), *sides[1][1:])]  # the symmetric case costs half
     for prior, mean, side_bias in sides:
-        law = _MaskedScore(np.abs(weight) ** (1 / power), weight * mean, variance, side_bias, power)
+        law = _MaskedScore(a, weight * mean, variance, side_bias, power)
         for k, alpha in enumerate(alphas):
             if 0 < alpha < 1 and prior > 0:
                 found = law.average(float(alpha))
