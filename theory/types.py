@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +25,9 @@ def finite_array(name: str, value: object, *, ndim: int) -> np.ndarray:
     """Return ``value`` as a read-only float64 array of ``ndim`` dimensions.
 
     Raises: InvalidInput if it is not numeric, has another number of dimensions, is empty, or holds
-    NaN or infinity.
+    NaN or infinity, or as ``check_subnormal_numbers``.
     """
+    check_subnormal_numbers()
     try:
         given = np.asarray(value)
         if given.dtype.kind not in "biuf":
@@ -42,6 +44,14 @@ def finite_array(name: str, value: object, *, ndim: int) -> np.ndarray:
         raise InvalidInput(f"{name}{list(where)} is {array[where]}; remove NaN and infinite values")
     array.setflags(write=False)
     return array
+
+
+def check_subnormal_numbers() -> None:
+    """Raises: InvalidInput where this thread rounds subnormal numbers to 0, which no bound accounts for."""
+    if sys.float_info.min / 2 == 0:
+        raise InvalidInput(
+            "numbers below 2.2e-308 are rounded to 0 in this thread; call torch.set_flush_denormal(False)"
+        )
 
 
 def check_p(p: float) -> float:

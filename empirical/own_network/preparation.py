@@ -104,7 +104,7 @@ def _with_scores(network: Network, data: Examples) -> Network:
 def _traced(module: nn.Module, shape: tuple[int, ...]) -> ExportedProgram | None:
     """A module as a program; None where that fails: what measures it tells why."""
     try:
-        return trace(module, shape, any_batch=True)
+        return trace(module, shape)
     except InvalidInput:
         return None
 

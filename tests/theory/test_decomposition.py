@@ -86,6 +86,14 @@ def swapped_sign(pruned, dense, *, cap) -> Decomposition:
     return replace(found, lipschitz=-found.lipschitz)
 
 
+def test_radii_of_the_largest_floats_have_a_mean():
+    ones = np.ones(4)
+    found = decompose(
+        Robustness(np.full(4, 1e308), ones, ones), Robustness(np.full(4, 5e307), ones, ones), cap=1.5e308
+    )
+    assert found.change == found.remainder == pytest.approx(math.log(2), rel=1e-9)
+
+
 def test_laws_reject_broken_formulas():
     other = Robustness(np.array([1.5, 0.5, 1.0]), np.array([3.0, 1.0, 1.0]), np.array([1.0, 4.0, 2.0]))
     for broken in (arithmetic_means, swapped_sign):

@@ -110,6 +110,23 @@ def test_far_classes_and_point_masses_are_numbers():
 
 
 @NORMS
+@pytest.mark.parametrize("exponent", [-1073, -800, 800, 1023])
+def test_units_of_the_weight_change_nothing(exponent, p):
+    data = GaussianClasses(np.array([[-1.0, -2], [1, 2]]), np.eye(2), np.array([0.5, 0.5]))
+    weight = np.array([1.0, 0.5])
+    here, there = BinaryLinear(weight), BinaryLinear(np.ldexp(weight, exponent))
+    assert gaussian_mean_radius(there, data, p=p) == gaussian_mean_radius(here, data, p=p)
+    assert gaussian_robust_accuracy(there, data, p=p, eps=0.1) == gaussian_robust_accuracy(
+        here, data, p=p, eps=0.1
+    )
+    np.testing.assert_array_equal(gaussian_statistics(there, data).mean, gaussian_statistics(here, data).mean)
+    far = BinaryLinear(np.array([1e-200, 0.0]), 1e200)
+    assert gaussian_mean_radius(far, data, p=p) == math.inf
+    never = GaussianClasses(data.mean, data.covariance, np.array([1.0, 0.0]))
+    assert gaussian_mean_radius(far, never, p=p) == 0.0
+
+
+@NORMS
 @pytest.mark.parametrize(
     ("kind", "limit"), [("gaussian", gaussian_pruning_limit), ("laplace", laplace_pruning_limit)]
 )

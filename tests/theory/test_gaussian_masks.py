@@ -138,6 +138,29 @@ def test_ends_of_the_range_and_the_derivation():
     assert symbolic_random.prove_laplace_inversion()(2.5) == 2.5
 
 
+PLAIN = GaussianClasses(np.array([[-1.0, -2], [1, 2]]), np.eye(2), np.array([0.5, 0.5]))
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_units_of_the_weight_change_nothing(p):
+    alphas = np.array([0.0, 0.5, 1.0])
+    small = masked_gaussian_mean_radius(BinaryLinear(np.array([1.0, 0.5])), PLAIN, alphas, p=p)
+    for exponent in (-1073, 1023):
+        clf = BinaryLinear(np.ldexp([1.0, 0.5], exponent))
+        found = masked_gaussian_mean_radius(clf, PLAIN, alphas, p=p)
+        np.testing.assert_array_equal(found.value, small.value)
+        np.testing.assert_array_equal(found.error, small.error)
+
+
+def test_a_boundary_beyond_the_floats_is_infinitely_far():
+    alphas = np.array([0.0, 0.5, 1.0])
+    found = masked_gaussian_mean_radius(BinaryLinear(np.array([1e-200, 0.0]), 1e200), PLAIN, alphas, p=2.0)
+    assert found.value.tolist() == found.error.tolist() == [math.inf, math.inf, 0.0]
+    never = GaussianClasses(PLAIN.mean, PLAIN.covariance, np.array([1.0, 0.0]))
+    found = masked_gaussian_mean_radius(BinaryLinear(np.array([1e-200, 0.0]), 1e200), never, alphas, p=2.0)
+    assert found.value.tolist() == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_error_without_masks_covers_a_mean_far_on_the_wrong_side(p):
     # E[T_+] = exp(-a^2 / 2 s^2) and less: a rounding of a counts (a / s)^2 times.

@@ -1,6 +1,7 @@
 """Bounds of nodes and margins over balls against points of the ball, linear programs and the NumPy route."""
 
 import math
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from theory.graph import bounds as bounds_module
 from theory.graph.bounds import node_bounds, open_signs
-from theory.graph.certificate import margin_bounds
+from theory.graph.certificate import centre_margins, certified_radius, margin_bounds
 from theory.graph.network import Graph, from_relu_network
+from theory.graph.reader import read
 from theory.graph.relaxation import Ball
 from theory.laws import graph as laws
 from theory.laws.strategies import arrays, attack_norms, convolutions, graphs, relu_networks, tensors
@@ -287,6 +290,65 @@ def test_illegal_calls_name_the_argument(changes, message):
     arguments = {"x": torch.ones(1, 1), "y": torch.tensor([0]), "p": 2.0, "radius": torch.ones(1)} | changes
     with pytest.raises(InvalidInput, match=message):
         margin_bounds(from_relu_network(ABSOLUTE), arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+@contextmanager
+def switched(turn, value, back):
+    turn(value)
+    try:
+        yield
+    finally:
+        turn(back)
+
+
+def test_float32_is_refused_where_pytorch_may_round_further():
+    graph = from_relu_network(ABSOLUTE, dtype=torch.float32)
+    x, y, radius = torch.ones(1, 1), torch.tensor([0]), torch.ones(1)
+    parts = [("matmul", "tf32"), ("conv", "bf16")]
+    switches = [(torch.set_float32_matmul_precision, "high", "highest")]
+    switches += [
+        (partial(setattr, getattr(torch.backends.mkldnn, part), "fp32_precision"), value, "none")
+        for part, value in parts
+        if hasattr(torch.backends.mkldnn, part)
+    ]
+    for turn, value, back in switches:
+        with switched(turn, value, back), pytest.raises(InvalidInput, match="round further"):
+            margin_bounds(graph, x, y, p=2.0, radius=radius)
+    margin_bounds(graph, x, y, p=2.0, radius=radius)
+
+
+def test_no_bound_is_made_where_subnormal_numbers_are_zero():
+    graph = from_relu_network(ABSOLUTE)
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    with switched(torch.set_flush_denormal, True, False):  # noqa: FBT003
+        with pytest.raises(InvalidInput, match="set_flush_denormal"):
+            margin_bounds(graph, torch.ones(1, 1), torch.tensor([0]), p=2.0, radius=torch.ones(1))
+        with pytest.raises(InvalidInput, match="set_flush_denormal"):
+            ABSOLUTE.scores(np.ones((1, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("fused", [False, True])
+def test_float32_convolutions_do_not_go_through_a_transform(fused):
+    """Winograd's rounding is that of a whole tile: a large pixel would move the sums that never see it."""
+    torch.manual_seed(0)
+    conv, out = nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.Linear(512, 2)
+    with torch.no_grad():
+        conv.weight.abs_()
+        out.weight.zero_()
+        out.weight[0, 0] = 1.0
+        out.bias[:] = torch.tensor([0.0, 0.000851])
+    x = torch.zeros(16, 2, 16, 16)
+    x[:, :, :2, :2], x[:, :, 4, 4] = 1e-3, 1e4
+    exact = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), out)
+    graph, y = read(exact, (2, 16, 16), dtype=torch.float32), torch.zeros(16, dtype=torch.int64)
+    with torch.backends.mkldnn.flags(enabled=fused):
+        found = centre_margins(graph, x, y)[:, 1].double()
+        radius = certified_radius(graph, x, y, p=2.0)
+    scores = exact.double()(x.double())
+    assert (found <= scores[:, 0] - scores[:, 1]).all()
+    assert (radius == 0).all()
 
 
 def test_networks_in_half_precision_or_beyond_float32_are_refused():

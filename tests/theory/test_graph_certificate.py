@@ -315,6 +315,28 @@ def test_a_graph_without_relus_and_one_that_ends_in_a_relu():
             laws.law_no_attack_inside(found, graph, x, y, p=p)
 
 
+def test_slopes_are_optimised_where_gradients_are_off():
+    graph = from_relu_network(ReLUNetwork((np.eye(2), np.eye(2)), (np.ones(2), np.zeros(2))))
+    x, y = torch.tensor([[0.5, 0.25]], dtype=torch.float64), torch.tensor([0])
+    expected = certified_radius(graph, x, y, p=2.0, steps=3)
+    with torch.no_grad():
+        assert torch.equal(certified_radius(graph, x, y, p=2.0, steps=3), expected)
+    with torch.inference_mode():
+        assert torch.equal(certified_radius(graph, x, y, p=2.0), certified_radius(graph, x, y, p=2.0))
+        with pytest.raises(InvalidInput, match="steps is 3 in torch.inference_mode"):
+            certified_radius(graph, x, y, p=2.0, steps=3)
+
+
+@pytest.mark.parametrize("domain", [0.1, 0.3, 1e30])
+def test_the_limit_is_not_rounded_up(domain):
+    """The nearest float32 of each is above it."""
+    constant = from_relu_network(
+        ReLUNetwork((np.zeros((2, 1)),), (np.array([1.0, 0.0]),)), dtype=torch.float32
+    )
+    found = certified_radius(constant, torch.zeros(1, 1), torch.tensor([0]), p=2.0, domain_radius=domain)
+    assert domain * (1 - 1e-7) <= float(found) <= domain
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),

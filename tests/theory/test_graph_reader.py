@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from empirical.models import resnet
 from theory.graph.network import Activation, Graph, Linear
 from theory.graph.reader import read
 from theory.graph.windows import window_entries
@@ -105,6 +106,25 @@ def functional() -> nn.Module:
     return Function(forward, **{name: nn.Parameter(torch.randn(shape)) for name, shape in parts.items()})
 
 
+def moving() -> nn.Module:
+    """Values in parts, in another order, padded, copied and put together, as in published networks."""
+
+    def forward(self, x):
+        shortcut = F.pad(self.first(x)[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2))  # of a ResNet's option A
+        h = F.relu(self.second(F.pad(x, (0, 1, 1, 0), mode="reflect")) + shortcut)
+        left, right = h.chunk(2, 1)
+        h = F.channel_shuffle(torch.cat([left, F.relu(right - left), left.mul(0)], 1), 3)
+        h = F.pad(h, (-1, 1), value=0.25).permute(0, 2, 3, 1).flip(1)
+        first, rest = h[:, None].split([1, 3], dim=2)
+        h = rest.roll(1, 3) - first.expand(-1, -1, 3, -1, -1)
+        h = F.relu(h[:, 0, :, [2, 0, 1]]).index_select(3, torch.tensor([8, 0, 4]))
+        h = F.interpolate(h.transpose(1, 3), scale_factor=2).repeat(1, 2, 1, 1)
+        first, *others = h.unbind(1)
+        return sum(map(F.relu, others), start=first).flatten(1)[:, :7]
+
+    return Function(forward, first=nn.Conv2d(2, 3, 1), second=nn.Conv2d(2, 6, 3, stride=2))
+
+
 def dense() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 2))
 
@@ -115,6 +135,8 @@ UNDERSTOOD = {
     "worded": (worded, IMAGE),
     "residual": (residual, IMAGE),
     "functional": (functional, IMAGE),
+    "moving": (moving, IMAGE),
+    "option A": (lambda: resnet(depth=8, widths=(2, 3, 6), classes=4, channels=2), IMAGE),
 }
 
 
@@ -237,6 +259,12 @@ def viewed(self, x):
     return h
 
 
+def changed(self, x):
+    h = self.part(x)
+    h.split(2, dim=1)[0].relu_()
+    return h
+
+
 REFUSED = {
     "sigmoid": (lambda self, x: self.part(x).sigmoid(), "sigmoid"),
     "tanh": (lambda self, x: torch.tanh(self.part(x)), "tanh"),
@@ -259,6 +287,18 @@ REFUSED = {
     "alpha": (lambda self, x: torch.add(x, self.part(x), alpha=2), "alpha = 2"),
     "constant": (lambda self, x: torch.ones(2, 3), "returns a constant"),
     "two outputs": (lambda self, x: (x, self.part(x)), "returns 2 values"),
+    "one for all": (lambda self, x: x.flip(0), "mixes the examples"),
+    "other examples": (lambda self, x: self.part(x).permute(1, 0)[:2].relu(), "mixes the examples"),
+    "parts of the batch": (lambda self, x: x.chunk(2, 0)[0], "mixes the examples"),
+    "constant beside": (lambda self, x: torch.cat([x, torch.ones(2, 1)], 1), "concatenates a constant"),
+    "number of examples": (lambda self, x: self.part(x) / len(x), "number of examples"),
+    "number in a constant": (
+        lambda self, x: self.part(x) + torch.full((5,), 1.0 / len(x)),
+        "number of examples",
+    ),
+    "number decides": (lambda self, x: self.part(x) if len(x) == 2 else x, "number of examples"),
+    "first two": (lambda self, x: x + x[:2], "traced on inputs of shape \\(3, 5\\)"),
+    "part changed": (changed, "relu_.default has changed it in place"),
     "matrix": (lambda self, x: self.part(x.view(-1, 1, 5).clone()), "one axis of several"),
 }
 

@@ -18,6 +18,7 @@ from theory.linear import (
     fgs_accuracy,
     hoelder_ceiling,
     jensen_bound,
+    margins,
     markov_bound,
     mean_radius,
     norm_interpolation,
@@ -120,6 +121,32 @@ def test_the_largest_floats_give_numbers_or_infinity(p):
     assert class_statistics(line, x, np.array(y)).mean.tolist() == [[-big], [big]]
     two = ClassStatistics(np.full(2, 0.5), np.ones(2), np.array([[1.0, 1.0], [-1.0, -1.0]]) * big)
     assert hoelder_ceiling(two, p=p) == sparse_ceiling(two, 1, p=p) == math.inf
+
+
+@NORMS
+def test_terms_of_very_different_sizes_are_all_seen(p):
+    """The largest weight meets a zero, the largest input too: what is left is 400 decades below both."""
+    x, y = np.array([[0.0, 1.0, 1e200]]), np.array([0])
+    clf = LinearClassifier(np.array([[1.0, 1e-200, 0.0], [0.0, 0.0, 0.0]]), np.zeros(2))
+    np.testing.assert_array_equal(radius(clf, x, y, p=p), [1e-200])
+    assert robust_accuracy(clf, x, y, p=p, eps=0) == 1.0
+    huge = LinearClassifier(np.array([[1e308, 1e-320], [0.0, 0.0]]), np.zeros(2))
+    assert margins(huge, np.array([[0.0, 1e300]]), y)[0, 1] == pytest.approx(
+        1e-20, rel=1e-3
+    )  # 1e-320 has 3 digits
+    opposite = LinearClassifier(np.array([[1.0, 1e-200], [1.0, -1e-200]]), np.zeros(2))
+    x, y = np.array([[1.0, 1e-200], [1.0, -1e-200]]), np.arange(2)
+    stats = class_statistics(opposite, x, y)
+    for bound in (jensen_bound, paper_multiclass_bound):
+        assert bound(opposite, stats, p=p) == pytest.approx(1e-200, rel=1e-14)
+
+
+def test_rows_that_nearly_overflow_keep_their_small_differences():
+    close = LinearClassifier(np.array([[1.7e308, 1e-323], [1.7e308, 5e-324]]), np.zeros(2))
+    np.testing.assert_array_equal(radius(close, np.array([[0.0, 1e10]]), np.array([0]), p=math.inf), [1e10])
+    steep = LinearClassifier(np.array([[1e308, 0.0], [1e308, 1e-20]]), np.array([0.0, -1e-21]))
+    x, y = np.zeros((1, 2)), np.array([0])
+    assert robust_accuracy(steep, x, y, p=math.inf, eps=1.0) == fgs_accuracy(steep, x, y, eps=1.0) == 0.0
 
 
 @given(linear_problems(), attack_norms())

@@ -114,6 +114,14 @@ def test_the_largest_floats_neither_overflow_nor_lose_digits(p):
     np.testing.assert_array_equal(large.value, np.ldexp(found.value, 1000))
 
 
+def test_an_average_below_the_smallest_float_has_an_error():
+    found = masked_mean_radius(np.ones(3), np.full(3, 5e-324), np.array([0.0, 0.5, 1.0]), p=math.inf)
+    truth = 5e-324 * np.array([1.0, 1 - 0.5**3, 0.0])  # rounded: no float lies closer
+    assert (found.error[:2] >= 5e-324).all()
+    assert (np.abs(found.value - truth) <= found.error).all()
+    assert found.error[2] == 0.0
+
+
 def test_an_average_beyond_the_largest_float_is_infinite_and_so_is_its_error():
     found = masked_mean_radius(np.ones(9), np.full(9, 1.7e308), np.array([0.0, 0.5, 1.0]), p=2.0)
     assert found.value.tolist() == [math.inf, math.inf, 0.0]

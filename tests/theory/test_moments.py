@@ -320,6 +320,24 @@ def test_norm_of_a_gaussian_vector():
     np.testing.assert_allclose(full, plain, rtol=1e-12)
 
 
+@pytest.mark.parametrize("exponents", [(-700, 600), (700, -600), (600, 300), (-330, -600)])
+def test_units_of_the_layers_change_nothing_else(exponents):
+    """Powers of 2 at each layer pass through ReLUs; their squares and products leave the floats."""
+    net, alphas = random_network((3, 4, 3), seed=0), np.array([[0.0, 0.0], [0.3, 0.6]])
+    x = np.random.default_rng(1).normal(size=(5, 3))
+    y = np.zeros(len(x), dtype=int)
+    first, both = exponents[0], sum(exponents)
+    scaled = ReLUNetwork(
+        tuple(np.ldexp(w, e) for w, e in zip(net.weights, exponents, strict=True)),
+        (np.ldexp(net.biases[0], first), np.ldexp(net.biases[1], both)),
+    )
+    here = predict(net, x, y, y + 1, alphas)
+    there = predict(scaled, x, y, y + 1, alphas)
+    np.testing.assert_array_equal(there.accuracy, here.accuracy)
+    for name in ("margin", "gradient_l2", "gradient_l1"):
+        np.testing.assert_array_equal(getattr(there, name), np.ldexp(getattr(here, name), both))
+
+
 def test_radius_conventions_and_best_sparsity():
     prediction = Prediction(
         np.array([[0.0, 1.0, 2.0]]), *np.array([[[1, 1, 1.0]], [[2, 0, 4.0]], [[5, 0, 8.0]]])

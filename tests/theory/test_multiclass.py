@@ -236,3 +236,10 @@ def test_decomposition_law_rejects_the_wrong_runner_up(p):
     laws.matches_sample(total, CLF, X, Y, p=p)
     with pytest.raises(AssertionError):
         laws.matches_sample(nearest_score, CLF, X, Y, p=p)
+
+
+def test_means_of_the_largest_floats_do_not_overflow():
+    clf = LinearClassifier(np.array([[1.0], [-1.0]]), np.zeros(2))
+    x = np.array([[1e308], [1e308], [-1e308], [-1e308]])
+    found = runner_up_decomposition(clf, x, np.array([0, 0, 1, 1]), p=2.0)
+    np.testing.assert_allclose(found.contribution, [[0, 5e307], [5e307, 0]], rtol=1e-15)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from theory.graph.network import (
@@ -21,6 +23,7 @@ from theory.graph.network import (
     Scale,
     Shape,
     Source,
+    Transposed,
 )
 from theory.graph.windows import window_entries
 from theory.types import InvalidInput
@@ -35,19 +38,22 @@ class Place(int):
         return int(self)
 
 
+COMPUTES_WITH_NUMBER = "network computes with the number of examples; make it a constant"
 _BATCHED = "network uses a constant with a batch axis; only one per example is understood"
 
 
 class Builder:
     """The nodes made so far. Each method takes what PyTorch's operation takes and gives its value's place.
 
-    ``output`` is the shape of one example of the value under construction.
+    ``output`` is the shape of one example of the value under construction, ``examples`` the number of them in
+    the traced call.
     """
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
         self.nodes = [Node(Source(), (), shape)]
         self.output: Shape = shape
+        self.examples = 1
 
     def finish(self, last: int) -> Graph:
         """The graph whose scores are the value at ``last``."""
@@ -82,6 +88,49 @@ class Builder:
     def reshape(self, x: Place, *_: Any) -> int:
         """Any change of shape that keeps the batch axis and the order of the entries."""
         return self.add(Reshape(self.nodes[x.at].shape, self.output), x.at)
+
+    def move(self, x: Place, operation: Callable[[Tensor], Tensor], *, fill: float = 0.0) -> int:
+        """Any choice, order and copies of entries: what the operation makes of places, -1 for ``fill``."""
+        shape = self.nodes[x.at].shape
+        count = prod(shape)
+        first = count * torch.arange(self.examples).reshape(-1, *(1,) * len(self.output))
+        places = torch.arange(self.examples * count, dtype=torch.float64).reshape(-1, *shape)
+        found = operation(places).long()
+        index = found[:1]
+        inside = index >= 0
+        if not torch.equal(found, torch.where(inside, index + first, -1)) or int(index.max()) >= count:
+            raise InvalidInput("network mixes the examples of a batch, or reads a single one of them")
+        chosen = index[inside].to(self.device)
+        whole = len(chosen) == count and bool((chosen == torch.arange(count, device=self.device)).all())
+        if inside.all():
+            return self.reshape(x) if whole else self.add(Gather(chosen.reshape(self.output), shape), x.at)
+        row = (len(chosen),)
+        gathered = self.add(Reshape(shape, row) if whole else Gather(chosen, shape), x.at, shape=row)
+        placed = Transposed(Gather(inside.flatten().nonzero()[:, 0].to(self.device), self.output))
+        return self.add(placed, gathered, bias=torch.where(inside[0], 0.0, fill) if fill else None)
+
+    def pad(self, x: Place, sides: Sequence[int], mode: str = "constant", value: float | None = None) -> int:
+        """F.pad of any mode."""
+        if mode == "constant":
+            return self.constant_pad_nd(x, sides, value or 0.0)
+        return self.move(x, lambda places: F.pad(places, sides, mode))
+
+    def constant_pad_nd(self, x: Place, sides: Sequence[int], value: float = 0.0) -> int:
+        """F.pad by a constant."""
+        return self.move(x, lambda places: F.pad(places, sides, value=-1.0), fill=float(value))
+
+    def cat(self, parts: list[Any], axis: int = 0) -> int:
+        """The sum of its parts, each padded by zeros."""
+        if not all(isinstance(part, Place) for part in parts):
+            raise InvalidInput("network concatenates a constant, which is not understood; only values are")
+
+        def padded(i: int) -> int:
+            others = [-torch.ones(self.examples, *self.nodes[part.at].shape) for part in parts]
+            return self.move(
+                parts[i], lambda places: torch.cat([*others[:i], places, *others[i + 1 :]], axis)
+            )
+
+        return self.add(Combine((1.0,) * len(parts)), *map(padded, range(len(parts))))
 
     def linear(self, x: Place, weight: Tensor, bias: Tensor | None = None) -> int:
         """F.linear on vectors."""
@@ -267,7 +316,7 @@ class Builder:
     def _constant(self, value: Any) -> Tensor:
         """A constant that broadcasts to one example, without a batch axis."""
         if isinstance(value, torch.SymInt | torch.SymFloat):
-            raise InvalidInput("network computes with the number of examples; make it a constant")
+            raise InvalidInput(COMPUTES_WITH_NUMBER)
         value = torch.as_tensor(value, dtype=torch.float64)
         if value.dim() > len(self.output):
             if value.shape[0] != 1:

@@ -92,6 +92,8 @@ def _untightened(
 def _check_steps(steps: int) -> None:
     if steps < 0:
         raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
+    if steps and torch.is_inference_mode_enabled():
+        raise InvalidInput(f"steps is {steps} in torch.inference_mode, which has no gradients; use no_grad")
 
 
 def _margins(
@@ -140,7 +142,8 @@ def certified_radius(
     ball = ball.within(still)
     constants = lipschitz_constants(graph, p=p)
     part = affine_part(graph, q=ball.q)
-    limit = min(domain_radius, LARGEST_RADIUS)
+    limit = torch.tensor(min(domain_radius, LARGEST_RADIUS), dtype=torch.float64)
+    limit = -float(rounded_up(-limit, graph.dtype))
     parts = [
         _search(
             graph,

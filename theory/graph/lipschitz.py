@@ -178,7 +178,7 @@ def moved(given: Tensor, x: Tensor, *, q: float) -> Tensor:
     return distance * (1 + 4 * gap.shape[1] * torch.finfo(torch.float64).eps)
 
 
-def rounded_up(values: Float[Tensor, " m"], dtype: torch.dtype) -> Float[Tensor, " m"]:
+def rounded_up(values: Float[Tensor, "*m"], dtype: torch.dtype) -> Float[Tensor, "*m"]:
     """The smallest numbers of a type that are at least these float64 values, a bound."""
     rounded = values.to(dtype)
     infinity = torch.full_like(rounded, torch.inf)

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from theory.types import InvalidInput, ReLUNetwork
+from theory.types import InvalidInput, ReLUNetwork, check_subnormal_numbers
 
 Shape = tuple[int, ...]
 
@@ -87,6 +87,10 @@ class Conv2d:
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`Linear`."""
+        with torch.backends.nnpack.flags(enabled=False):  # Winograd, whose rounding is that of whole tiles
+            return self._apply(x)
+
+    def _apply(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
 
     def transpose(self, c: Tensor) -> Tensor:
@@ -309,7 +313,11 @@ class Graph:
         return self.values(x)[-1]
 
     def check_inputs(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the graph's dtype and place. Raises: InvalidInput for NaN, infinity or a shape."""
+        """Return ``x`` in the graph's dtype and place.
+
+        Raises: InvalidInput for NaN, infinity or a shape, or as :func:`check_number_type`.
+        """
+        check_number_type(self.dtype, self.device)
         shape = self.nodes[0].shape
         if x.shape[1:] != shape or len(x) == 0:
             raise InvalidInput(
@@ -364,7 +372,8 @@ def from_relu_network(
 def check_number_type(dtype: torch.dtype, device: torch.device) -> None:
     """Raises: InvalidInput unless ``dtype`` is float64, or float32 on a CPU: the rounding accounted for.
 
-    On other devices float32 may be rounded further (TF32) or summed by other formulas (Winograd).
+    On other devices float32 may be rounded further (TF32) or summed by other formulas (Winograd), and on a
+    CPU where PyTorch is told that it may; then, or where subnormal numbers are 0, it is refused as well.
     """
     if dtype not in (torch.float64, torch.float32):
         raise InvalidInput(f"dtype is {dtype}; bounds need torch.float64 or torch.float32")
@@ -372,6 +381,20 @@ def check_number_type(dtype: torch.dtype, device: torch.device) -> None:
         raise InvalidInput(
             f"dtype is float32 on {device.type}, whose rounding has no bound; use float64 there"
         )
+    if dtype == torch.float32 and not _is_plain():
+        raise InvalidInput(
+            "dtype is float32, whose products PyTorch may round further as it is set up; use float64 or have "
+            'torch.set_float32_matmul_precision("highest") and torch.backends.fp32_precision = "ieee"'
+        )
+    check_subnormal_numbers()
+
+
+def _is_plain() -> bool:
+    """Whether float32 products on a CPU are those of float32, as far as PyTorch's switches say."""
+    switches: Any = torch.backends.mkldnn
+    if hasattr(switches, "matmul"):  # from PyTorch 2.9 on
+        return {switches.matmul.fp32_precision, switches.conv.fp32_precision} <= {"none", "ieee"}
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def adjoint(graph: Graph) -> Graph:

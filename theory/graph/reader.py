@@ -8,17 +8,20 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from theory.graph.builder import Builder, Place
+from theory.graph.builder import COMPUTES_WITH_NUMBER, Builder, Place
 from theory.graph.network import Graph, Shape, check_number_type
 from theory.types import InvalidInput, first_line
 
-_BATCH = 2  # examples in the traced call: an operation that mixes examples changes this axis
+# Examples in the traced calls: an operation that mixes examples changes this axis, and a network that
+# computes with their number is another one in the second call.
+_BATCHES = (2, 3)
 # Bytes of a constant that the network makes itself: masks and ranges, not what a few words could ask for.
 LARGEST_CONSTANT = 2**28
 # Operations that change nothing when the network is evaluated.
@@ -26,6 +29,17 @@ _DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropo
 _IDENTITIES = {"alias", "detach", "detach_", "contiguous", "clone", "to", "_to_copy", "lift_fresh_copy"}
 _IDENTITIES |= _DROPOUTS
 _RESHAPES = {"flatten", "view", "reshape", "unsqueeze", "squeeze", "unflatten", "_unsafe_view"}
+# Operations that choose, order or copy entries, and those that give several such values at once.
+_MOVES = {"slice", "select", "narrow", "permute", "transpose", "movedim", "flip", "roll", "expand", "repeat"}
+_MOVES |= {
+    "index_select",
+    "index",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "upsample_nearest2d",
+}
+_SPLITS = {"split", "split_with_sizes", "chunk", "tensor_split", "unbind"}
 _READERS: dict[str, Callable[..., int]] = {
     "linear": Builder.linear,
     "addmm": Builder.addmm,
@@ -44,7 +58,11 @@ _READERS: dict[str, Callable[..., int]] = {
     "mul": Builder.times,
     "div": Builder.over,
     "neg": Builder.negative,
-} | dict.fromkeys(_RESHAPES, Builder.reshape)
+    "pad": Builder.pad,
+    "constant_pad_nd": Builder.constant_pad_nd,
+    "cat": Builder.cat,
+}
+_READ = {*_READERS, *_RESHAPES, *_MOVES, *_SPLITS, "getitem"}
 _TWO_SIDED = {"add", "sub", "rsub", "mul", "div"}  # the value may stand on either side, or on both
 
 
@@ -59,7 +77,8 @@ def read(
 
     ``shape`` is one example's. Understood: linear, 2-D convolution (any stride, zero padding, dilation,
     groups), average and max pooling, batch normalisation, ReLU, addition and subtraction, multiplication by a
-    constant, reshapes that keep the batch axis, dropout. Parameters are converted to ``dtype``, float64 or
+    constant, padding, concatenation, all that only chooses, orders or copies entries and keeps the batch axis
+    (reshapes, slices, permutations, splits), dropout. Parameters are converted to ``dtype``, float64 or
     float32: the graph is the network of the converted parameters. What is folded (batch normalisation) is
     folded in float64 first. The module itself is left as it is.
 
@@ -69,12 +88,30 @@ def read(
     if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
         raise InvalidInput(f"shape is {shape!r}; give the sides of one example, positive integers")
     check_number_type(dtype, torch.device(device))
-    program = network if isinstance(network, ExportedProgram) else trace(network, shape)
-    return _Reading(program, Builder(shape, dtype, torch.device(device))).graph()
+    place = torch.device(device)
+    if isinstance(network, ExportedProgram):
+        return _Reading(network, Builder(shape, dtype, place)).graph()
+    graph, other = (
+        _Reading(trace(network, shape, examples=m), Builder(shape, dtype, place)).graph() for m in _BATCHES
+    )
+    if not _equal(graph, other):
+        raise InvalidInput(COMPUTES_WITH_NUMBER)
+    return graph
 
 
-def trace(module: nn.Module, shape: Shape, *, any_batch: bool = False) -> ExportedProgram:
-    """A module as a program of two examples, or of any number where that can be had: an identity.
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two graphs, or parts of them, hold the same numbers at the same places."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and torch.equal(a, b)
+    if is_dataclass(a):
+        return type(a) is type(b) and all(_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+def trace(module: nn.Module, shape: Shape, *, examples: int | None = None) -> ExportedProgram:
+    """A module as a program of some examples, by default of any number where that can be had: an identity.
 
     The program is that of evaluation mode, without what cuts gradients for whole parts.
 
@@ -84,8 +121,9 @@ def trace(module: nn.Module, shape: Shape, *, any_batch: bool = False) -> Export
     parameter = next(iter(module.parameters()), torch.zeros(()))
     if parameter.dtype in (torch.float16, torch.bfloat16):
         module, parameter = copy.deepcopy(module).float(), parameter.float()  # exact
-    example = torch.zeros(_BATCH, *shape, dtype=parameter.dtype, device=parameter.device)
-    batch = ({0: Dim.AUTO},) if any_batch else None
+    count = _BATCHES[0] if examples is None else examples
+    example = torch.zeros(count, *shape, dtype=parameter.dtype, device=parameter.device)
+    batch = ({0: Dim.AUTO},) if examples is None else None
     disabled = logging.root.manager.disable
     try:
         module.eval()
@@ -114,7 +152,8 @@ class _Reading:
         self.constants: dict[str, Any] = {}
         self.sharing: dict[str, set[str]] = {}  # values that may share their memory
         self.overwritten: dict[str, str] = {}  # value -> the operation that changed it in place
-        self.batch: Any = _BATCH
+        self.batch: Any = None
+        self.splits: dict[str, tuple[Place, Callable[[Tensor], Any]]] = {}
         self.precision = torch.float32  # in which the network takes its input
 
     def graph(self) -> Graph:
@@ -142,6 +181,7 @@ class _Reading:
 
     def _read_input(self, traced: Any) -> None:
         self.batch, *shape = traced.meta["val"].shape
+        self.builder.examples = _hint(self.batch)
         self.precision = traced.meta["val"].dtype
         expected = self.builder.nodes[0].shape
         if tuple(shape) != expected:
@@ -166,7 +206,7 @@ class _Reading:
         arguments = [self._value(a) for a in traced.args]
         keywords = {key: self._value(a) for key, a in traced.kwargs.items()}
         in_place = name.endswith("_") and not name.startswith("_") and name not in _IDENTITIES
-        if not any(node.name in self.places for node in traced.all_input_nodes):
+        if not any(node.name in self.places or node.name in self.splits for node in traced.all_input_nodes):
             self._read_constant(traced, arguments, keywords, in_place=in_place)
             return
         value = traced.meta.get("val")
@@ -174,9 +214,13 @@ class _Reading:
             self.constants[traced.name] = value  # a side of a tensor
             return
         name = name.removesuffix("_") if in_place else name
-        if name not in _READERS and (name not in _IDENTITIES or not isinstance(value, Tensor)):
-            known = ", ".join(sorted(_READERS))
+        if name not in _READ and (name not in _IDENTITIES or not isinstance(value, Tensor)):
+            known = ", ".join(sorted(_READ))
             raise InvalidInput(f"network uses {traced.target}, which is not understood; known: {known}")
+        if name in _SPLITS:
+            self.splits[traced.name] = arguments[0], _on_entries(traced.target, arguments, keywords)
+            self._share(traced)
+            return
         self._check_result(traced, value)
         if name in _IDENTITIES:
             if name in _DROPOUTS and arguments[2]:
@@ -190,10 +234,14 @@ class _Reading:
         if in_place:
             for alias in self._aliases(traced.args[0].name):
                 self.overwritten[alias] = str(traced.target)
-        elif name in _IDENTITIES | _RESHAPES:
-            shared = self._aliases(traced.args[0].name)
-            shared.add(traced.name)
-            self.sharing[traced.name] = shared
+        elif name in _IDENTITIES | _RESHAPES | _MOVES | {"getitem"}:
+            self._share(traced)
+
+    def _share(self, traced: Any) -> None:
+        """Take a value as one that may share its memory with what it was made of."""
+        shared = self._aliases(traced.args[0].name)
+        shared.add(traced.name)
+        self.sharing[traced.name] = shared
 
     def _aliases(self, name: str) -> set[str]:
         """The values that may share their memory with one, itself included."""
@@ -236,6 +284,11 @@ class _Reading:
             raise InvalidInput(f"network computes {traced.target} in {value.dtype}; convert it to float32")
 
     def _call(self, traced: Any, name: str, arguments: list, keywords: dict) -> int:
+        if name == "getitem":
+            x, split = arguments[0]
+            return self.builder.move(x, lambda places: split(places)[arguments[1]])
+        if name == "cat":
+            return self.builder.cat(*arguments, **keywords)
         values = [isinstance(argument, Place) for argument in arguments]
         first = [False, True] if name == "addmm" else [True]
         if name not in _TWO_SIDED and (values[: len(first)] != first or sum(values) != 1):
@@ -243,21 +296,37 @@ class _Reading:
                 f"network uses {traced.target} with a weight that depends on the input; "
                 "that is not piecewise linear"
             )
-        if name not in _RESHAPES:
-            try:
-                return _READERS[name](self.builder, *arguments, **keywords)
-            except TypeError as error:
-                raise InvalidInput(
-                    f"network uses {traced.target} in a way not understood: {error}"
-                ) from error
-        return self.builder.reshape(arguments[0])
+        if name in _RESHAPES:
+            return self.builder.reshape(arguments[0])
+        try:
+            if name in _MOVES:
+                operation = _on_entries(traced.target, arguments, keywords)
+                return self.builder.move(arguments[0], operation)
+            return _READERS[name](self.builder, *arguments, **keywords)
+        except (TypeError, RuntimeError) as error:
+            raise InvalidInput(f"network uses {traced.target} in a way not understood: {error}") from error
 
     def _value(self, argument: Any) -> Any:
         """A traced argument: ``Place`` of a node of the graph, a constant tensor, or what it is."""
         if isinstance(argument, torch.fx.Node):
             if argument.name in self.places:
                 return Place(self.places[argument.name])
+            if argument.name in self.splits:
+                return self.splits[argument.name]
             return self.constants[argument.name]
         if isinstance(argument, list | tuple):
             return [self._value(a) for a in argument]
         return argument
+
+
+def _hint(value: Any) -> Any:
+    """A number of examples that stands for any, as the one of the traced call; all else as it is."""
+    if isinstance(value, list | tuple):
+        return [_hint(v) for v in value]
+    return value.node.hint if isinstance(value, torch.SymInt) else value
+
+
+def _on_entries(target: Callable[..., Any], arguments: list, keywords: dict) -> Callable[[Tensor], Any]:
+    """What an operation does to its first argument."""
+    rest, named = _hint(arguments[1:]), {key: _hint(value) for key, value in keywords.items()}
+    return lambda entries: target(entries, *rest, **named)

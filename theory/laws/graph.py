@@ -28,6 +28,7 @@ from theory.graph.network import (
     Node,
     Reshape,
     Scale,
+    Transposed,
 )
 from theory.laws.measure import at_most
 from theory.laws.relu import activation_patterns
@@ -38,7 +39,7 @@ from theory.types import ReLUNetwork
 ROUNDING = 1e-12
 # A linear program is solved to about 1e-7 of its numbers.
 PROGRAM_TOLERANCE = 1e-6
-OPERATORS = (Dense, Conv2d, Scale, Gather, Reshape)
+OPERATORS = (Dense, Conv2d, Scale, Gather, Reshape, Transposed)
 FARTHEST = 1e6  # a finite stand-in for a radius where everything is certified
 
 Rung = Callable[[Graph, list[float], tuple[int, int]], float]

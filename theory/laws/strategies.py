@@ -7,6 +7,7 @@ exactly on a decision boundary occur and float64 arithmetic on them is exact, an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.nn import functional
 
 from theory.graph.builder import Builder, Place
 from theory.graph.network import Conv2d, Graph, Shape
@@ -354,7 +356,7 @@ def _dense(draw: st.DrawFn, builder: Builder, x: Place, width: int) -> Place:
 def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
     """One more layer after the value at ``x``."""
     builder.output = shape = builder.nodes[x].shape
-    here = ["relu", "relu", "residual", "scale"]
+    here = ["relu", "relu", "residual", "scale", "move"]
     here += ["dense"] if len(shape) == 1 else ["conv", "conv", "max", "max", "average"]
     match draw(_one_of(*here)):
         case "relu":
@@ -372,6 +374,8 @@ def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
             sign = draw(st.sampled_from([builder.plus, builder.minus]))
             total = Place(sign(Place(inner), x))
             return Place(builder.plus(total, x)) if draw(_BOOLEANS) else total
+        case "move":
+            return draw(_moves(builder, x))
         case "conv":
             operation, builder.output = draw(convolutions(shape))
             bias = draw(tensors((builder.output[0],))) if draw(_BOOLEANS) else None
@@ -385,6 +389,36 @@ def _blocks(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
             builder.output = tuple(pool(torch.zeros(1, *shape), kernel, stride, padding).shape[1:])
             method = builder.max_pool2d if name == "max" else builder.avg_pool2d
             return Place(method(x, kernel, stride, padding))
+
+
+@st.composite
+def _moves(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
+    """Entries padded, left out, in another order, copied, or beside those of another value."""
+    shape = builder.output
+
+    def made(operation: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        builder.output = tuple(operation(torch.zeros(1, *shape)).shape[1:])
+        return operation
+
+    match draw(_one_of("pad", "crop", "flip", "every second", "copies", "cat")):
+        case "pad":
+            sides, value = (1, 0) if len(shape) == 1 else (0, 0, 0, 1, 1, 0), draw(_one_of(0.0, 0.5))
+            made(lambda entries: functional.pad(entries, sides))
+            return Place(builder.pad(x, sides, value=value))
+        case "crop":
+            sides = (1, 0 if shape[-1] == 1 else -1)
+            made(lambda entries: functional.pad(entries, sides))
+            return Place(builder.pad(x, sides))
+        case "flip":
+            return Place(builder.move(x, lambda entries: entries.flip(-1)))
+        case "every second":
+            return Place(builder.move(x, made(lambda entries: entries[..., ::2])))
+        case "copies":
+            return Place(builder.move(x, made(lambda entries: entries.repeat_interleave(2, 1))))
+        case _:
+            other = Place(builder.relu(x))
+            made(lambda entries: torch.cat([entries, entries], 1))
+            return Place(builder.cat([x, other], 1))
 
 
 @st.composite

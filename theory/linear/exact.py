@@ -7,6 +7,7 @@ under either reading, so no mean radius depends on this convention.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -15,8 +16,6 @@ from numpy import ndarray as Array
 
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, check_inputs, check_labels
-
-LARGEST_TERM = float(np.finfo(np.float64).max) / 2  # of a difference that cannot overflow
 
 Radius = TypeVar("Radius", float, Array)
 
@@ -50,7 +49,7 @@ def margins(
     Raises: InvalidInput for shapes that disagree, NaN or infinity, labels outside the classes, a zero
     binary weight.
     """
-    return _scaled_margins(clf, x, y, q=1.0)[1]
+    return _distances_and_margins(clf, x, y, q=1.0)[1]
 
 
 def boundary_distances(
@@ -62,38 +61,86 @@ def boundary_distances(
     distance is +inf where the margin is positive and -inf elsewhere.
     Raises: InvalidInput as ``margins``, or unless p is 2 or inf.
     """
-    return _scaled_margins(clf, x, y, q=dual(p))[0]
+    return _distances_and_margins(clf, x, y, q=dual(p))[0]
 
 
-def _scaled_margins(
+def _distances_and_margins(
     clf: BinaryLinear | LinearClassifier, x: object, y: object, *, q: float
 ) -> tuple[Float[Array, "m c"], Float[Array, "m c"]]:
-    """Distances and margins of every input to every class, identities; sizes are carried as powers of 2."""
+    """Distances and margins of every input to every class, identities."""
     clf = rows(clf)
     classes, width = clf.weight.shape
     x = check_inputs(x, width=width)
     y = check_labels("y", y, n=x.shape[0], classes=classes)
-    size = np.frexp(np.abs(x).max(axis=1, keepdims=True))[1]
-    unit_x = np.ldexp(x, -size)
-    halved = int(max(np.abs(clf.weight).max(), np.abs(clf.bias).max()) > LARGEST_TERM)
-    weight, bias = np.ldexp(clf.weight, -halved), np.ldexp(clf.bias, -halved)
     distance, margin = np.empty((2, x.shape[0], classes))
     for k in range(classes):
         mine = y == k
-        apart, offset = weight[k] - weight, bias[k] - bias
-        scale = np.frexp(np.abs(apart).max(axis=1))[1]
-        apart, (offset, own) = np.ldexp(apart, -scale[:, None]), np.frexp(offset)
-        own = own - scale  # the offset is a mantissa times 2^own, beside rows of largest entry near 1
-        unit = np.where(offset == 0, size[mine], np.maximum(size[mine], own))
-        value = np.ldexp(unit_x[mine] @ apart.T, size[mine] - unit) + np.ldexp(offset, own - unit)
-        gap = norm(apart, p=q)
-        with np.errstate(over="ignore", under="ignore"):
-            margin[mine] = np.ldexp(value, unit + scale + halved)
-            found = np.where(value > 0, math.inf, -math.inf)
-            np.divide(value, gap, out=found, where=gap > 0)
-            distance[mine] = np.ldexp(found, unit)
+        normal, offset = differences(clf.weight, k), differences(clf.bias[:, None], k)
+        distance[mine], margin[mine] = half_space_distances(normal, offset, x[mine], q=q)
         distance[mine, k] = margin[mine, k] = math.inf
     return distance, margin
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Numbers beyond the range of floats, row by row: value (c, n) times 2^exponent (c,)."""
+
+    value: Float[Array, "c n"]
+    exponent: Int[Array, " c"]
+
+
+def differences(values: Float[Array, "c n"], k: int) -> Scaled:
+    """Row k minus every row, an identity; halved where it would overflow."""
+    with np.errstate(over="ignore"):
+        found = values[k] - values
+    over = np.isinf(found).any(axis=1)
+    found[over] = values[k] / 2 - values[over] / 2
+    return Scaled(found, over.astype(np.int32))
+
+
+def half_space_distances(
+    normal: Scaled, offset: Scaled, x: Float[Array, "m n"], *, q: float
+) -> tuple[Float[Array, "m c"], Float[Array, "m c"]]:
+    """(normal_j . x + offset_j) / ||normal_j||_q, +-inf where normal_j = 0, and the numerator: identities.
+
+    normal (c, n) and offset (c, 1). Sizes are carried as powers of 2: only results may leave the floats.
+    """
+    scale = np.frexp(np.abs(normal.value).max(axis=1))[1]
+    unit = np.ldexp(normal.value, -scale[:, None])
+    value, size = _products(x, normal.value, unit, scale)
+    size = size + normal.exponent
+    constant, own = np.frexp(offset.value[:, 0])
+    own = own + offset.exponent  # the offset is a mantissa times 2^own
+    largest = np.where(value == 0, own, np.where(constant == 0, size, np.maximum(size, own)))
+    value = np.ldexp(value, size - largest) + np.ldexp(constant, own - largest)
+    gap = norm(unit, p=q)
+    with np.errstate(over="ignore", under="ignore"):
+        margin = np.ldexp(value, largest)
+        found = np.where(value > 0, math.inf, -math.inf)
+        np.divide(value, gap, out=found, where=gap > 0)
+        return np.ldexp(found, largest - scale - normal.exponent), margin
+
+
+def _products(
+    x: Float[Array, "m n"], normal: Float[Array, "c n"], unit: Float[Array, "c n"], scale: Int[Array, " c"]
+) -> tuple[Float[Array, "m c"], Int[Array, "m c"]]:
+    """normal . x as value times 2^exponent, an identity; ``unit`` is ``normal`` over 2^scale, below 1.
+
+    Where that is so small that single products may have been lost, they are added up one by one.
+    """
+    size = np.frexp(np.abs(x).max(axis=1, keepdims=True))[1]
+    value = np.ldexp(x, -size) @ unit.T
+    exponent = np.broadcast_to(size, value.shape) + scale
+    lost = np.abs(value) < 2 * x.shape[1] * np.finfo(np.float64).tiny
+    for j in np.flatnonzero(lost.any(axis=0)):
+        used, mine = normal[j] != 0, lost[:, j]
+        weights, inputs = np.frexp(normal[j, used]), np.frexp(x[mine][:, used])
+        product, power = inputs[0] * weights[0], inputs[1] + weights[1]
+        least = np.iinfo(np.int32).min // 2
+        highest = np.where(product == 0, least, power).max(axis=1, initial=least)
+        value[mine, j] = np.ldexp(product, power - highest[:, None]).sum(axis=1)
+        exponent[mine, j] = np.where(highest == least, 0, highest)
+    return value, exponent
 
 
 def radius(
@@ -154,18 +201,20 @@ def fgs_accuracy(
 
     The loss is the cross-entropy of the softmax scores. Its gradient is a positive multiple of
     sum_{j != y} s_j (w_j - w_y) with s the softmax over the other classes, which is what is used: unlike the
-    gradient itself it never underflows. For two classes this equals ``robust_accuracy`` with p = inf; for
-    more it is only an upper bound of it.
+    gradient itself it never underflows as a whole. For two classes this equals ``robust_accuracy`` with
+    p = inf; for more it is only an upper bound of it. Classes whose share s_j is below the floats count 0.
     Assumes: inputs not clipped to a box.
     Raises: InvalidInput as ``margins``, or unless eps is finite and >= 0.
     """
     if check_budget("eps", eps) == math.inf:
         raise InvalidInput("eps is inf; the attack takes one finite step")
     weight, excess = rows(clf).weight, -margins(clf, x, y)
-    weight = np.ldexp(weight, -np.frexp(np.abs(weight).max())[1] - 1)  # only signs of sums count
+    weight = np.ldexp(weight, -np.frexp(np.abs(weight).max(axis=0))[1] - 1)  # only signs of sums count
     highest = excess.max(axis=1, keepdims=True)
     share = np.exp(np.subtract(excess, highest, out=np.zeros_like(excess), where=excess != highest))
-    ascent = share @ weight - share.sum(axis=1, keepdims=True) * weight[y]
+    x, y, ascent = np.asarray(x, dtype=np.float64), np.asarray(y), np.empty(np.shape(x))
+    for k in range(len(weight)):
+        ascent[y == k] = share[y == k] @ (weight - weight[k])
     moved = margins(clf, x + eps * np.sign(ascent), y)
     return float((moved.min(axis=1) > 0).mean())
 

@@ -56,16 +56,32 @@ class GaussianClasses:
         object.__setattr__(self, "prior", prior)
 
 
-def _distance_law(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[Array, float]:
-    """Mean (2,) and standard deviation of the signed distance k (w.x + b) / ||w||_q, Gaussian per class."""
+def unit_weight(clf: BinaryLinear, data: GaussianClasses) -> tuple[Float[Array, " n"], float]:
+    """Weight and bias over a power of 2, an identity: the largest weight is near 1, the bias may be infinite.
+
+    Raises: InvalidInput for a zero weight or another number of features.
+    """
     if clf.weight.size != data.mean.shape[1]:
         raise InvalidInput(f"data has {data.mean.shape[1]} features; the classifier takes {clf.weight.size}")
-    size = norm(clf.weight[None], p=dual(p))[0]
-    if size == 0:
+    if not clf.weight.any():
         raise InvalidInput("weight is 0 in every entry; a binary classifier needs a non-zero weight")
-    unit = clf.weight / size
+    exponent = np.frexp(np.abs(clf.weight).max())[1]
+    with np.errstate(over="ignore"):
+        return np.ldexp(clf.weight, -exponent), float(np.ldexp(clf.bias, -exponent))
+
+
+def _distance_law(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[Array, float]:
+    """Mean (2,) and standard deviation of the signed distance k (w.x + b) / ||w||_q, Gaussian per class."""
+    weight, bias = unit_weight(clf, data)
+    size = norm(weight[None], p=dual(p))[0]
+    unit = weight / size
     variance = max(float(unit @ data.covariance @ unit), 0.0)
-    return np.array([-1.0, 1.0]) * (data.mean @ unit + clf.bias / size), math.sqrt(variance)
+    return np.array([-1.0, 1.0]) * (data.mean @ unit + bias / size), math.sqrt(variance)
+
+
+def _average(data: GaussianClasses, values: Float[Array, " 2"]) -> float:
+    """sum_k pi_k values_k, where a class that never occurs counts 0 even if its value is infinite."""
+    return float(data.prior @ np.where(data.prior > 0, values, 0.0))
 
 
 def _mean_positive_part(a: Float[Array, " k"], s: float) -> Float[Array, " k"]:
@@ -77,7 +93,8 @@ def _mean_positive_part(a: Float[Array, " k"], s: float) -> Float[Array, " k"]:
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     lower = np.minimum(z, 0.0)
     below = density * (1 + lower * math.sqrt(math.pi / 2) * erfcx(-lower / math.sqrt(2)))
-    return np.where(z < 0, s * below, a * ndtr(z) + s * density)
+    with np.errstate(invalid="ignore"):  # -inf times 0, where the other branch counts
+        return np.where(z < 0, s * below, a * ndtr(z) + s * density)
 
 
 def gaussian_mean_radius(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> float:
@@ -89,7 +106,7 @@ def gaussian_mean_radius(clf: BinaryLinear, data: GaussianClasses, *, p: float) 
     Source: this project; theory/symbolic_random.py::prove_mean_positive_part.
     """
     a, s = _distance_law(clf, data, p=p)
-    return float(data.prior @ _mean_positive_part(a, s))
+    return _average(data, _mean_positive_part(a, s))
 
 
 def _share_beyond(a: Float[Array, " k"], s: float, *, eps: float) -> Float[Array, " k"]:
@@ -107,7 +124,7 @@ def gaussian_robust_accuracy(clf: BinaryLinear, data: GaussianClasses, *, p: flo
     Source: this project.
     """
     a, s = _distance_law(clf, data, p=p)
-    return float(data.prior @ _share_beyond(a, s, eps=check_budget("eps", eps)))
+    return _average(data, _share_beyond(a, s, eps=check_budget("eps", eps)))
 
 
 def gaussian_statistics(clf: BinaryLinear, data: GaussianClasses) -> ClassStatistics:
@@ -124,7 +141,8 @@ def gaussian_statistics(clf: BinaryLinear, data: GaussianClasses) -> ClassStatis
         return ClassStatistics(data.prior, accuracy, data.mean * accuracy[:, None])
     with np.errstate(over="ignore"):
         lean = math.sqrt(2 / math.pi) / erfcx(-a / s / math.sqrt(2))  # phi / Phi
-    direction = data.covariance @ (clf.weight / norm(clf.weight[None], p=2.0)[0]) / s
+    weight, _ = unit_weight(clf, data)
+    direction = data.covariance @ (weight / norm(weight[None], p=2.0)[0]) / s
     mean = data.mean + np.outer(np.array([-1.0, 1.0]) * lean, direction)
     return ClassStatistics(data.prior, accuracy, np.where(accuracy[:, None] > 0, mean, 0.0))
 

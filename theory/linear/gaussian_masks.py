@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float
 from numpy import ndarray as Array
 from scipy.special import ndtr
 
-from theory.linear.gaussian import GaussianClasses, gaussian_mean_radius
+from theory.linear.gaussian import GaussianClasses, gaussian_mean_radius, unit_weight
 from theory.linear.masks import EPSILON, LEFT, RIGHT, STEP, UNDERFLOW, MaskAverage, check_sparsities
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, check_p
@@ -51,10 +51,7 @@ def masked_gaussian_mean_radius(
     Source: this project; theory/symbolic_random.py::prove_laplace_inversion.
     """
     alphas, power = check_sparsities(alphas), 1.0 if check_p(p) == math.inf else 0.5
-    if clf.weight.size != data.mean.shape[1]:
-        raise InvalidInput(f"data has {data.mean.shape[1]} features; the classifier takes {clf.weight.size}")
-    if not clf.weight.any():
-        raise InvalidInput("weight is 0 in every entry; a binary classifier needs a non-zero weight")
+    weight, bias = unit_weight(clf, data)
     used = clf.weight != 0
     spread = data.covariance.diagonal()[used]
     if (data.covariance != np.diag(data.covariance.diagonal())).any() or (spread <= 0).any():
@@ -64,8 +61,7 @@ def masked_gaussian_mean_radius(
     size = np.abs(clf.weight[used])
     if size.min() < WIDEST * size.max():
         raise InvalidInput(f"weight spans {size.min()} to {size.max()}; set those below 1e-100 of it to 0")
-    exponent = np.frexp(size.max())[1]
-    weight, bias = np.ldexp(clf.weight[used], -exponent), math.ldexp(clf.bias, -int(exponent))
+    weight = weight[used]
     a, variance = np.abs(weight) ** (1 / power), weight * weight * spread
     with np.errstate(divide="ignore", over="ignore"):
         if not np.isfinite((a / variance).min()):  # where every contour would start
@@ -74,6 +70,9 @@ def masked_gaussian_mean_radius(
                 "floating point; give features and covariance in smaller units"
             )
     value, error = np.zeros(alphas.shape), np.where(alphas == 1, 0.0, UNDERFLOW)
+    if math.isinf(bias):  # the boundary lies beyond the floats
+        far = (alphas < 1) & (data.prior[int(bias > 0)] > 0)
+        return MaskAverage(np.where(far, math.inf, value), np.where(far, math.inf, error))
     sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
     if np.array_equal(sides[0][1], sides[1][1]) and sides[0][2] == sides[1][2]:
         sides = [(data.prior.sum(), *sides[1][1:])]  # the symmetric case costs half
@@ -95,13 +94,14 @@ def _sensitivity(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> float
 
     d E[T_+] = P(T > 0) da + phi(a/s) ds, a the mean of T and s its standard deviation.
     """
-    size = norm(clf.weight[None], p=dual(p))[0]
-    unit = clf.weight / size
+    weight, bias = unit_weight(clf, data)
+    size = norm(weight[None], p=dual(p))[0]
+    unit = weight / size
     a, s = (
-        np.array([-1.0, 1.0]) * (data.mean @ unit + clf.bias / size),
+        np.array([-1.0, 1.0]) * (data.mean @ unit + bias / size),
         np.sqrt(unit @ data.covariance @ unit),
     )
-    terms = np.abs(data.mean) @ np.abs(unit) + abs(clf.bias) / size
+    terms = np.abs(data.mean) @ np.abs(unit) + abs(bias) / size
     density = np.exp(-np.square(a / s) / 2)
     return float(data.prior @ (ndtr(a / s) * terms + density * s))
 

@@ -19,6 +19,7 @@ RIGHT = 45.0  # u a_i at the right end for the smallest a_i; exp(-45) is below r
 EPSILON = float(np.finfo(np.float64).eps)
 PRODUCT = 16 * EPSILON  # relative error of the logarithm of a product: of each term, and of their sum
 UNDERFLOW = float(np.finfo(np.float64).tiny)  # a term may be lost below this share of the largest gain
+SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
 BLOCK = 1 << 16  # nodes times weights held at once: half a MiB per array stays in cache
 
 
@@ -87,7 +88,8 @@ def masked_mean_radius(
     error[alphas == 0] += rounding * (share @ signed[:, 1])
     with np.errstate(over="ignore"):  # beyond the largest float, and then the error is unknown
         value = np.ldexp(value, unit)
-        return MaskAverage(value, np.where(np.isinf(value), math.inf, np.ldexp(error, unit)))
+        error = np.ldexp(error, unit) + np.where(alphas == 1, 0.0, SMALLEST)
+        return MaskAverage(value, np.where(np.isinf(value), math.inf, error))
 
 
 def _log_survival(alpha: float, survives: Array, lost: Array) -> Array:

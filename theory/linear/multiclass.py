@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from scipy.optimize import linprog
 
-from theory.linear.exact import boundary_distances, rows
+from theory.linear.exact import Scaled, boundary_distances, half_space_distances, mean_of, rows
 from theory.linear.statistics import ClassStatistics
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, check_p
@@ -51,11 +51,8 @@ def runner_up_decomposition(
     cells, member = np.unique(np.stack([y, runner_up], axis=1)[correct], axis=0, return_inverse=True)
     if len(cells):
         k, j = cells.T
-        size = np.bincount(member.ravel())
-        total = np.zeros((len(cells), x.shape[1]))
-        np.add.at(total, member.ravel(), x[correct])
-        mass[k, j] = size / count
-        mean[k, j] = total / size[:, None]
+        mass[k, j] = np.bincount(member.ravel()) / count
+        mean[k, j] = [mean_of(x[correct][member.ravel() == cell]) for cell in range(len(cells))]
         to_boundary = boundary_distances(clf, mean[k, j], k, p=p)[np.arange(len(cells)), j]
         contribution[k, j] = mass[k, j] * to_boundary
     return RunnerUp(mass, mean, contribution)
@@ -109,17 +106,17 @@ def paper_multiclass_bound(
     Source: the paper, Theorem 3.2; theory/symbolic.py::prove_average_boundary.
     """
     clf = _check_match(clf, stats)
-    # Weights and means as mantissas times powers of 2.
-    steep, far = (int(np.frexp(np.abs(a).max())[1]) for a in (clf.weight, stats.mean))
-    weight, mean = np.ldexp(clf.weight, -steep), np.ldexp(stats.mean, -far)
-    spare = 1 + stats.prior.size.bit_length()
-    offset = (weight[:, None] - weight).mean(axis=1)  # w_k - wbar, exactly 0 where all rows are equal
-    with np.errstate(over="ignore"):
-        small = np.ldexp(clf.bias, -spare)  # whose sums cannot overflow
-        bias = np.ldexp((small[:, None] - small).mean(axis=1), spare - steep - far)
-        margin, size = (offset * mean).sum(axis=1) + bias, norm(offset, p=dual(p))
-        ratio = np.divide(margin, size, out=np.full(size.shape, math.inf), where=size > 0)
-        return _average(stats, np.ldexp(ratio, far))
+    normal, offset = _from_average(clf.weight), _from_average(clf.bias[:, None])
+    ratio = half_space_distances(normal, offset, stats.mean, q=dual(p))[0].diagonal()
+    return _average(stats, np.where(normal.value.any(axis=1), ratio, math.inf))
+
+
+def _from_average(values: Float[Array, "c n"]) -> Scaled:
+    """Every row minus the average of all, an identity: exactly 0 where all are equal, without overflow."""
+    spare = 1 + len(values).bit_length()
+    exponent = spare if np.abs(values).max() > np.ldexp(1.0, 1023 - spare) else 0
+    smaller = np.ldexp(values, -exponent)
+    return Scaled((smaller[:, None] - smaller).mean(axis=1), np.full(len(values), exponent, dtype=np.int32))
 
 
 def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:

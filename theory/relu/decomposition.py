@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
+from theory.linear.exact import mean_of
 from theory.types import InvalidInput, finite_array
 
 
@@ -93,7 +94,7 @@ def decompose(pruned: Robustness, dense: Robustness, *, cap: float, paired: bool
         own = other = own & other
     logs = []
     for name, network, rows in (("pruned", pruned, own), ("dense", dense, other)):
-        mean = np.minimum(network.radius, cap).mean()
+        mean = float(mean_of(np.minimum(network.radius, cap)))
         if not rows.any() or mean == 0:
             raise InvalidInput(
                 f"{name} has {int(rows.sum())} usable examples and mean radius {mean:g}; nothing to decompose"

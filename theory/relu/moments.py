@@ -98,13 +98,39 @@ def predict(
     widest = max(max(weight.shape) for weight in net.weights)
     chunk = max(1, CHUNK_ENTRIES // widest**2) if covariance else len(x)
     out = np.zeros((4, len(keep), len(x)))
+    powers = [_exponent(weight) for weight in net.weights]
+    weights = [np.ldexp(weight, -power) for weight, power in zip(net.weights, powers, strict=True)]
+    steepness = sum(powers)
+    net, x, exponent = _near_one(net, x)
     for first in range(0, len(x), chunk):
         rows = slice(first, first + chunk)
         for a, kept in enumerate(keep):
             layers = preactivation_moments(net, x[rows], kept, covariance=covariance)
             out[:2, a, rows] = margin_statistics(layers[-1], y[rows])
-            out[2:, a, rows] = _gradient_norms(net, layers[:-1], y[rows], rivals[rows], kept)
+            out[2:, a, rows] = _gradient_norms(weights, layers[:-1], y[rows], rivals[rows], kept)
+    with np.errstate(over="ignore"):  # squares stay within the floats, results may leave them
+        out[0], out[2:] = np.ldexp(out[0], exponent), np.ldexp(out[2:], steepness)
     return Prediction(*out)
+
+
+def _near_one(net: ReLUNetwork, x: Float[Array, "m n"]) -> tuple[ReLUNetwork, Float[Array, "m n"], int]:
+    """The network and its inputs, each layer over a power of 2 that leaves no entry above 1: an identity.
+
+    ReLU passes positive factors on, so all activation patterns stay; the third is the power of the scores.
+    """
+    power = _exponent(x)
+    x, weights, biases = np.ldexp(x, -power), [], []
+    for weight, bias in zip(net.weights, net.biases, strict=True):
+        before, power = power, power + _exponent(weight)
+        power = max(power, _exponent(bias)) if bias.any() else power
+        weights.append(np.ldexp(weight, before - power))
+        biases.append(np.ldexp(bias, -power))
+    return ReLUNetwork(tuple(weights), tuple(biases)), x, power
+
+
+def _exponent(values: Array) -> int:
+    """The power of 2 that brings the largest entry into [1/2, 1); 0 for zeros."""
+    return int(np.frexp(np.abs(values).max())[1])
 
 
 def check_keep(alphas: Float[Array, "a d"], *, layers: int) -> Float[Array, "a d"]:
@@ -204,17 +230,17 @@ def margin_statistics(logits: Layer, y: Int[Array, " m"]) -> Float[Array, "2 m"]
 
 
 def _gradient_norms(
-    net: ReLUNetwork,
+    weights: list[Float[Array, "_ _"]],
     hidden: list[Layer],
     y: Int[Array, " m"],
     rivals: Int[Array, " m"],
     keep: Float[Array, " d"],
 ) -> Float[Array, "2 m"]:
     """E ||grad(g_y - g_r)||_2 and ||.||_1 from the moments of the gradient, layer by layer downwards."""
-    last = net.weights[-1]
+    last = weights[-1]
     variance = keep[-1] * (1 - keep[-1]) * (last[y] ** 2 + last[rivals] ** 2)
     gradient = Layer(keep[-1] * (last[y] - last[rivals]), variance, None)
-    for layer, weight, k in zip(reversed(hidden), reversed(net.weights[:-1]), keep[-2::-1], strict=True):
+    for layer, weight, k in zip(reversed(hidden), weights[-2::-1], keep[-2::-1], strict=True):
         pulled = pull_back_relu(layer, gradient)
         own = k * (1 - k) * ((pulled.variance + pulled.mean**2) @ weight**2)
         mean = k * (pulled.mean @ weight)
