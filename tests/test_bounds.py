@@ -29,6 +29,7 @@ from empirical.condense import RUN_KEY
 from empirical.datasets import load, load_test
 from empirical.ensembles import from_networks
 from empirical.measurement import verified_radius
+from empirical.own_network import problem
 from empirical.own_network.loading import load_network
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import ALPHAS, Request, fully_connected
@@ -216,6 +217,20 @@ def test_certificates_never_exceed_an_attack(trained, finished):
             at = 0.01 if p == math.inf else 0.1
             share = one(rows, quantity="robust_accuracy", method=method, norm=norm, radius=at)
             assert share == (radius >= at).mean()
+
+
+def test_relaxation_that_takes_long_is_announced(tmp_path, monkeypatch):
+    torch.save(mlp(64, 9, 10).state_dict(), tmp_path / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    for minute, message in ((3e11, ""), (6e4, "minutes of one core"), (3e3, "hours"), (1e2, "days")):
+        monkeypatch.setattr(problem, "_MINUTE", minute)
+        result = run(
+            "net.pt", "--data", "digits", "--examples", 7, "--crown", 3, "--p", "inf", "--out", f"{minute}"
+        )
+        assert ("Note: linear relaxation of 3 examples may take " in result.stderr) == bool(message)
+        assert message in result.stderr
+        if message:
+            assert "--crown 0 for none" in result.stderr
 
 
 def test_settings_are_columns(finished):

@@ -100,7 +100,15 @@ def bounds(
         network, given, chosen = opened(model, arch, arch_args, data, request.shape, device)
         folder = out or default_folder(network)
         with progress(total_steps(request)) as advance:
-            outcome = run(network, given, request, folder, device=chosen, advance=advance)
+            outcome = run(
+                network,
+                given,
+                request,
+                folder,
+                device=chosen,
+                advance=advance,
+                note=lambda line: click.echo(line, err=True),
+            )
         with unless_read_only():
             log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
             _draw(outcome)

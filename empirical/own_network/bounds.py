@@ -22,11 +22,15 @@ from empirical.own_network.bound_rows import Row, units
 from empirical.own_network.loading import Network
 from empirical.own_network.measuring import fingerprint
 from empirical.own_network.preparation import prepare
-from empirical.own_network.problem import Problem, Request
+from empirical.own_network.problem import Problem, Request, minutes_each
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import BOUNDS, NORMS, open_run, read_table, write_table
 from empirical.sweep import settings_id, unit_path
 from theory.types import InvalidInput
+
+# Minutes of one core from which on linear relaxation is announced, and the units of the announcement.
+_LONG = 5
+_UNITS = {"days": 1440, "hours": 60, "minutes": 1}
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,11 @@ def bounds(
     *,
     device: torch.device,
     advance: Callable[[str], None] = lambda stage: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Everything the theory says of the network at the examples, in ``out``; a finished run is only read.
+
+    ``note`` is told where linear relaxation will take long, and what asks for less.
 
     Raises: InvalidInput for a network that does not fit the data or is not understood, bad labels or pair, or
     a folder that is unwritable, holds other results or a damaged file.
@@ -85,6 +92,7 @@ def bounds(
             "dtype": request.dtype,
             "examples": len(problem.y),
         }
+        _tell_of_time(problem, request, note)
         parts = []
         for name, compute in units(problem, request, pair):
             advance(name)
@@ -92,6 +100,19 @@ def bounds(
         content = pa.concat_tables(parts).unify_dictionaries()
         write_table(final, content)
     return Outcome(final, content.to_pandas(), described)
+
+
+def _tell_of_time(problem: Problem, request: Request, note: Callable[[str], None]) -> None:
+    count = len(problem.y[: request.crown])
+    minutes = count * minutes_each(problem, request)
+    if minutes < _LONG:
+        return
+    unit = next(unit for unit, least in _UNITS.items() if minutes >= 2 * least)
+    duration = f"{minutes / _UNITS[unit]:.0f} {unit}"
+    note(
+        f"Note: linear relaxation of {count} examples may take {duration} of one core; "
+        "--crown N asks for the first N examples alone, --crown 0 for none"
+    )
 
 
 def _describe(problem: Problem, request: Request, device: torch.device) -> dict[str, object]:

@@ -128,8 +128,13 @@ def fully_connected(graph: Graph) -> ReLUNetwork | None:
     return ReLUNetwork(tuple(weights), tuple(biases)) if weights and not ready else None
 
 
-def affordable(problem: Problem, request: Request) -> int:
-    """How many of the examples linear relaxation can certify, in all norms, in about a minute of one core."""
+def minutes_each(problem: Problem, request: Request) -> float:
+    """Minutes of one core in which linear relaxation certifies an example in all norms, an estimate."""
     each = graphs.relaxation_products(problem.graph) * _TRIALS * len(request.norms)
     convolves = any(isinstance(node.operation, Conv2d) for node in problem.graph.nodes)
-    return min(len(problem.y), int((_MINUTE_OF_CONVOLUTIONS if convolves else _MINUTE) / each))
+    return each / (_MINUTE_OF_CONVOLUTIONS if convolves else _MINUTE)
+
+
+def affordable(problem: Problem, request: Request) -> int:
+    """How many of the examples linear relaxation can certify, in all norms, in about a minute of one core."""
+    return min(len(problem.y), int(1 / minutes_each(problem, request)))
