@@ -9,18 +9,24 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
+from torch import Tensor
 
 from empirical.datasets import Dataset
-from empirical.ensembles import MLPEnsemble, linear_classifier, relu_network
+from empirical.ensembles import MLPEnsemble, ModuleEnsemble, linear_classifier, relu_network, to_module
 from empirical.measurement import Measurement, capped_mean
 from empirical.results import NORMS, Members, Rows
+from theory import graph as graphs
 from theory import linear, relu
 from theory.ceiling import OpponentDistances, ceiling_in_blocks, opponent_distances
-from theory.types import BinaryLinear, InvalidInput, LinearClassifier
+from theory.graph.network import Graph
+from theory.relu.certificate import radius_from_margins
+from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
 
 # Relative slack where both sides are sums of a few hundred float64 terms, and where one of them is a
 # measured radius, which lies the attacks' overshoot beyond the exact one.
@@ -187,30 +193,52 @@ def compare_linear(
     return found
 
 
-def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement, data: Dataset) -> list[Rows]:
-    """Rows of the ReLU theory for every member: Lipschitz constants, certified radii, and their checks."""
+@dataclass(frozen=True)
+class _Proved:
+    """What the theory says of one network in one norm: constants (c, c), and radii (n,) by the best."""
+
+    product: Float[Array, "c c"]
+    path: Float[Array, "c c"]
+    best: Float[Array, "c c"]
+    radius: Float[Array, " n"]
+
+
+def compare_relu(
+    members: Members, networks: MLPEnsemble | ModuleEnsemble, measured: Measurement, data: Dataset
+) -> list[Rows]:
+    """Rows of the ReLU theory for every member: Lipschitz constants, certified radii, and their checks.
+
+    Raises: InvalidInput for a module with an operation that the theory does not cover.
+    """
     found: list[Rows] = []
-    nets = [relu_network(networks, k) for k in range(len(members))]
+    if isinstance(networks, MLPEnsemble):
+        nets = [relu_network(networks, k) for k in range(len(members))]
+        proofs = {p: [_proved_of_layers(net, data, p=p) for net in nets] for p in NORMS}
+    else:
+        proofs = {p: [] for p in NORMS}
+        for k in range(len(members)):
+            graph = graph_of(networks, k)
+            margins = graphs.centre_margins(graph, *_examples(graph, data)).cpu().numpy()
+            products = {p: graphs.norm_product(graph, p=p) for p in NORMS}
+            for p, proved in proofs.items():
+                best = graphs.lipschitz_constants(graph, p=p, products=products).cpu().numpy()
+                radius = radius_from_margins(margins, best[data.y_test])
+                path = graphs.path_norm(graph, p=p).cpu().numpy()
+                proved.append(_Proved(products[p].cpu().numpy(), path, best, radius))
     for p, norm in NORMS.items():
-        products = [relu.norm_product(net, p=p) for net in nets]
-        paths = [relu.path_norm(net, p=p) for net in nets]
-        best = [relu.lipschitz_constants(net, p=p) for net in nets]
-        for name, constants in (("norm product", products), ("path norm", paths)):
+        for name, constants in (
+            ("norm product", [proved.product for proved in proofs[p]]),
+            ("path norm", [proved.path for proved in proofs[p]]),
+        ):
             largest = np.array([table.max() for table in constants])
             found.append(
                 Rows(members, largest, quantity="lipschitz", method=name, kind="upper bound", norm=norm)
             )
         known = np.nan_to_num(measured.gradient_norm[p], nan=-np.inf).max(1)
         gradient = np.where(known < 0, np.nan, known)  # NaN for a network that is right nowhere
-        found += check(
-            members, gradient, np.array([t.max() for t in best]), name="gradient <= Lipschitz", norm=norm
-        )
-        certified = np.array(
-            [
-                relu.certified_radius(net, data.x_test, data.y_test, p=p, lipschitz=constants)
-                for net, constants in zip(nets, best, strict=True)
-            ]
-        )
+        largest = np.array([proved.best.max() for proved in proofs[p]])
+        found += check(members, gradient, largest, name="gradient <= Lipschitz", norm=norm)
+        certified = np.array([proved.radius for proved in proofs[p]])
         found.append(
             Rows(members, certified, quantity="radius", method="certificate", kind="lower bound", norm=norm)
         )
@@ -221,6 +249,26 @@ def compare_relu(members: Members, networks: MLPEnsemble, measured: Measurement,
         found += _check_attacks(members, certified, measured, p=p, name="certificate <= attack")
         found += _ceiling(members, measured.correct, certified, data, p=p)
     return found
+
+
+def _proved_of_layers(net: ReLUNetwork, data: Dataset, *, p: float) -> _Proved:
+    best = relu.lipschitz_constants(net, p=p)
+    radius = relu.certified_radius(net, data.x_test, data.y_test, p=p, lipschitz=best)
+    return _Proved(relu.norm_product(net, p=p), relu.path_norm(net, p=p), best, radius)
+
+
+def graph_of(networks: ModuleEnsemble, member: int) -> Graph:
+    """One member as the theory takes it, in float64 on its device.
+
+    Raises: InvalidInput for a module with an operation that the theory does not cover.
+    """
+    program = graphs.trace(to_module(networks, member), networks.shape)
+    return graphs.read(program, networks.shape, device=networks.masks[0].device)
+
+
+def _examples(graph: Graph, data: Dataset) -> tuple[Tensor, Tensor]:
+    """The test examples in the shape that the graph takes, and their labels."""
+    return torch.tensor(data.x_test.reshape(-1, *graph.nodes[0].shape)), torch.tensor(data.y_test)
 
 
 def split_change(members: Members, measured: Measurement, given: Measurement, data: Dataset) -> list[Rows]:

@@ -21,15 +21,18 @@ from empirical.attacks.active import margins
 from empirical.comparison import compare_linear, compare_relu
 from empirical.datasets import Dataset, load
 from empirical.deadline import NEVER, Deadline, OutOfTime
-from empirical.ensembles import Ensemble, MLPEnsemble
+from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.experiments.chains import (
     Chain,
     NetworksLost,
     Place,
     base_networks,
     chain_is_done,
+    clear_dense,
+    mask_unit,
     run_chain,
     seeds_are_done,
+    speaks_of_masks,
 )
 from empirical.experiments.conditions import Bench, Tell
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
@@ -82,7 +85,7 @@ class Job:
     def units(self) -> list[Location]:
         """The files with its rows."""
         if self.base:
-            return [self.place.unit(f"masks-{self.chain.name}")] if speaks_of_masks(self.experiment) else []
+            return [mask_unit(self.chain, self.place)] if speaks_of_masks(self.experiment) else []
         levels = range(len(self.experiment.sparsities))
         return [self.place.level_unit(self.chain, level) for level in levels]
 
@@ -144,6 +147,7 @@ def steps(job: Job, tell: Tell = lambda text: None) -> Iterator[None]:
     networks = base_networks(bench, place)
     for path in job.units():
         run_unit(path, lambda: _mask_rows(job, networks, data), provenance)
+    clear_dense(job.chain, place, experiment=job.experiment)
     yield
 
 
@@ -188,9 +192,11 @@ def level_rows(experiment: Experiment, data: Dataset, members: Members, networks
     measured = measure(networks, data, eps=experiment.eps, attacks=experiment.attacks, box=experiment.box)
     found = measured_rows(members, measured, data, eps=experiment.eps)
     found += further_steps(experiment, data, members, networks)
-    if not isinstance(networks, MLPEnsemble) or experiment.box:
+    if experiment.box:
         return found
+    assert isinstance(networks, MLPEnsemble | ModuleEnsemble)
     if experiment.network.kind in LINEAR_KINDS:
+        assert isinstance(networks, MLPEnsemble)
         return found + compare_linear(members, networks, measured, data, eps=experiment.eps)
     return found + compare_relu(members, networks, measured, data)
 
@@ -213,18 +219,13 @@ def further_steps(experiment: Experiment, data: Dataset, members: Members, netwo
     return found
 
 
-def speaks_of_masks(experiment: Experiment) -> bool:
-    """Whether the random-mask theorem is held against this experiment's dense networks."""
-    return experiment.network.kind == "mlp" and "random" in experiment.conditions
-
-
 def _mask_rows(job: Job, networks: Ensemble, data: Dataset) -> list[Rows]:
     """The random-mask theorem on the dense networks."""
-    assert isinstance(networks, MLPEnsemble)
-    count = len(job.chain.seeds)
-    members = Members(
-        data.name, "mlp", ["dense"] * count, [0.0] * count, [0.0] * count, list(job.chain.seeds)
-    )
-    experiment, alphas = job.experiment, job.experiment.sparsities
+    assert isinstance(networks, MLPEnsemble | ModuleEnsemble)
+    experiment, alphas, seeds = job.experiment, job.experiment.sparsities, list(job.chain.seeds)
+    dense = ["dense"] * len(seeds), [0.0] * len(seeds), [0.0] * len(seeds)
+    members = Members(data.name, experiment.network.kind, *dense, seeds)
     rungs = compare_masks(members, networks, data, alphas, pair=experiment.pair, copies=experiment.masks)
-    return rungs + predict_masks(members, networks, data, alphas)
+    return rungs + (
+        predict_masks(members, networks, data, alphas) if isinstance(networks, MLPEnsemble) else []
+    )

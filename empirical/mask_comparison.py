@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from scipy import stats
 
-from empirical.comparison import check, check_equal
+from empirical.comparison import check, check_equal, graph_of
 from empirical.datasets import Dataset
-from empirical.ensembles import MLPEnsemble, relu_network
+from empirical.ensembles import MLPEnsemble, ModuleEnsemble, relu_network
 from empirical.measurement import mask_gradient_norms
+from empirical.own_network.mask_bounds import graph_rungs, layer_rungs
 from empirical.results import NORMS, Members, Rows
 from theory import relu
 
@@ -30,7 +31,7 @@ MASK_EXAMPLES = 32
 
 def compare_masks(
     members: Members,
-    dense: MLPEnsemble,
+    dense: MLPEnsemble | ModuleEnsemble,
     data: Dataset,
     alphas: tuple[float, ...],
     *,
@@ -40,7 +41,10 @@ def compare_masks(
     """Rows of the random-mask theorem: every rung at every sparsity, beside Monte Carlo over masks.
 
     The hidden layers of every dense member are masked, the last layer is not, as in the theorem. The Monte
-    Carlo value is a lower estimate: the largest gradient norm over some test examples.
+    Carlo value is a lower estimate: the largest gradient norm over some test examples. Networks that are not
+    fully connected have the rungs F and P1 of their graphs.
+
+    Raises: InvalidInput for a module with an operation that the theory does not cover.
     """
     found: list[Rows] = []
     device = dense.weights[0].device
@@ -48,8 +52,13 @@ def compare_masks(
     x = torch.tensor(data.x_test[:MASK_EXAMPLES], dtype=torch.float64, device=device)
     reach = stats.t.isf(CHANCE, copies - 1)
     settings = np.array([[alpha] * (len(dense.weights) - 1) + [0.0] for alpha in alphas])
+    layered = isinstance(dense, MLPEnsemble)
     for k, seed in enumerate(members.seed):
-        net = relu_network(dense, k)
+        rungs_of = (
+            layer_rungs(relu_network(dense, k), alphas, pair)
+            if layered
+            else graph_rungs(graph_of(dense, k), alphas, pair)
+        )
         described = Members(
             members.dataset, members.family, ["random"] * len(alphas), alphas, alphas, [seed] * len(alphas)
         )
@@ -69,7 +78,7 @@ def compare_masks(
                         described, values, quantity=quantity, method="Monte Carlo", kind="estimate", norm=norm
                     )
                 )
-            rungs = relu.ladder(net, settings, pair, p=p)
+            rungs = dict(rungs_of(p))
             rungs["best"] = np.min(list(rungs.values()), axis=0)
             for name, bound in rungs.items():
                 found.append(
@@ -84,6 +93,8 @@ def compare_masks(
                 )
                 surely = np.maximum(mean - reach * error, 0.0)
                 found += check(described, surely, bound, name=f"random masks, {name}", norm=norm)
+            if not layered:
+                continue
             name, eta = ("F", relu.eta_frobenius) if p == 2 else ("P1", relu.eta_path)
             shrinking = eta(settings)
             found.append(Rows(described, shrinking, quantity="eta", method=name, kind="identity", norm=norm))

@@ -291,7 +291,7 @@ def _radius(
 
 
 def mask_gradient_norms(
-    network: MLPEnsemble,
+    network: Ensemble,
     x: Float[Tensor, "n d"],
     pair: tuple[int, int],
     *,

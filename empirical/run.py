@@ -19,9 +19,9 @@ from empirical.data.named import NAMED
 from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.experiments.architectures import check_smaller
-from empirical.experiments.chains import Chain, NetworksLost, Place, blocks
+from empirical.experiments.chains import Chain, NetworksLost, Place, blocks, speaks_of_masks
 from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment
-from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint, speaks_of_masks
+from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint
 from empirical.locations import Location, in_one_process, present
 from empirical.progress import Advance, Progress
 from empirical.provenance import commit, package_version
@@ -299,7 +299,8 @@ def _work(
     _tell_of_commits(told.commits, note)
     deadline = dense[0].deadline if dense else NEVER
     lost: list[tuple[Job, NetworksLost]] = []
-    jobs = [*rest, *dense]
+    order = {block: i for i, block in enumerate(dict.fromkeys(job.block for job in (*rest, *dense)))}
+    jobs = sorted([*rest, *dense], key=lambda job: order[job.block])  # what is said of dense networks last
     if workers.here:
         # Dense networks are trained when the first chain asks for them, so that seed follows on seed.
         done = 0

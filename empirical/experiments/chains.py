@@ -28,7 +28,7 @@ from empirical.experiments.conditions import (
     dense_networks,
     next_networks,
 )
-from empirical.experiments.specification import Experiment
+from empirical.experiments.specification import LINEAR_KINDS, Experiment
 from empirical.locations import Location, remove_folder
 from empirical.results import Members, Rows
 from empirical.sweep import run_unit, unit_path
@@ -134,6 +134,16 @@ def base_networks(bench: Bench, place: Place) -> Ensemble:
     return networks
 
 
+def speaks_of_masks(experiment: Experiment) -> bool:
+    """Whether the random-mask theorem is held against this experiment's dense networks."""
+    return experiment.network.kind not in LINEAR_KINDS and "random" in experiment.conditions
+
+
+def mask_unit(base: Chain, place: Place) -> Location:
+    """The file with what the random-mask theorem says of these dense networks."""
+    return place.unit(f"masks-{base.name}")
+
+
 def chain_is_done(experiment: Experiment, chain: Chain, place: Place) -> bool:
     """Whether the rows of all levels are on disk."""
     return all(place.level_unit(chain, level).is_file() for level in range(len(experiment.sparsities)))
@@ -213,9 +223,14 @@ def _clear(chain: Chain, place: Place, *, before: int, experiment: Experiment) -
     done = chain_is_done(experiment, chain, place)
     for level in range(1, before + done):
         place.checkpoint(chain, level).unlink(missing_ok=True)
-    needs_dense = experiment.network.kind == "mlp"  # for the mask theorem, when all chains are done
-    if seeds_are_done(experiment, chain.seeds, place) and not needs_dense:
-        place.checkpoint(Chain("base", chain.seeds), 0).unlink(missing_ok=True)
+    clear_dense(Chain("base", chain.seeds), place, experiment=experiment)
+
+
+def clear_dense(base: Chain, place: Place, *, experiment: Experiment) -> None:
+    """Delete a compact experiment's dense networks if nothing starts from or speaks of them any more."""
+    judged = not speaks_of_masks(experiment) or mask_unit(base, place).is_file()
+    if experiment.compact and judged and seeds_are_done(experiment, base.seeds, place):
+        place.checkpoint(base, 0).unlink(missing_ok=True)
 
 
 def _level(

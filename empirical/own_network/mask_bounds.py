@@ -27,17 +27,15 @@ def mask_rungs(
     a dense layer above others whose weights can be masked.
     """
     if layers is not None:
-        deep = len(layers.weights) > 1
-        return (lambda p: _layer_rungs(layers, alphas, pair, p=p)) if deep else None
+        return layer_rungs(layers, alphas, pair) if len(layers.weights) > 1 else None
     if isinstance(graph.nodes[-1].operation, Dense) and len(masked_operators(graph)) > 1:
-        return lambda p: _graph_rungs(graph, alphas, pair, p=p)
+        return graph_rungs(graph, alphas, pair)
     return None
 
 
-def _layer_rungs(
-    layers: ReLUNetwork, alphas: Sequence[float], pair: tuple[int, int], *, p: float
-) -> Mapping[str, Float[Array, " a"]]:
-    return ladder(layers, _settings(layers, alphas), pair, p=p)
+def layer_rungs(layers: ReLUNetwork, alphas: Sequence[float], pair: tuple[int, int]) -> Rungs:
+    """The whole ladder of a network with hidden layers."""
+    return lambda p: ladder(layers, _settings(layers, alphas), pair, p=p)
 
 
 def active_rungs(
@@ -61,13 +59,15 @@ def _settings(layers: ReLUNetwork, alphas: Sequence[float]) -> Float[Array, "a l
     return np.array([[alpha] * (len(layers.weights) - 1) + [0.0] for alpha in alphas])
 
 
-def _graph_rungs(
-    graph: Graph, alphas: Sequence[float], pair: tuple[int, int], *, p: float
-) -> Mapping[str, Float[Array, " a"]]:
-    """In l_2 the path norm bounds too, for ||J||_2 <= ||J||_1."""
+def graph_rungs(graph: Graph, alphas: Sequence[float], pair: tuple[int, int]) -> Rungs:
+    """Rungs P1, in l_2 too, for ||J||_2 <= ||J||_1, and F of a graph that ends in a dense layer."""
     hidden = len(masked_operators(graph)) - 1
-    rungs = {"P1": graphs.expected_path_norm} | ({"F": graphs.frobenius_bound} if p == 2 else {})
-    return {
-        name: np.array([rung(graph, [alpha] * hidden, pair) for alpha in alphas])
-        for name, rung in rungs.items()
-    }
+
+    def rungs(p: float) -> Mapping[str, Float[Array, " a"]]:
+        named = {"P1": graphs.expected_path_norm} | ({"F": graphs.frobenius_bound} if p == 2 else {})
+        return {
+            name: np.array([rung(graph, [alpha] * hidden, pair) for alpha in alphas])
+            for name, rung in named.items()
+        }
+
+    return rungs

@@ -48,6 +48,8 @@ TINY = Experiment(
     Network("vgg", scale=0.01),
     (0.0, 0.5),
     conditions=("magnitude", "random", "small-dense", "dense"),
+    pair=(0, 1),
+    masks=3,
     seeds=1,
     first=RECIPE,
     retrain=replace(RECIPE, epochs=1),
@@ -174,7 +176,7 @@ def test_deadlines():
 
 @pytest.mark.parametrize("kind", ["vgg", "resnet-32"])
 def test_all_attacks_on_small_networks(kind):
-    found = images(40, 1)
+    found = images(40, 2)
     network = Network(kind, scale=0.01 if kind == "vgg" else 0.06)
     experiment = replace(TINY, network=network, first=RECIPE, attacks=ATTACKS)
     networks = dense_networks(Bench(experiment, found, (0,), CPU))
@@ -183,8 +185,11 @@ def test_all_attacks_on_small_networks(kind):
     measured = table(jobs.level_rows(experiment, found, members, networks), provenance=provenance).to_pandas()
     radii = measured[measured["quantity"] == "radius"]
     methods = {"fgs", "rfgs", "deepfool", "deepfool+line", "pgd", "ddn", "fmn", "cw"}
-    assert set(radii["method"]) == methods
-    assert len(radii) == len(methods) + 4  # both DeepFools, PGD and FMN are in two norms
+    assert set(radii["method"]) == methods | {"certificate"}
+    assert len(radii) == 2 * (
+        len(methods) + 6
+    )  # both DeepFools, PGD, FMN and the certificate are in two norms
+    assert not measured[measured["quantity"] == "violations"]["value"].any()
     assert (radii["value"] >= 0).all()
     curve = measured[measured["quantity"] == "fgs_curve"].groupby("eps")["value"].mean()
     assert curve.index.tolist() == [0.005, 0.02]

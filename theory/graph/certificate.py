@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theory.graph.affine import AffinePart, affine_part
+from theory.graph.affine import AffinePart, affine_part, points_only
 from theory.graph.backward import Falling, NodeBounds
 from theory.graph.bounds import node_bounds, open_signs
 from theory.graph.compaction import compacted
@@ -36,6 +37,7 @@ TYPICAL_POWER = 2.2
 OPTIMISED_GAIN = 1.02  # first guess of what optimised slopes certify, by what the others do
 NEWTON_STEPS = 8  # of the root of a smooth function of one number
 CHUNK = 100  # examples bounded at once
+POINT_ENTRIES = 2**25  # of the values of all nodes at the centres evaluated at once
 LOCAL_TRIALS = 6  # most radii tried with local Lipschitz constants
 LOCAL_PROMISE = 0.97  # of the radius that fails is what the nearest class's constant must give to try at all
 
@@ -76,10 +78,18 @@ def centre_margins(graph: Graph, x: Float[Tensor, "m *shape"], y: Int[Tensor, " 
     """
     still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
     ball, labels = checked_ball(graph, x, y, p=math.inf, radius=still)
-    scores = node_bounds(graph, ball, tighten=_untightened).intervals[-1]
-    own = scores.lower.gather(1, labels[:, None])
-    slack = 2 * torch.finfo(graph.dtype).eps * (own.abs() + scores.upper.abs())
-    return (own - scores.upper - slack).scatter(1, labels[:, None], math.inf)
+    part = points_only(graph)
+    entries = sum(prod(node.shape) for node in graph.nodes)
+
+    def margins(rows: Tensor) -> Tensor:
+        bounds = node_bounds(graph, ball.take(rows), part=part, tighten=_untightened)
+        scores, y = bounds.intervals[-1], labels[rows][:, None]
+        own = scores.lower.gather(1, y)
+        slack = 2 * torch.finfo(graph.dtype).eps * (own.abs() + scores.upper.abs())
+        return (own - scores.upper - slack).scatter(1, y, math.inf)
+
+    every = torch.arange(len(x), device=graph.device)
+    return torch.cat([margins(rows) for rows in every.split(max(1, POINT_ENTRIES // entries))])
 
 
 def _untightened(

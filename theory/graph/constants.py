@@ -7,6 +7,7 @@ or by Hölder's inequality, never estimated from below by power iteration.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import gcd, prod, sqrt
 
 import torch
@@ -148,18 +149,26 @@ def norm_product(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
     return torch.where(table.isnan(), torch.inf, table + tiny).fill_diagonal_(0.0)
 
 
-def lipschitz_constants(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
+def lipschitz_constants(
+    graph: Graph, *, p: float, products: Mapping[float, Float[Tensor, "c c"]] | None = None
+) -> Float[Tensor, "c c"]:
     """Global Lipschitz constants of g_i - g_k in l_p, a bound: the smaller of norm product and path norm.
 
     For p = inf also sqrt(n) times the norm product in l_2, as ||.||_1 <= sqrt(n) ||.||_2 on n inputs.
+    ``products`` are the norm products by p, where they are known already.
 
     Raises: InvalidInput unless p is 2 or inf.
     """
-    smallest = torch.minimum(norm_product(graph, p=p), path_norm(graph, p=p))
+    known = {} if products is None else products
+
+    def product(p: float) -> Tensor:
+        return known[p] if p in known else norm_product(graph, p=p)
+
+    smallest = torch.minimum(product(p), path_norm(graph, p=p))
     if dual(p) == 2:
         return smallest
     inputs = prod(graph.nodes[0].shape)
-    widened = norm_product(graph, p=2.0) * (sqrt(inputs) * (1 + 8 * eps_of(graph)))
+    widened = product(2.0) * (sqrt(inputs) * (1 + 8 * eps_of(graph)))
     return torch.minimum(smallest, widened)
 
 
