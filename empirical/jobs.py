@@ -94,9 +94,10 @@ class Job:
         if not self.base:
             return chain_is_done(self.experiment, self.chain, self.place)
         stored = self.place.checkpoint(self.chain, 0).is_file()
-        return all(path.is_file() for path in self.units()) and (
-            stored or seeds_are_done(self.experiment, self.chain.seeds, self.place)
-        )
+        if not all(path.is_file() for path in self.units()):
+            return False
+        done = seeds_are_done(self.experiment, self.chain.seeds, self.place)
+        return stored != done if self.experiment.compact else stored or done
 
 
 def do_on_one_core(job: Job) -> tuple[Job, NetworksLost] | None:

@@ -137,4 +137,5 @@ def minutes_each(problem: Problem, request: Request) -> float:
 
 def affordable(problem: Problem, request: Request) -> int:
     """How many of the examples linear relaxation can certify, in all norms, in about a minute of one core."""
-    return min(len(problem.y), int(1 / minutes_each(problem, request)))
+    each = minutes_each(problem, request)
+    return min(len(problem.y), int(1 / each)) if each else len(problem.y)

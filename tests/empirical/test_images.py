@@ -117,6 +117,22 @@ def test_pieces_on_other_machines_give_the_same_rows(data, tmp_path):
     assert len(curve) == 4 * 2 * 2 * 2
 
 
+def test_dense_networks_go_though_a_run_was_killed_before(data, tmp_path, monkeypatch):
+    """Between the rows about their masks and their end."""
+    one = replace(TINY, conditions=("random",))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "clear_dense", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiments([one], tmp_path, device=CPU)
+    assert [*tmp_path.glob("checkpoints/*")]
+    run_experiments([one], tmp_path, device=CPU)
+    assert not [*tmp_path.glob("checkpoints/*")]
+
+
 def test_a_lost_network_is_trained_again(data, tmp_path):
     """Whatever of the networks did not come along, rows are the same."""
     one = replace(TINY, conditions=("magnitude", "dense"))

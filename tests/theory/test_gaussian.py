@@ -124,6 +124,16 @@ def test_units_of_the_weight_change_nothing(exponent, p):
     assert gaussian_mean_radius(far, data, p=p) == math.inf
     never = GaussianClasses(data.mean, data.covariance, np.array([1.0, 0.0]))
     assert gaussian_mean_radius(far, never, p=p) == 0.0
+    assert gaussian_robust_accuracy(far, data, p=p, eps=1.0) == 0.5
+    assert gaussian_robust_accuracy(far, data, p=p, eps=math.inf) == 0.0
+    assert gaussian_statistics(far, data).accuracy.tolist() == [0.0, 1.0]
+
+
+def test_a_large_bias_beside_many_weights_is_a_finite_distance():
+    """b / ||w||_1 is a float where b over the largest weight is not."""
+    wide = GaussianClasses(np.zeros((2, 1000)), np.eye(1000), np.array([0.5, 0.5]))
+    clf = BinaryLinear(np.full(1000, 1e-2), 1e308)
+    assert gaussian_mean_radius(clf, wide, p=math.inf) == pytest.approx(5e306, rel=1e-12)
 
 
 @NORMS

@@ -314,6 +314,11 @@ def test_float32_is_refused_where_pytorch_may_round_further():
     for turn, value, back in switches:
         with switched(turn, value, back), pytest.raises(InvalidInput, match="round further"):
             margin_bounds(graph, x, y, p=2.0, radius=radius)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(InvalidInput, match="leave torch.autocast"),
+    ):
+        margin_bounds(graph, x, y, p=2.0, radius=radius)
     margin_bounds(graph, x, y, p=2.0, radius=radius)
 
 

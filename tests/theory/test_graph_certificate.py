@@ -325,6 +325,11 @@ def test_slopes_are_optimised_where_gradients_are_off():
         assert torch.equal(certified_radius(graph, x, y, p=2.0), certified_radius(graph, x, y, p=2.0))
         with pytest.raises(InvalidInput, match="steps is 3 in torch.inference_mode"):
             certified_radius(graph, x, y, p=2.0, steps=3)
+        made_there = from_relu_network(ReLUNetwork((np.eye(2), np.eye(2)), (np.ones(2), np.zeros(2))))
+    with pytest.raises(InvalidInput, match="steps is 3 in torch.inference_mode"):
+        certified_radius(made_there, x, y, p=2.0, steps=3)
+    radius = torch.full((1,), 0.1, dtype=torch.float64, requires_grad=True)
+    assert not margin_bounds(graph, x, y, p=2.0, radius=radius, steps=2).requires_grad
 
 
 @pytest.mark.parametrize("domain", [0.1, 0.3, 1e30])

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from empirical.models import resnet
+from theory.graph.certificate import certified_radius
 from theory.graph.network import Activation, Graph, Linear
-from theory.graph.reader import read
+from theory.graph.reader import read, trace
 from theory.graph.windows import window_entries
 from theory.laws import graph as laws
 from theory.types import InvalidInput
@@ -208,6 +209,33 @@ def test_programs_with_any_batch_size_are_read_from_a_file():
         read(loaded, (8,))
 
 
+WITH_NUMBER = {
+    "roll": lambda self, x: self.part(x.roll(len(x), 1)),
+    "place": lambda self, x: x[:, len(x) - 1].unsqueeze(1).expand(-1, 5),
+    "range": lambda self, x: self.part(x)[:, :2] + x.narrow(1, len(x) - 2, 2),
+    "mixed": lambda self, x: self.part(x.reshape(2, -1).roll(1, 1).reshape(-1, 5)),
+}
+
+
+@pytest.mark.parametrize("name", WITH_NUMBER)
+def test_programs_of_any_batch_size_that_compute_with_it_are_refused(name):
+    module = Function(WITH_NUMBER[name], part=nn.Linear(5, 5)).double().eval()
+    program = trace(module, VECTOR)
+    with pytest.raises(InvalidInput, match="number of examples|mixes the examples"):
+        read(program, VECTOR)
+
+
+def test_padding_is_the_number_that_it_is_in_float64():
+    """0.1 in float32 is another number: an input that is wrong by less was certified."""
+    head = nn.Linear(2, 2, bias=False).double()
+    head.weight.data = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    module = Function(lambda self, x: self.part(F.pad(x, (0, 1), value=0.1)), part=head)
+    x = torch.tensor([[-0.1000000005]], dtype=torch.float64)
+    graph = read(module, (1,))
+    assert torch.equal(graph.scores(x), module(x))
+    assert certified_radius(graph, x, torch.tensor([0]), p=2.0) == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_weights_are_read_as_the_numbers_that_they_are(dtype):
     """The theory is about the network of these weights, and no half precision multiplies them."""
@@ -299,6 +327,8 @@ REFUSED = {
     "number decides": (lambda self, x: self.part(x) if len(x) == 2 else x, "number of examples"),
     "first two": (lambda self, x: x + x[:2], "traced on inputs of shape \\(3, 5\\)"),
     "part changed": (changed, "relu_.default has changed it in place"),
+    "another type": (lambda self, x: x.view(torch.int32), "int32"),
+    "no entries": (lambda self, x: torch.cat(x.split([0, 5], 1), 1), "without entries"),
     "matrix": (lambda self, x: self.part(x.view(-1, 1, 5).clone()), "one axis of several"),
 }
 

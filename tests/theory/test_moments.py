@@ -338,6 +338,19 @@ def test_units_of_the_layers_change_nothing_else(exponents):
         np.testing.assert_array_equal(getattr(there, name), np.ldexp(getattr(here, name), both))
 
 
+def test_a_dead_unit_with_a_huge_bias_counts_for_nothing():
+    net, x = random_network((3, 4, 3), seed=0), np.random.default_rng(1).normal(size=(2, 3))
+    y, alphas = np.zeros(2, dtype=int), np.array([[0.3, 0.3]])
+    bias = np.concatenate([net.biases[0], [-1e170]])
+    wider = ReLUNetwork(
+        (np.vstack([net.weights[0], np.ones(3)]), np.hstack([net.weights[1], np.ones((3, 1))])),
+        (bias, net.biases[1]),
+    )
+    here, there = predict(net, x, y, y + 1, alphas), predict(wider, x, y, y + 1, alphas)
+    for name in ("margin", "accuracy", "gradient_l2", "gradient_l1"):
+        np.testing.assert_allclose(getattr(there, name), getattr(here, name), rtol=1e-9)
+
+
 def test_radius_conventions_and_best_sparsity():
     prediction = Prediction(
         np.array([[0.0, 1.0, 2.0]]), *np.array([[[1, 1, 1.0]], [[2, 0, 4.0]], [[5, 0, 8.0]]])

@@ -29,7 +29,7 @@ from theory.linear import (
     weight_free_bound,
 )
 from theory.norms import dual, norm
-from theory.types import BinaryLinear, LinearClassifier
+from theory.types import BinaryLinear, InvalidInput, LinearClassifier
 
 CLF = LinearClassifier(np.array([[2.0, 0.0], [-1.0, 1.0], [0.0, -3.0]]), np.array([0.0, 0.5, -0.25]))
 X = np.array([[3, 1], [1, -0.5], [2, 2], [-1, 1], [-2, 3], [0, -1], [0.5, -2], [1, 4.0]])
@@ -243,3 +243,23 @@ def test_means_of_the_largest_floats_do_not_overflow():
     x = np.array([[1e308], [1e308], [-1e308], [-1e308]])
     found = runner_up_decomposition(clf, x, np.array([0, 0, 1, 1]), p=2.0)
     np.testing.assert_allclose(found.contribution, [[0, 5e307], [5e307, 0]], rtol=1e-15)
+
+
+def test_the_paper_form_holds_for_the_smallest_floats():
+    """The average of three subnormal numbers is not one of them."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        clf = LinearClassifier(rng.integers(-4, 5, size=(3, 2)) * 5e-324, np.zeros(3))
+        x, y = rng.normal(size=(6, 2)), np.array([0, 1, 2, 0, 1, 2])
+        bound = paper_multiclass_bound(clf, class_statistics(clf, x, y), p=2.0)
+        assert mean_radius(clf, x, y, p=2.0) <= bound + 1e-12
+
+
+def test_fgs_steps_where_only_a_tiny_weight_points():
+    """The class that counts has 1e-300 in a column whose largest entry is 1e308."""
+    clf = LinearClassifier(np.array([[1e308, 0], [1e-300, 0], [0, 0]]), np.array([-1e300, 0, 0]))
+    assert fgs_accuracy(clf, np.array([[-1e-9, 0]]), np.array([2]), eps=1.0) == 0.0
+    apart = LinearClassifier(np.array([[1.0, 0], [0, 1], [0, 0]]), np.array([1.7e308, -1.7e308, 0]))
+    assert fgs_accuracy(apart, np.array([[0.0, 0]]), np.array([2]), eps=1.0) == 0.0
+    with pytest.raises(InvalidInput, match="eps is 1e\\+308, which moves an input beyond"):
+        fgs_accuracy(apart, np.array([[1.7e308, 0]]), np.array([2]), eps=1e308)

@@ -97,6 +97,8 @@ class Builder:
         places = torch.arange(self.examples * count, dtype=torch.float64).reshape(-1, *shape)
         found = operation(places).long()
         index = found[:1]
+        if not index.numel():
+            raise InvalidInput("network makes a value without entries; leave it out")
         inside = index >= 0
         if not torch.equal(found, torch.where(inside, index + first, -1)) or int(index.max()) >= count:
             raise InvalidInput("network mixes the examples of a batch, or reads a single one of them")
@@ -107,7 +109,8 @@ class Builder:
         row = (len(chosen),)
         gathered = self.add(Reshape(shape, row) if whole else Gather(chosen, shape), x.at, shape=row)
         placed = Transposed(Gather(inside.flatten().nonzero()[:, 0].to(self.device), self.output))
-        return self.add(placed, gathered, bias=torch.where(inside[0], 0.0, fill) if fill else None)
+        around = torch.full(self.output, fill, dtype=torch.float64).masked_fill(inside[0], 0.0)
+        return self.add(placed, gathered, bias=around if fill else None)
 
     def pad(self, x: Place, sides: Sequence[int], mode: str = "constant", value: float | None = None) -> int:
         """F.pad of any mode."""

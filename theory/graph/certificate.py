@@ -60,7 +60,7 @@ def margin_bounds(
       steps < 0.
     Reference: Zhang et al. 2018 (CROWN); Xu et al. 2021 (optimised slopes).
     """
-    _check_steps(steps)
+    _check_steps(graph, x, steps)
     graph, x = compacted(graph, x)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     part = affine_part(graph, q=ball.q, examples=len(x))
@@ -99,10 +99,16 @@ def _untightened(
     return interval
 
 
-def _check_steps(steps: int) -> None:
+def _check_steps(graph: Graph, x: Tensor, steps: int) -> None:
     if steps < 0:
         raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
-    if steps and torch.is_inference_mode_enabled():
+    held = [
+        x,
+        *(node.bias for node in graph.nodes),
+        *(vars(node.operation).get("weight") for node in graph.nodes),
+    ]
+    made_there = any(tensor is not None and tensor.is_inference() for tensor in held)
+    if steps and (made_there or torch.is_inference_mode_enabled()):
         raise InvalidInput(f"steps is {steps} in torch.inference_mode, which has no gradients; use no_grad")
 
 
@@ -145,7 +151,7 @@ def certified_radius(
         raise InvalidInput(
             f"domain_radius is {domain_radius!r}; a radius is non-negative, math.inf for no limit"
         )
-    _check_steps(steps)
+    _check_steps(graph, x, steps)
     graph, x = compacted(graph, x)
     still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
     ball, labels = checked_ball(graph, x, y, p=p, radius=still)

@@ -159,7 +159,7 @@ def checked_ball(graph: Graph, x: Tensor, y: Tensor, *, p: float, radius: Tensor
 
     Raises: InvalidInput as :func:`local_lipschitz`.
     """
-    q, given = dual(p), x.detach()
+    q, given, radius = dual(p), x.detach(), radius.detach()
     x = graph.check_inputs(given)
     labels = graph.check_labels(y, examples=len(x))
     if radius.shape != (len(x),):

@@ -87,8 +87,10 @@ class Conv2d:
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`Linear`."""
-        with torch.backends.nnpack.flags(enabled=False):  # Winograd, whose rounding is that of whole tiles
-            return self._apply(x)
+        if x.dtype == torch.float32 and x.device.type == "cpu" and not _has_onednn():
+            # Fewer than NNPACK takes, whose Winograd transform rounds by the size of whole tiles.
+            return torch.cat([self._apply(part) for part in x.split(15)])
+        return self._apply(x)
 
     def _apply(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
@@ -118,6 +120,11 @@ class Conv2d:
         """See :class:`Linear`."""
         out, into, *kernel = self.weight.shape
         return (out + into) * prod(kernel)
+
+
+def _has_onednn() -> bool:
+    """Whether float32 convolutions on a CPU are oneDNN's, which sums products as they are."""
+    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
 
 
 @dataclass(frozen=True)
@@ -383,14 +390,17 @@ def check_number_type(dtype: torch.dtype, device: torch.device) -> None:
         )
     if dtype == torch.float32 and not _is_plain():
         raise InvalidInput(
-            "dtype is float32, whose products PyTorch may round further as it is set up; use float64 or have "
-            'torch.set_float32_matmul_precision("highest") and torch.backends.fp32_precision = "ieee"'
+            "dtype is float32, whose products PyTorch may round further as it is set; use float64, or leave "
+            'torch.autocast and have torch.set_float32_matmul_precision("highest") and '
+            'torch.backends.fp32_precision = "ieee"'
         )
     check_subnormal_numbers()
 
 
 def _is_plain() -> bool:
     """Whether float32 products on a CPU are those of float32, as far as PyTorch's switches say."""
+    if torch.is_autocast_enabled("cpu"):
+        return False
     switches: Any = torch.backends.mkldnn
     if hasattr(switches, "matmul"):  # from PyTorch 2.9 on
         return {switches.matmul.fp32_precision, switches.conv.fp32_precision} <= {"none", "ieee"}

@@ -89,11 +89,11 @@ def read(
         raise InvalidInput(f"shape is {shape!r}; give the sides of one example, positive integers")
     check_number_type(dtype, torch.device(device))
     place = torch.device(device)
-    if isinstance(network, ExportedProgram):
-        return _Reading(network, Builder(shape, dtype, place)).graph()
-    graph, other = (
-        _Reading(trace(network, shape, examples=m), Builder(shape, dtype, place)).graph() for m in _BATCHES
-    )
+
+    def program(examples: int) -> ExportedProgram:
+        return network if isinstance(network, ExportedProgram) else trace(network, shape, examples=examples)
+
+    graph, other = (_Reading(program(m), Builder(shape, dtype, place), m).graph() for m in _BATCHES)
     if not _equal(graph, other):
         raise InvalidInput(COMPUTES_WITH_NUMBER)
     return graph
@@ -146,13 +146,14 @@ def trace(module: nn.Module, shape: Shape, *, examples: int | None = None) -> Ex
 class _Reading:
     """A traced program read node by node: which value stands at which place of the graph."""
 
-    def __init__(self, program: ExportedProgram, builder: Builder) -> None:
+    def __init__(self, program: ExportedProgram, builder: Builder, examples: int) -> None:
         self.program, self.builder = program, builder
+        self.examples = examples  # that a symbolic number of them stands for
         self.places: dict[str, int] = {}
         self.constants: dict[str, Any] = {}
         self.sharing: dict[str, set[str]] = {}  # values that may share their memory
         self.overwritten: dict[str, str] = {}  # value -> the operation that changed it in place
-        self.batch: Any = None
+        self.batch: Any = None  # the number of examples, or its symbol
         self.splits: dict[str, tuple[Place, Callable[[Tensor], Any]]] = {}
         self.precision = torch.float32  # in which the network takes its input
 
@@ -181,7 +182,7 @@ class _Reading:
 
     def _read_input(self, traced: Any) -> None:
         self.batch, *shape = traced.meta["val"].shape
-        self.builder.examples = _hint(self.batch)
+        self.builder.examples = self._number(self.batch)
         self.precision = traced.meta["val"].dtype
         expected = self.builder.nodes[0].shape
         if tuple(shape) != expected:
@@ -218,7 +219,7 @@ class _Reading:
             known = ", ".join(sorted(_READ))
             raise InvalidInput(f"network uses {traced.target}, which is not understood; known: {known}")
         if name in _SPLITS:
-            self.splits[traced.name] = arguments[0], _on_entries(traced.target, arguments, keywords)
+            self.splits[traced.name] = arguments[0], self._on_entries(traced.target, arguments, keywords)
             self._share(traced)
             return
         self._check_result(traced, value)
@@ -229,7 +230,7 @@ class _Reading:
                 )
             self.places[traced.name] = arguments[0].at
         else:
-            self.builder.output = tuple(value.shape[1:])
+            self.builder.output = tuple(self._number(list(value.shape[1:])))
             self.places[traced.name] = self._call(traced, name, arguments, keywords)
         if in_place:
             for alias in self._aliases(traced.args[0].name):
@@ -276,7 +277,7 @@ class _Reading:
             ) from error
 
     def _check_result(self, traced: Any, value: Tensor) -> None:
-        if not value.dim() or value.shape[0] != self.batch:
+        if not value.dim() or self._number(value.shape[0]) != self.builder.examples:
             raise InvalidInput(
                 f"network mixes the examples of a batch ({traced.target} gives {tuple(value.shape)})"
             )
@@ -284,26 +285,24 @@ class _Reading:
             raise InvalidInput(f"network computes {traced.target} in {value.dtype}; convert it to float32")
 
     def _call(self, traced: Any, name: str, arguments: list, keywords: dict) -> int:
-        if name == "getitem":
-            x, split = arguments[0]
-            return self.builder.move(x, lambda places: split(places)[arguments[1]])
-        if name == "cat":
-            return self.builder.cat(*arguments, **keywords)
         values = [isinstance(argument, Place) for argument in arguments]
         first = [False, True] if name == "addmm" else [True]
-        if name not in _TWO_SIDED and (values[: len(first)] != first or sum(values) != 1):
+        alone = name not in _TWO_SIDED and name not in ("getitem", "cat")
+        if alone and (values[: len(first)] != first or sum(values) != 1):
             raise InvalidInput(
                 f"network uses {traced.target} with a weight that depends on the input; "
                 "that is not piecewise linear"
             )
-        if name in _RESHAPES:
+        if name in _RESHAPES and not any(isinstance(argument, torch.dtype) for argument in arguments):
             return self.builder.reshape(arguments[0])
         try:
+            if name == "getitem":
+                x, split = arguments[0]
+                return self.builder.move(x, lambda places: split(places)[arguments[1]])
             if name in _MOVES:
-                operation = _on_entries(traced.target, arguments, keywords)
-                return self.builder.move(arguments[0], operation)
+                return self.builder.move(arguments[0], self._on_entries(traced.target, arguments, keywords))
             return _READERS[name](self.builder, *arguments, **keywords)
-        except (TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, RuntimeError) as error:
             raise InvalidInput(f"network uses {traced.target} in a way not understood: {error}") from error
 
     def _value(self, argument: Any) -> Any:
@@ -318,15 +317,23 @@ class _Reading:
             return [self._value(a) for a in argument]
         return argument
 
+    def _number(self, value: Any) -> Any:
+        """What a side of a tensor is for the examples at hand; all else as it is."""
+        if isinstance(value, list | tuple):
+            return [self._number(v) for v in value]
+        if not isinstance(value, torch.SymInt):
+            return value
+        if not isinstance(self.batch, torch.SymInt):
+            raise InvalidInput("network has a symbolic side other than the number of examples; fix its shape")
+        side = value.node.expr.subs(self.batch.node.expr, self.examples)
+        if not side.is_number:
+            raise InvalidInput("network has a symbolic side other than the number of examples; fix its shape")
+        return int(side)
 
-def _hint(value: Any) -> Any:
-    """A number of examples that stands for any, as the one of the traced call; all else as it is."""
-    if isinstance(value, list | tuple):
-        return [_hint(v) for v in value]
-    return value.node.hint if isinstance(value, torch.SymInt) else value
-
-
-def _on_entries(target: Callable[..., Any], arguments: list, keywords: dict) -> Callable[[Tensor], Any]:
-    """What an operation does to its first argument."""
-    rest, named = _hint(arguments[1:]), {key: _hint(value) for key, value in keywords.items()}
-    return lambda entries: target(entries, *rest, **named)
+    def _on_entries(
+        self, target: Callable[..., Any], arguments: list, keywords: dict
+    ) -> Callable[[Tensor], Any]:
+        """What an operation does to its first argument."""
+        rest = self._number(arguments[1:])
+        named = {key: self._number(value) for key, value in keywords.items()}
+        return lambda entries: target(entries, *rest, **named)

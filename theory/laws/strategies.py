@@ -402,7 +402,7 @@ def _moves(draw: st.DrawFn, builder: Builder, x: Place) -> Place:
 
     match draw(_one_of("pad", "crop", "flip", "every second", "copies", "cat")):
         case "pad":
-            sides, value = (1, 0) if len(shape) == 1 else (0, 0, 0, 1, 1, 0), draw(_one_of(0.0, 0.5))
+            sides, value = (1, 0) if len(shape) == 1 else (0, 0, 0, 1, 1, 0), draw(_one_of(0.0, 0.1))
             made(lambda entries: functional.pad(entries, sides))
             return Place(builder.pad(x, sides, value=value))
         case "crop":

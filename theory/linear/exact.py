@@ -209,14 +209,21 @@ def fgs_accuracy(
     if check_budget("eps", eps) == math.inf:
         raise InvalidInput("eps is inf; the attack takes one finite step")
     weight, excess = rows(clf).weight, -margins(clf, x, y)
-    weight = np.ldexp(weight, -np.frexp(np.abs(weight).max(axis=0))[1] - 1)  # only signs of sums count
+    # Only signs of sums count: every column is as large as its sums and differences allow.
+    weight = np.ldexp(weight, 1022 - len(weight).bit_length() - np.frexp(np.abs(weight).max(axis=0))[1])
     highest = excess.max(axis=1, keepdims=True)
-    share = np.exp(np.subtract(excess, highest, out=np.zeros_like(excess), where=excess != highest))
+    with np.errstate(over="ignore"):
+        share = np.exp(np.subtract(excess, highest, out=np.zeros_like(excess), where=excess != highest))
     x, y, ascent = np.asarray(x, dtype=np.float64), np.asarray(y), np.empty(np.shape(x))
     for k in range(len(weight)):
         ascent[y == k] = share[y == k] @ (weight - weight[k])
-    moved = margins(clf, x + eps * np.sign(ascent), y)
-    return float((moved.min(axis=1) > 0).mean())
+    with np.errstate(over="ignore"):
+        moved = x + eps * np.sign(ascent)
+    if not np.isfinite(moved).all():
+        raise InvalidInput(
+            f"eps is {eps}, which moves an input beyond the largest float; give a smaller step"
+        )
+    return float((margins(clf, moved, y).min(axis=1) > 0).mean())
 
 
 def norm_interpolation(clf: BinaryLinear | LinearClassifier, r2: Radius) -> tuple[Radius, Radius]:

@@ -56,8 +56,8 @@ class GaussianClasses:
         object.__setattr__(self, "prior", prior)
 
 
-def unit_weight(clf: BinaryLinear, data: GaussianClasses) -> tuple[Float[Array, " n"], float]:
-    """Weight and bias over a power of 2, an identity: the largest weight is near 1, the bias may be infinite.
+def unit_weight(clf: BinaryLinear, data: GaussianClasses) -> tuple[Float[Array, " n"], int]:
+    """The weight over a power of 2, which brings its largest entry into [1, 2), and that power: an identity.
 
     Raises: InvalidInput for a zero weight or another number of features.
     """
@@ -65,18 +65,26 @@ def unit_weight(clf: BinaryLinear, data: GaussianClasses) -> tuple[Float[Array, 
         raise InvalidInput(f"data has {data.mean.shape[1]} features; the classifier takes {clf.weight.size}")
     if not clf.weight.any():
         raise InvalidInput("weight is 0 in every entry; a binary classifier needs a non-zero weight")
-    exponent = np.frexp(np.abs(clf.weight).max())[1]
+    exponent = int(np.frexp(np.abs(clf.weight).max())[1]) - 1
+    return np.ldexp(clf.weight, -exponent), exponent
+
+
+def unit_normal(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[Float[Array, " n"], float]:
+    """w / ||w||_q and b / ||w||_q, identities; the second is infinite where it exceeds the floats.
+
+    Raises: InvalidInput as ``unit_weight``.
+    """
+    weight, exponent = unit_weight(clf, data)
+    size = norm(weight[None], p=dual(p))[0]
     with np.errstate(over="ignore"):
-        return np.ldexp(clf.weight, -exponent), float(np.ldexp(clf.bias, -exponent))
+        return weight / size, float(np.ldexp(clf.bias / size, -exponent))
 
 
 def _distance_law(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[Array, float]:
     """Mean (2,) and standard deviation of the signed distance k (w.x + b) / ||w||_q, Gaussian per class."""
-    weight, bias = unit_weight(clf, data)
-    size = norm(weight[None], p=dual(p))[0]
-    unit = weight / size
+    unit, bias = unit_normal(clf, data, p=p)
     variance = max(float(unit @ data.covariance @ unit), 0.0)
-    return np.array([-1.0, 1.0]) * (data.mean @ unit + bias / size), math.sqrt(variance)
+    return np.array([-1.0, 1.0]) * (data.mean @ unit + bias), math.sqrt(variance)
 
 
 def _average(data: GaussianClasses, values: Float[Array, " 2"]) -> float:
@@ -111,6 +119,8 @@ def gaussian_mean_radius(clf: BinaryLinear, data: GaussianClasses, *, p: float) 
 
 def _share_beyond(a: Float[Array, " k"], s: float, *, eps: float) -> Float[Array, " k"]:
     """P(N(a, s^2) > eps)."""
+    if eps == math.inf:
+        return np.zeros_like(a)
     if s == 0:
         return (a > eps).astype(np.float64)
     with np.errstate(over="ignore"):
@@ -139,11 +149,10 @@ def gaussian_statistics(clf: BinaryLinear, data: GaussianClasses) -> ClassStatis
     accuracy = _share_beyond(a, s, eps=0.0)
     if s == 0:
         return ClassStatistics(data.prior, accuracy, data.mean * accuracy[:, None])
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # of classes without correct inputs
         lean = math.sqrt(2 / math.pi) / erfcx(-a / s / math.sqrt(2))  # phi / Phi
-    weight, _ = unit_weight(clf, data)
-    direction = data.covariance @ (weight / norm(weight[None], p=2.0)[0]) / s
-    mean = data.mean + np.outer(np.array([-1.0, 1.0]) * lean, direction)
+        direction = data.covariance @ unit_normal(clf, data, p=2.0)[0] / s
+        mean = data.mean + np.outer(np.array([-1.0, 1.0]) * lean, direction)
     return ClassStatistics(data.prior, accuracy, np.where(accuracy[:, None] > 0, mean, 0.0))
 
 

@@ -10,9 +10,8 @@ from jaxtyping import Complex, Float
 from numpy import ndarray as Array
 from scipy.special import ndtr
 
-from theory.linear.gaussian import GaussianClasses, gaussian_mean_radius, unit_weight
+from theory.linear.gaussian import GaussianClasses, gaussian_mean_radius, unit_normal, unit_weight
 from theory.linear.masks import EPSILON, LEFT, RIGHT, STEP, UNDERFLOW, MaskAverage, check_sparsities
-from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, check_p
 
 # On the contour z = r (1 + i sinh x) the trapezoid rule starts with this step,
@@ -25,6 +24,7 @@ MARGIN = 2.0  # real parts up to this multiple of r may occur when the contour i
 GROWTH = 3.0  # and must not raise the logarithm of the integrand by more than this
 SHRINK = 0.7  # r is shortened by this factor until that holds
 WIDEST = 1e-100  # smallest over largest weight: its square must be a float
+FARTHEST = 1e150  # bias over the largest weight: its square must be a float
 NEGLIGIBLE = 1e-17
 BLOCK = 1 << 14  # complex nodes times weights held at once
 
@@ -46,12 +46,19 @@ def masked_gaussian_mean_radius(
     truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
     class means of a masked classifier are some 50 standard deviations of the score or more apart.
     Raises: InvalidInput as ``gaussian_mean_radius``, for alphas outside [0, 1], or unless the covariance is
-    diagonal and positive at every non-zero weight, not all below 1e-300, and the weights span at most 100
-    orders of magnitude.
+    diagonal and positive at every non-zero weight, not all below 1e-300, the weights span at most 100
+    orders of magnitude, and the bias is at most 1e150 times the largest.
     Source: this project; theory/symbolic_random.py::prove_laplace_inversion.
     """
     alphas, power = check_sparsities(alphas), 1.0 if check_p(p) == math.inf else 0.5
-    weight, bias = unit_weight(clf, data)
+    weight, exponent = unit_weight(clf, data)
+    with np.errstate(over="ignore"):
+        bias = float(np.ldexp(clf.bias, -exponent))
+    if abs(bias) > FARTHEST:
+        raise InvalidInput(
+            f"bias is {clf.bias}, too large beside weights of at most {np.abs(clf.weight).max()} for floats; "
+            "give a classifier whose boundary is nearer"
+        )
     used = clf.weight != 0
     spread = data.covariance.diagonal()[used]
     if (data.covariance != np.diag(data.covariance.diagonal())).any() or (spread <= 0).any():
@@ -70,9 +77,6 @@ def masked_gaussian_mean_radius(
                 "floating point; give features and covariance in smaller units"
             )
     value, error = np.zeros(alphas.shape), np.where(alphas == 1, 0.0, UNDERFLOW)
-    if math.isinf(bias):  # the boundary lies beyond the floats
-        far = (alphas < 1) & (data.prior[int(bias > 0)] > 0)
-        return MaskAverage(np.where(far, math.inf, value), np.where(far, math.inf, error))
     sides = [(data.prior[k], sign * data.mean[k, used], sign * bias) for k, sign in enumerate((-1.0, 1.0))]
     if np.array_equal(sides[0][1], sides[1][1]) and sides[0][2] == sides[1][2]:
         sides = [(data.prior.sum(), *sides[1][1:])]  # the symmetric case costs half
@@ -94,14 +98,9 @@ def _sensitivity(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> float
 
     d E[T_+] = P(T > 0) da + phi(a/s) ds, a the mean of T and s its standard deviation.
     """
-    weight, bias = unit_weight(clf, data)
-    size = norm(weight[None], p=dual(p))[0]
-    unit = weight / size
-    a, s = (
-        np.array([-1.0, 1.0]) * (data.mean @ unit + bias / size),
-        np.sqrt(unit @ data.covariance @ unit),
-    )
-    terms = np.abs(data.mean) @ np.abs(unit) + abs(bias) / size
+    unit, bias = unit_normal(clf, data, p=p)
+    a, s = np.array([-1.0, 1.0]) * (data.mean @ unit + bias), np.sqrt(unit @ data.covariance @ unit)
+    terms = np.abs(data.mean) @ np.abs(unit) + abs(bias)
     density = np.exp(-np.square(a / s) / 2)
     return float(data.prior @ (ndtr(a / s) * terms + density * s))
 

@@ -113,8 +113,8 @@ def paper_multiclass_bound(
 
 def _from_average(values: Float[Array, "c n"]) -> Scaled:
     """Every row minus the average of all, an identity: exactly 0 where all are equal, without overflow."""
-    spare = 1 + len(values).bit_length()
-    exponent = spare if np.abs(values).max() > np.ldexp(1.0, 1023 - spare) else 0
+    highest = 1022 - len(values).bit_length()  # a power whose sums and differences stay within the floats
+    exponent = int(np.frexp(np.abs(values).max())[1]) - highest if values.any() else 0
     smaller = np.ldexp(values, -exponent)
     return Scaled((smaller[:, None] - smaller).mean(axis=1), np.full(len(values), exponent, dtype=np.int32))
 

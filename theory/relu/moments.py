@@ -28,6 +28,7 @@ from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, 
 
 NODES = 1024  # cubature nodes of the Gaussian logits; the error of a probability is about 1e-3
 LARGE_SHAPE = 1e4  # from here on the two forms of the mean of a gamma variable's root agree to 1e-10
+FARTHEST = 1e120  # between numbers whose squares, and products of squares, are added
 CHUNK_ENTRIES = 2**23  # entries of one covariance array of a chunk of examples: 64 MiB
 
 
@@ -101,7 +102,7 @@ def predict(
     powers = [_exponent(weight) for weight in net.weights]
     weights = [np.ldexp(weight, -power) for weight, power in zip(net.weights, powers, strict=True)]
     steepness = sum(powers)
-    net, x, exponent = _near_one(net, x)
+    net, exponent = _near_one(net)
     for first in range(0, len(x), chunk):
         rows = slice(first, first + chunk)
         for a, kept in enumerate(keep):
@@ -113,24 +114,30 @@ def predict(
     return Prediction(*out)
 
 
-def _near_one(net: ReLUNetwork, x: Float[Array, "m n"]) -> tuple[ReLUNetwork, Float[Array, "m n"], int]:
-    """The network and its inputs, each layer over a power of 2 that leaves no entry above 1: an identity.
+def _near_one(net: ReLUNetwork) -> tuple[ReLUNetwork, int]:
+    """The network with each layer over a power of 2, and the power of its scores: an identity.
 
-    ReLU passes positive factors on, so all activation patterns stay; the third is the power of the scores.
+    ReLU passes positive factors on, so all activation patterns stay. The network itself and 0 where its
+    biases would be far from its weights.
     """
-    power = _exponent(x)
-    x, weights, biases = np.ldexp(x, -power), [], []
+    power, weights, biases = 0, [], []
     for weight, bias in zip(net.weights, net.biases, strict=True):
-        before, power = power, power + _exponent(weight)
-        power = max(power, _exponent(bias)) if bias.any() else power
-        weights.append(np.ldexp(weight, before - power))
-        biases.append(np.ldexp(bias, -power))
-    return ReLUNetwork(tuple(weights), tuple(biases)), x, power
+        exponent = _exponent(weight)
+        power += exponent
+        weights.append(np.ldexp(weight, -exponent))
+        with np.errstate(over="ignore"):
+            biases.append(np.ldexp(bias, -power))
+    if any((np.abs(bias) > FARTHEST).any() for bias in biases):
+        return net, 0
+    return ReLUNetwork(tuple(weights), tuple(biases)), power
 
 
 def _exponent(values: Array) -> int:
-    """The power of 2 that brings the largest entry into [1/2, 1); 0 for zeros."""
-    return int(np.frexp(np.abs(values).max())[1])
+    """The power of 2 that brings the largest entry into [1/2, 1); 0 where squares of others would vanish."""
+    sizes = np.abs(values[values != 0])
+    if not sizes.size or sizes.min() < sizes.max() / FARTHEST:
+        return 0
+    return int(np.frexp(sizes.max())[1])
 
 
 def check_keep(alphas: Float[Array, "a d"], *, layers: int) -> Float[Array, "a d"]:
