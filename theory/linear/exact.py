@@ -101,7 +101,7 @@ def differences(values: Float[Array, "c n"], k: int) -> Scaled:
 def half_space_distances(
     normal: Scaled, offset: Scaled, x: Float[Array, "m n"], *, q: float
 ) -> tuple[Float[Array, "m c"], Float[Array, "m c"]]:
-    """(normal_j . x + offset_j) / ||normal_j||_q, +-inf where normal_j = 0, and the numerator: identities.
+    """(normal_j . x + offset_j) / ||normal_j||_q, +-inf where normal_j = 0, and the numerator, an identity.
 
     normal (c, n) and offset (c, 1). Sizes are carried as powers of 2: only results may leave the floats.
     """

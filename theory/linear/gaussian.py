@@ -70,7 +70,7 @@ def unit_weight(clf: BinaryLinear, data: GaussianClasses) -> tuple[Float[Array, 
 
 
 def unit_normal(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[Float[Array, " n"], float]:
-    """w / ||w||_q and b / ||w||_q, identities; the second is infinite where it exceeds the floats.
+    """w / ||w||_q and b / ||w||_q, an identity; the second is infinite where it exceeds the floats.
 
     Raises: InvalidInput as ``unit_weight``.
     """
