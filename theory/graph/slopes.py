@@ -15,6 +15,7 @@ from theory.graph.relaxation import Ball, Lines
 RATE, LAST_RATE = 0.3, 0.015  # of the first step and of the last
 
 
+@torch.enable_grad()  # whatever the caller's mode: slopes climb by gradients
 def optimised_bounds(
     graph: Graph,
     node: int,
@@ -37,23 +38,6 @@ def optimised_bounds(
     lines = {i: line for i, line in found.lines.items() if i <= node}
     if not steps or not lines:
         return best
-    with torch.enable_grad():
-        return _ascended(best, lines, graph, node, rows, found, ball, part, steps=steps, offset=offset)
-
-
-def _ascended(
-    best: Falling,
-    lines: dict[int, Lines],
-    graph: Graph,
-    node: int,
-    rows: Tensor,
-    found: NodeBounds,
-    ball: Ball,
-    part: AffinePart,
-    *,
-    steps: int,
-    offset: Tensor | None,
-) -> Falling:
     count = rows.shape[1]
     slopes = {
         i: line.below[:, None].repeat_interleave(count, 1).clamp(0.05, 0.95).requires_grad_()
