@@ -65,6 +65,16 @@ FAINT = (
     np.array([1]),
     np.zeros(1),
 )
+# No input moves the margin, which is positive and lost in the rounding of the scores.
+CONSTANT = (
+    ReLUNetwork(
+        (np.zeros((1, 1)), np.array([[0.0], [-1.0]])),
+        (np.array([1e-38]), np.array([-10.0, -10.0])),
+    ),
+    np.array([[0.0]]),
+    np.array([0]),
+    np.zeros(2),
+)
 LINEAR = (
     net_of([[1.0, 2.0, -1.0], [-0.5, 0.25, 1.0]]),
     np.array([[1.0, 1.0, -2.0], [0.5, 2.0, 0.0]]),
@@ -76,6 +86,7 @@ LINEAR = (
 @given(case=masked_problems(), p=attack_norms(), cap=CAPS)
 @example(case=CANCELLING, p=2.0, cap=2.0)
 @example(case=FAINT, p=math.inf, cap=2.0)
+@example(case=CONSTANT, p=math.inf, cap=0.25)
 @example(case=PATH, p=2.0, cap=math.inf)
 @example(case=WIDE, p=math.inf, cap=2.0)
 @example(case=LINEAR, p=2.0, cap=math.inf)

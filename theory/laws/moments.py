@@ -13,7 +13,7 @@ import mpmath
 import numpy as np
 
 from theory.laws.measure import at_most, equal
-from theory.laws.relu import ENUMERATION_TOLERANCE, all_masks, largest_gradient
+from theory.laws.relu import ENUMERATION_TOLERANCE, all_masks, exact_scores, largest_gradient
 from theory.norms import dual, norm
 from theory.relu.decomposition import Decomposition, Robustness
 from theory.relu.masks import frobenius_bound
@@ -70,8 +70,8 @@ def expected_certified_radius(
     """E_M min(X / L, cap) over all masks, L from all patterns.
 
     From above if ``side`` is 1 and from below if it is -1, by what rounding can do to a margin, however small
-    L is; 0 for neither. A margin that no input changes counts as it is from above: an infinite radius hangs
-    on its sign.
+    L is; 0 for neither. A margin that no input changes counts as it is from above, in rational arithmetic
+    where rounding could decide: an infinite radius hangs on its sign.
     """
     probabilities, weights = all_masks(net, alphas)
     margins, least = masked_margins(net, weights, x, y), rounding_of_margins(net, x)
@@ -79,12 +79,22 @@ def expected_certified_radius(
     for e, label in enumerate(y):
         lipschitz = masked_lipschitz(net, weights, int(label), p=p)
         margin = margins[:, e] + np.where((lipschitz > 0) | (side < 0), side * least[e], 0.0)
+        if side >= 0:
+            for k in np.flatnonzero((lipschitz == 0) & (np.abs(margin) <= least[e])):
+                margin[k] = _sign_of_margin(net, [weight[k] for weight in weights], x[e], int(label))
         ratio = np.full(len(margins), math.inf)
         np.divide(margin, lipschitz, out=ratio, where=lipschitz > 0)
         gamma = np.where(margin > 0, np.minimum(ratio, cap), 0.0)
         used = probabilities > 0
         out[e] = probabilities[used] @ gamma[used]
     return out
+
+
+def _sign_of_margin(net: ReLUNetwork, weights: list[np.ndarray], x: np.ndarray, label: int) -> int:
+    """Of min_k (g_y - g_k)(x) of one masked copy, in rational arithmetic."""
+    scores = exact_scores(ReLUNetwork(tuple(weights), net.biases), x)
+    own = scores.pop(label)
+    return (own > max(scores)) - (own < max(scores))
 
 
 # ---- Expected certified radius
