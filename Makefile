@@ -22,7 +22,7 @@ verify: $(INSTALLED)
 	$(BIN)/sparse-robustness verify
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/pre-commit run --all-files

@@ -449,10 +449,24 @@ def poison(patch: pytest.MonkeyPatch, lost: Callable[[int], bool], *, level: int
     return trained
 
 
+def all_seeds_together(patch: pytest.MonkeyPatch) -> None:
+    """Train all seeds of an experiment together, as on a GPU."""
+    patch.setattr("empirical.run.blocks", lambda experiment, _: [tuple(range(experiment.seeds))])
+
+
 @pytest.fixture
 def together(monkeypatch):
-    """All seeds of an experiment are trained together, as on a GPU."""
-    monkeypatch.setattr("empirical.run.blocks", lambda experiment, _: [tuple(range(experiment.seeds))])
+    all_seeds_together(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def three(sweep, tmp_path_factory):
+    """Three sparsities of three seeds, and the accuracy of these networks, of which none diverges."""
+    found, out = replace(sweep[0][0], seeds=3, sparsities=(0.0, 0.3, 0.5)), tmp_path_factory.mktemp("three")
+    with pytest.MonkeyPatch.context() as patch:
+        all_seeds_together(patch)
+        run_experiments([found], out, device=CPU)
+    return found, measured(out, "results.parquet")
 
 
 def measured(out: Path, name: str = "incomplete.parquet") -> pd.DataFrame:
@@ -466,22 +480,20 @@ def measured(out: Path, name: str = "incomplete.parquet") -> pd.DataFrame:
 @pytest.mark.parametrize("workers", [Workers(), Workers(2)], ids=["here", "as if two processes"])
 @pytest.mark.usefixtures("together")
 def test_networks_trained_with_one_that_diverges_go_on_without_it(
-    level, workers, sweep, tmp_path, monkeypatch
+    level, workers, three, tmp_path, monkeypatch
 ):
     """To the very numbers; a second call trains nothing again but what diverged."""
     monkeypatch.setattr("empirical.run.spread", lambda *_, **__: nullcontext(map))
-    three = replace(sweep[0][0], seeds=3)
-    run_experiments([three], tmp_path / "good", device=CPU)
-    good, out = measured(tmp_path / "good", "results.parquet"), tmp_path / "run"
+    (experiment, good), out = three, tmp_path / "run"
     trained = poison(monkeypatch, lambda seed: seed == 1, level=level)
     for call in range(2):
         with pytest.raises(NetworksLost, match="seed 1 diverged") as raised:
-            run_experiments([three], out, device=CPU, workers=workers)
+            run_experiments([experiment], out, device=CPU, workers=workers)
         assert str(raised.value).count("diverged") == (3 if level else 1)
         found = measured(out)
         lost = good.index[
             (good.index.get_level_values("seed") == 1)
-            & (good.index.get_level_values("sparsity") >= three.sparsities[level])
+            & (good.index.get_level_values("sparsity") >= experiment.sparsities[level])
         ]
         pd.testing.assert_frame_equal(found, good.drop(lost))
         if call:

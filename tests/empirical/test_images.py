@@ -88,9 +88,16 @@ def rows(folder) -> pd.DataFrame:
 OVER = Deadline(0.0)
 
 
+@pytest.fixture
+def measured_alone(monkeypatch):
+    """What theory says of these networks takes longer than all else, and other tests hear it."""
+    monkeypatch.setattr(jobs, "compare_relu", lambda *_, **__: [])
+
+
+@pytest.mark.usefixtures("measured_alone")
 def test_pieces_on_other_machines_give_the_same_rows(data, tmp_path):
     """Every piece is the least there can be, an epoch or a level, and continues in a moved copy."""
-    whole = run_experiments([TINY], tmp_path / "whole", device=CPU)
+    run_experiments([TINY], tmp_path / "whole", device=CPU)
     folder, pieces = tmp_path / "piece-0", 0
     sizes = []
     while True:
@@ -110,7 +117,6 @@ def test_pieces_on_other_machines_give_the_same_rows(data, tmp_path):
     assert max(sizes) <= 4
     assert not [*folder.glob("checkpoints/*"), *folder.glob("unfinished/**/*.safetensors")]
     pd.testing.assert_frame_equal(rows(folder), rows(tmp_path / "whole"))
-    assert whole.violations.empty
     found = rows(folder)
     curve = found[found["quantity"] == "fgs_curve"]
     assert set(curve["eps"]) == {0.005, 0.02}
@@ -133,19 +139,19 @@ def test_dense_networks_go_though_a_run_was_killed_before(data, tmp_path, monkey
     assert not [*tmp_path.glob("checkpoints/*")]
 
 
+@pytest.mark.usefixtures("measured_alone")
 def test_a_lost_network_is_trained_again(data, tmp_path):
     """Whatever of the networks did not come along, rows are the same."""
     one = replace(TINY, conditions=("magnitude", "dense"))
     run_experiments([one], tmp_path / "whole", device=CPU)
-    for stop in (3,):
-        folder = tmp_path / f"lost-{stop}"
-        for _ in range(stop):
-            with pytest.raises(OutOfTime):
-                run_experiments([one], folder, device=CPU, deadline=OVER)
-        shutil.rmtree(folder / "checkpoints")
-        shutil.rmtree(folder / "unfinished", ignore_errors=True)
-        run_experiments([one], folder, device=CPU)
-        pd.testing.assert_frame_equal(rows(folder), rows(tmp_path / "whole"))
+    folder = tmp_path / "lost"
+    for _ in range(3):
+        with pytest.raises(OutOfTime):
+            run_experiments([one], folder, device=CPU, deadline=OVER)
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "unfinished", ignore_errors=True)
+    run_experiments([one], folder, device=CPU)
+    pd.testing.assert_frame_equal(rows(folder), rows(tmp_path / "whole"))
 
 
 def test_a_training_past_its_deadline_is_stored_and_goes_on(tmp_path):
