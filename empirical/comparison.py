@@ -144,7 +144,7 @@ def compare_linear(
         attack = measured.radius.get((p, "deepfool+line"))  # exact on linear classifiers
         if attack is not None:
             found += check_equal(members, attack, radius, name="linear radius", norm=norm, slack=ATTACK_SLACK)
-        found += _check_attacks(members, radius, measured, p=p, name="exact <= attack")
+        found += check_attacks(members, radius, measured.radius.get((p, "best")), p=p, name="exact <= attack")
         found += _ceiling(members, measured.correct, np.where(np.isnan(radius), 0.0, radius), data, p=p)
         bounds = {
             "Jensen": per_network(lambda clf, stats, p=p: linear.jensen_bound(clf, stats, p=p)),
@@ -246,7 +246,8 @@ def compare_relu(
         found.append(
             Rows(members, mean, quantity="mean_radius", method="certificate", kind="lower bound", norm=norm)
         )
-        found += _check_attacks(members, certified, measured, p=p, name="certificate <= attack")
+        best = measured.radius.get((p, "best"))
+        found += check_attacks(members, certified, best, p=p, name="certificate <= attack")
         found += _ceiling(members, measured.correct, certified, data, p=p)
     return found
 
@@ -257,13 +258,14 @@ def _proved_of_layers(net: ReLUNetwork, data: Dataset, *, p: float) -> _Proved:
     return _Proved(relu.norm_product(net, p=p), relu.path_norm(net, p=p), best, radius)
 
 
-def graph_of(networks: ModuleEnsemble, member: int) -> Graph:
+def graph_of(networks: MLPEnsemble | ModuleEnsemble, member: int) -> Graph:
     """One member as the theory takes it, in float64 on its device.
 
     Raises: InvalidInput for a module with an operation that the theory does not cover.
     """
-    program = graphs.trace(to_module(networks, member), networks.shape)
-    return graphs.read(program, networks.shape, device=networks.masks[0].device)
+    shape = networks.shape if isinstance(networks, ModuleEnsemble) else (networks.inputs,)
+    program = graphs.trace(to_module(networks, member), shape)
+    return graphs.read(program, shape, device=networks.masks[0].device)
 
 
 def _examples(graph: Graph, data: Dataset) -> tuple[Tensor, Tensor]:
@@ -306,14 +308,11 @@ def _with_boundary(clf: BinaryLinear | LinearClassifier) -> BinaryLinear | Linea
     return None if isinstance(clf, BinaryLinear) and not clf.weight.any() else clf
 
 
-def _check_attacks(
-    members: Members, radius: Float[Array, "K n"], measured: Measurement, *, p: float, name: str
+def check_attacks(
+    members: Members, radius: Float[Array, "K n"], attack: Float[Array, "K n"] | None, *, p: float, name: str
 ) -> list[Rows]:
-    """No attack found a point nearer than ``radius``; nothing to check where none works in this norm."""
-    attacks = [value for (norm, _), value in measured.radius.items() if norm == p]
-    if not attacks:
-        return []
-    return check(members, radius, np.min(attacks, axis=0), name=name, norm=NORMS[p])
+    """Rows that judge whether the best ``attack`` found no point nearer than ``radius``; none without one."""
+    return [] if attack is None else check(members, radius, attack, name=name, norm=NORMS[p])
 
 
 def _distances(data: Dataset, p: float) -> OpponentDistances:

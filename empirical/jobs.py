@@ -36,6 +36,7 @@ from empirical.experiments.chains import (
 )
 from empirical.experiments.conditions import Bench, Tell
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
+from empirical.local_comparison import compare_locally
 from empirical.locations import Location
 from empirical.mask_comparison import compare_masks, predict_masks
 from empirical.measurement import measure, measured_rows
@@ -199,7 +200,10 @@ def level_rows(experiment: Experiment, data: Dataset, members: Members, networks
     if experiment.network.kind in LINEAR_KINDS:
         assert isinstance(networks, MLPEnsemble)
         return found + compare_linear(members, networks, measured, data, eps=experiment.eps)
-    return found + compare_relu(members, networks, measured, data)
+    found += compare_relu(members, networks, measured, data)
+    return found + (
+        compare_locally(experiment, members, networks, measured, data) if experiment.local else []
+    )
 
 
 def further_steps(experiment: Experiment, data: Dataset, members: Members, networks: Ensemble) -> list[Rows]:

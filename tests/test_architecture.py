@@ -14,6 +14,7 @@ MEETING_PLACES = {
     ROOT / "empirical" / path
     for path in (
         "comparison.py",
+        "local_comparison.py",
         "mask_comparison.py",
         "own_network/bound_rows.py",
         "own_network/mask_bounds.py",

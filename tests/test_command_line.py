@@ -103,7 +103,7 @@ def test_what_is_completed_is_what_there_is():
     ("arguments", "expected"),
     [
         (["run", "E8"], ["E8"]),
-        (["run", "E3", "digits-l"], ["digits-linear-binary", "digits-linear"]),
+        (["run", "E3", "digits-l"], ["digits-linear-binary", "digits-linear", "digits-local"]),
         (["falsify", "relu.P1<"], ["relu.P1<=M", "relu.P1<=rows"]),
         (["falsify", "graph.*"], ["graph.*"]),
         (["falsify", "masks.e"], ["masks.expected-margin", "masks.expected-lipschitz"]),

@@ -17,6 +17,7 @@ THEOREMS = (
     ("C5", "P1 <= M, P2 <= F", ("P1 <= M", "P2 <= F")),
     ("C7", "certificate <= attack", ("certificate <= attack",)),
     ("C7", "exact <= attack", ("exact <= attack",)),
+    ("C7", "CROWN <= exact, attack", ("CROWN <= ",)),
     ("C7", "mean <= universal ceiling", ("universal ceiling",)),
     ("C8", "identities", ("binary mean radius", "runner-up decomposition")),
     ("C8", "attack = exact radius", ("linear radius",)),

@@ -48,6 +48,7 @@ _LARGEST, _LONGEST = 2**16, 1000
 _MOST = {"seeds": 10**5, "masks": 10**6}
 _MOST_WEIGHTS = 2**32
 ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "cw")
+LOCAL = ("crown", "clever", "exact", "condition")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,9 @@ class Experiment:
     where that is not given. Attacks keep to the data's box where ``box`` says so, which theory does not.
     ``further_eps`` are steps of the fast gradient sign that no claim is judged at. With ``compact``, networks
     are rounded to half precision after every training and only those that others start from stay on disk.
+    ``local`` names what is computed around the first ``local_examples`` test examples of every network
+    (:mod:`empirical.local_comparison`); ``local_radii`` are those of the balls of its Lipschitz constants, in
+    l_2 and in l_inf.
     Raises: InvalidInput naming the entry that is out of range.
     """
 
@@ -117,9 +121,18 @@ class Experiment:
     train_examples: int | None = None
     test_examples: int | None = None
     compact: bool = False
+    local: tuple[str, ...] = ()
+    local_examples: int = 20
+    local_radii: tuple[float, float] = (0.5, 0.05)
 
     def __post_init__(self) -> None:
-        for name, low in (("seeds", 1), ("masks", 2), ("train_examples", 2), ("test_examples", 1)):
+        for name, low in (
+            ("seeds", 1),
+            ("masks", 2),
+            ("train_examples", 2),
+            ("test_examples", 1),
+            ("local_examples", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InvalidInput(f"{name} is {value}; it must be at least {low}")
@@ -141,10 +154,10 @@ class Experiment:
         for condition in (name for name in N_OF_M if name in self.conditions):
             for alpha in self.sparsities:
                 count_removed(f"with {condition}, one of the sparsities", alpha, N_OF_M[condition])
-        for name, known in (("conditions", CONDITIONS), ("attacks", ATTACKS)):
+        for name, known in (("conditions", CONDITIONS), ("attacks", ATTACKS), ("local", LOCAL)):
             chosen = getattr(self, name)
             unknown = [entry for entry in chosen if entry not in known]
-            if unknown or not chosen or len(set(chosen)) < len(chosen):
+            if unknown or not (chosen or name == "local") or len(set(chosen)) < len(chosen):
                 raise InvalidInput(f"{name} is {list(chosen)}; choose different ones of {', '.join(known)}")
         if len(self.pair) != 2 or self.pair[0] == self.pair[1]:
             raise InvalidInput(f"pair is {list(self.pair)}; name two different classes")
@@ -154,12 +167,29 @@ class Experiment:
                     f"{name} is {getattr(self, name)}; steps of the fast gradient sign must be positive"
                 )
 
+        self._check_local()
+
+    def _check_local(self) -> None:
+        if len(self.local_radii) != 2 or not all(0 < radius < float("inf") for radius in self.local_radii):
+            raise InvalidInput(
+                f"local_radii is {list(self.local_radii)}; give two positive radii, in l_2 and in l_inf"
+            )
+        if self.local and (self.box or self.network.kind in LINEAR_KINDS):
+            raise InvalidInput(
+                f"local is {list(self.local)}; it is for networks with hidden layers, without box"
+            )
+        if "exact" in self.local and self.network.kind != "mlp":
+            raise InvalidInput(
+                f"local is {list(self.local)}; exact radii can be had of an mlp only, a small one"
+            )
+
     def describe(self) -> dict[str, Any]:
         """The experiment as plain JSON values, without later settings that are unused: ids outlive them."""
         plain = asdict(self) | {"first": self.first.describe(), "retrain": self.retrain.describe()}
-        return {
-            name: value for name, value in plain.items() if value or name not in ("further_eps", "compact")
-        }
+        unused = {name for name in ("further_eps", "compact", "local") if not plain[name]}
+        if not self.local:
+            unused |= {"local_examples", "local_radii"}
+        return {name: value for name, value in plain.items() if name not in unused}
 
 
 def catalog() -> dict[str, Path]:

@@ -325,6 +325,9 @@ masks = 3
 train_examples = 20
 test_examples = 5
 compact = true
+local = ["crown"]
+local_examples = 2
+local_radii = [0.1, 0.1]
 network = { kind = "mlp", hidden = [3] }
 
 [first]
