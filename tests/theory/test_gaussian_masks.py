@@ -55,11 +55,17 @@ SYMMETRIC = (
     BinaryLinear(np.array([1.0])),
     GaussianClasses(np.zeros((2, 1)), np.eye(1), np.array([0.0, 1 - 3.6e-12])),
 )
+# At one node the contour's sums by both steps agree to 1e-5 of their common error.
+COINCIDENT = (
+    BinaryLinear(np.array([0.004, -1.29, 0.4, -0.935]), -1.8234134912490845),
+    GaussianClasses(np.zeros((2, 4)), np.diag([7.0, 1.0, 7.0, 1.0]), np.array([1.0, 0.0])),
+)
 
 
 @settings(max_examples=30)
 @given(independent_gaussian_problems(), sparsities(), attack_norms())
 @example(ALIASED, 0.9, math.inf)
+@example(COINCIDENT, 0.001, math.inf)
 @example(SYMMETRIC, 0.001, math.inf)
 @example(one_sided([1.0, 1e-3, 1e-6], 1.0, 0.0), 0.5, 2.0)
 @example(one_sided([1.0, 0.1], -3.0, 8.0), 1 - 1e-12, 2.0)

@@ -15,10 +15,10 @@ from theory.linear.masks import EPSILON, LEFT, RIGHT, STEP, UNDERFLOW, MaskAvera
 from theory.types import BinaryLinear, InvalidInput, check_p
 
 # On the contour z = r (1 + i sinh x) the trapezoid rule starts with this step,
-CONTOUR_STEP = 0.05
-SMALLEST_STEP = CONTOUR_STEP / 8  # which is halved down to this
-SAFETY = 4  # times the change from a step 3/2 as long, which has no aliases in common, is the stated error
-ENOUGH = 1e-12  # until it changes the value by less than this share of the largest addition
+CONTOUR_STEP = 0.1
+SMALLEST_STEP = CONTOUR_STEP / 16  # which is halved at least once, and down to this
+SAFETY = 4  # times the error of a step 3/2 as long, which has no aliases in common, is the stated error
+ENOUGH = 1e-12  # until that is less than this share of the largest addition
 CONTOUR_END = 42.0  # 1 / sinh(42) is below rounding, however slowly the rest decays
 MARGIN = 2.0  # real parts up to this multiple of r may occur when the contour is shifted,
 GROWTH = 3.0  # and must not raise the logarithm of the integrand by more than this
@@ -158,16 +158,25 @@ class _MaskedScore:
     def _invert(
         self, u: Float[Array, " m"], r: Float[Array, " m"], alpha: float, unit: Float[Array, " m"]
     ) -> Float[Array, "m 3"]:
-        """E[A T_+ e^(-u A)] for every u, its change from a longer step, and its sum without signs."""
-        sums, pending, step = np.zeros((u.size, 3)), np.arange(u.size), CONTOUR_STEP
+        """E[A T_+ e^(-u A)] for every u, an estimate of its error, and its sum without signs.
+
+        The error by 3/2 of the step is the change from there, which may vanish by chance, or what an error
+        that falls exponentially makes of the change from twice the step: e(3h/2)^3 = e(2h)^4 / size.
+        """
+        sums, doubt = np.zeros((u.size, 3)), np.full(u.size, math.inf)
+        pending, step = np.arange(u.size), CONTOUR_STEP
         while pending.size and step >= SMALLEST_STEP:
+            twice = sums[pending, 0]
             sums[pending] /= 2  # the points of twice the step, whose shares are halved
             sums[pending] += self._contour(u[pending], r[pending], alpha, unit[pending], step)
-            fine, check, _ = sums[pending].T
-            pending = pending[np.abs(fine - check) > ENOUGH * unit[pending]]
+            fine, check, size = sums[pending].T
+            if step < CONTOUR_STEP:
+                change = np.abs(fine - twice)
+                expected = change * np.cbrt(np.divide(change, size, out=np.zeros_like(size), where=size > 0))
+                doubt[pending] = np.maximum(np.abs(fine - check), expected)
+            pending = pending[doubt[pending] > ENOUGH * unit[pending]]
             step /= 2
-        fine, check, size = sums.T
-        return np.column_stack([fine, SAFETY * np.abs(fine - check), size])
+        return np.column_stack([sums[:, 0], SAFETY * doubt, sums[:, 2]])
 
     def _contour(
         self,
