@@ -24,6 +24,8 @@ from theory import relu
 
 # Bounds of exact radii agree to this share, or the seconds of an example are over.
 GAP, SECONDS = 1e-4, 20.0
+# An attack misses an example if its point is so much further away than the exact radius, or there is none.
+MISSED = 0.05
 # Singular values below this share of the largest times the matrix's longer side are rounding.
 _ZERO = np.finfo(np.float64).eps
 
@@ -59,6 +61,7 @@ def compare_locally(
         if "exact" in experiment.local and isinstance(exact, MLPEnsemble):
             lower, upper, rows = _exactly(members, exact, data, p=p)
             found += rows + check_attacks(members, lower, known, p=p, name="exact <= attack")
+            found += _missed(members, upper, measured, p=p)
             if crown is not None:
                 found += check(members, crown, upper, name="CROWN <= exact", norm=norm)
     return found + (_conditions(members, exact) if "condition" in experiment.local else [])
@@ -124,6 +127,16 @@ def _exactly(
         Rows(members, np.array(left), quantity="unsolved", method="exact", kind="measured", norm=NORMS[p])
     )
     return lower, upper, rows
+
+
+def _missed(members: Members, upper: Float[Array, "K n"], measured: Measurement, *, p: float) -> list[Rows]:
+    """Rows of the share of examples that every attack in this norm misses, the misclassified ones counted."""
+    found = []
+    for method in (method for q, method in measured.radius if q == p):
+        radius = measured.radius[p, method][:, : upper.shape[1]]
+        share = (radius > (1 + MISSED) * upper).mean(1)
+        found.append(Rows(members, share, quantity="missed", method=method, kind="measured", norm=NORMS[p]))
+    return found
 
 
 def _conditions(members: Members, networks: Networks) -> list[Rows]:

@@ -16,7 +16,7 @@ COLLAPSE = 0.10
 # A mean radius says nothing once more than this share of its examples count with the cap.
 CAPPED = 0.01
 # Where a figure shows one way of pruning: the first of these that the table holds.
-_TELLING = (
+TELLING = (
     "magnitude",
     "surgery",
     "global",
@@ -113,7 +113,7 @@ def uncapped(subject: Subject, condition: str, *, method: str, norm: str) -> pd.
 
 def most_telling(found: list[Subject]) -> tuple[str, list[Subject]]:
     """The condition to show where one is shown, and the subjects that have it together with its reference."""
-    for condition in _TELLING:
+    for condition in TELLING:
         having = [
             subject
             for subject in found

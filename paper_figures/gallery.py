@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from paper_figures import (
     accuracy,
     activation_sparsity,
+    around_examples,
     attacks,
     controls,
     gradient_masking,
@@ -107,6 +108,16 @@ ENTRIES = (
         "Margin and dual gradient norm at the nearest boundary of the ReLU networks (geometric {over}), "
         "and the mean radius beside accuracy × margin / gradient norm, its first-order estimate "
         "(crosses).",
+    ),
+    Entry(
+        "around_examples",
+        "Bounds and estimates around single examples",
+        around_examples.figure,
+        "Mean radius of a few test examples of the pruned networks, exact, as certified by linear relaxation "
+        "and as CLEVER estimates it. Mean Lipschitz constant of g_y - g_k on a ball around them: two bounds, "
+        "CLEVER's estimate, and the largest gradient sampled, itself a lower bound (both geometric {over}). "
+        "Share of these examples for which an attack finds no point within 1.05 times the exact radius "
+        "(arithmetic mean). Thin where accuracy lies more than 10 % below the dense networks'.{unit}",
     ),
     Entry(
         "activation_sparsity",

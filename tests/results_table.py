@@ -31,6 +31,11 @@ _BOUNDS = {
     "linear": ["exact", "Jensen", "universal ceiling"],
     "mlp": ["certificate", "universal ceiling"],
 }
+_LOCAL = [
+    *(("local_radius", method) for method in ("CROWN", "exact, lower", "exact, upper", "CLEVER", "best")),
+    *(("local_lipschitz", method) for method in ("interval", "relaxation", "CLEVER", "sampled")),
+    *(("missed", method) for method in ("fgs", "deepfool", "best")),
+]
 _RUNGS = {
     "l2": ["F", "P1", "P2", "B", "S", "best", "Monte Carlo"],
     "linf": ["M", "P1", "B", "S", "best", "Monte Carlo"],
@@ -96,6 +101,8 @@ def _entries(family: str, pruning: str) -> list[tuple[str, str, str]]:
     check = "certificate <= attack" if family == "mlp" else "exact <= attack"
     found += [("mean_radius", norm, method) for method in _BOUNDS[family] for norm in ("l2", "linf")]
     found += [(name, "l2", check) for name in ("cases", "violations", "tightness")]
+    if family == "mlp":
+        found += [(quantity, norm, method) for quantity, method in _LOCAL for norm in ("l2", "linf")]
     if family == "linear-binary":
         found.append(("fgs_accuracy", "linf", "Markov"))
     if family == "mlp" and pruning == "random":

@@ -90,7 +90,24 @@ def test_rows_are_what_the_functions_say_network_by_network(problem, everything)
             truth = relu.exact_radius(net, some.x_test, some.y_test, p=p, gap=1e-6)
             np.testing.assert_allclose(value(rows, "radius", "exact, lower", norm)[k], truth.lower, rtol=2e-4)
             np.testing.assert_allclose(value(rows, "radius", "exact, upper", norm)[k], truth.upper, rtol=2e-4)
+        upper = value(rows, "radius", "exact, upper", norm)
+        for method in ("deepfool", "best"):
+            share = (measured.radius[p, method][:, :N] > 1.05 * upper).mean(1)
+            np.testing.assert_array_equal(value(rows, "missed", method, norm), share)
     assert not value(rows, "unsolved", "exact", "l2").any()
+
+
+def test_what_attacks_miss_is_seen(problem):
+    """A far point, none at all, and a near one; a misclassified example is not missed."""
+    networks, measured, data = problem
+    truth = relu.exact_radius(relu_network(networks, 0), data.x_test[:N], data.y_test[:N], p=2.0).upper
+    assert (truth > 0).all()
+    attack = measured.radius[2.0, "best"].copy()
+    attack[0, :N] = truth * [1.06, np.inf, 1.04]
+    attack[1, :N] = 0.0
+    changed = replace(measured, radius={(2.0, "best"): attack})
+    rows = rows_of((networks, changed, data), local=("exact",))
+    assert value(rows, "missed", "best", "l2").tolist() == [pytest.approx(2 / 3), 0.0]
 
 
 def test_every_check_holds_and_bounds_are_in_order(everything):
@@ -139,7 +156,7 @@ def test_a_module_says_what_layers_say(problem, everything):
     assert isinstance(networks, MLPEnsemble)
     modules = from_modules([to_module(networks, k) for k in range(2)], shape=(64,))
     found = [
-        everything[~everything["method"].str.contains("exact")],
+        everything[~everything["method"].str.contains("exact") & (everything["quantity"] != "missed")],
         rows_of((modules, measured, data), local=("crown", "clever", "condition")),
     ]
     keys = ["quantity", "method", "norm", "seed", "example"]
