@@ -218,7 +218,7 @@ def compare_relu(
         proofs = {p: [] for p in NORMS}
         for k in range(len(members)):
             graph = graph_of(networks, k)
-            margins = graphs.centre_margins(graph, *_examples(graph, data)).cpu().numpy()
+            margins = graphs.centre_margins(graph, *examples_of(graph, data)).cpu().numpy()
             products = {p: graphs.norm_product(graph, p=p) for p in NORMS}
             for p, proved in proofs.items():
                 best = graphs.lipschitz_constants(graph, p=p, products=products).cpu().numpy()
@@ -263,14 +263,17 @@ def graph_of(networks: MLPEnsemble | ModuleEnsemble, member: int) -> Graph:
 
     Raises: InvalidInput for a module with an operation that the theory does not cover.
     """
-    shape = networks.shape if isinstance(networks, ModuleEnsemble) else (networks.inputs,)
-    program = graphs.trace(to_module(networks, member), shape)
-    return graphs.read(program, shape, device=networks.masks[0].device)
+    device = networks.masks[0].device
+    if isinstance(networks, MLPEnsemble):
+        return graphs.from_relu_network(relu_network(networks, member), device=device)
+    program = graphs.trace(to_module(networks, member), networks.shape)
+    return graphs.read(program, networks.shape, device=device)
 
 
-def _examples(graph: Graph, data: Dataset) -> tuple[Tensor, Tensor]:
-    """The test examples in the shape that the graph takes, and their labels."""
-    return torch.tensor(data.x_test.reshape(-1, *graph.nodes[0].shape)), torch.tensor(data.y_test)
+def examples_of(graph: Graph, data: Dataset) -> tuple[Tensor, Tensor]:
+    """The test examples in the shape that the graph takes, and their labels, on its device."""
+    x = torch.tensor(data.x_test.reshape(-1, *graph.nodes[0].shape), device=graph.device)
+    return x, torch.tensor(data.y_test, device=graph.device)
 
 
 def split_change(members: Members, measured: Measurement, given: Measurement, data: Dataset) -> list[Rows]:

@@ -13,7 +13,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from empirical.clever import clever
-from empirical.comparison import check, check_attacks, graph_of
+from empirical.comparison import check, check_attacks, examples_of, graph_of
 from empirical.datasets import Dataset
 from empirical.ensembles import MLPEnsemble, ModuleEnsemble, relu_network
 from empirical.experiments import Experiment
@@ -21,10 +21,11 @@ from empirical.measurement import Measurement, capped_mean
 from empirical.results import NORMS, Members, Rows
 from theory import graph as graphs
 from theory import relu
+from theory.graph.network import Graph
 
 # Bounds of exact radii agree to this share, or the seconds of an example are over.
 GAP, SECONDS = 1e-4, 20.0
-# An attack misses an example if its point is so much further away than the exact radius, or there is none.
+# An attack misses an example if its point is so much further away than the exact radius, or it has none.
 MISSED = 0.05
 # Singular values below this share of the largest times the matrix's longer side are rounding.
 _ZERO = np.finfo(np.float64).eps
@@ -37,12 +38,14 @@ def compare_locally(
 ) -> list[Rows]:
     """Rows of everything that ``experiment.local`` names, checked against each other and against attacks.
 
-    ``local_radius`` is a mean over these examples of min(radius, cap), that of the best attack too, so that
-    they compare; ``local_lipschitz`` one over these examples and the classes k != y.
+    ``local_radius`` is a mean over these examples of min(radius, cap), that of the best attack too; CLEVER
+    says at most the ball's radius. ``local_lipschitz`` is one over these examples and the classes k != y.
     Raises: InvalidInput for a module with an operation that the theory does not cover.
     """
     data = data.first(n_test=experiment.local_examples)
     exact = networks.to(dtype=torch.float64, device=networks.masks[0].device)
+    crowned = "crown" in experiment.local
+    read = [graph_of(exact, k) for k in range(len(members))] if crowned else []
     found: list[Rows] = []
     for (p, norm), ball in zip(NORMS.items(), experiment.local_radii, strict=True):
         attack = measured.radius.get((p, "best"))
@@ -50,32 +53,32 @@ def compare_locally(
         if known is not None:
             found.append(_mean(members, known, data, method="best", kind="measured", p=p))
         proved = crown = sampled = None
-        if "crown" in experiment.local:
-            crown, proved, rows = _by_relaxation(members, exact, data, p=p, ball=ball)
+        if crowned:
+            crown, proved, rows = _by_relaxation(members, read, data, p=p, ball=ball)
             found += rows + check_attacks(members, crown, known, p=p, name="CROWN <= attack")
         if "clever" in experiment.local:
             sampled, rows = _by_clever(members, exact, data, p=p, ball=ball)
             found += rows
         if proved is not None and sampled is not None:
-            found += check(members, sampled, proved, name="sampled <= local Lipschitz", norm=norm)
+            label = np.arange(exact.classes) == data.y_test[:, None]  # there both are 0
+            rivals = np.where(label, np.nan, sampled)
+            found += check(members, rivals, proved, name="sampled <= local Lipschitz", norm=norm)
         if "exact" in experiment.local and isinstance(exact, MLPEnsemble):
             lower, upper, rows = _exactly(members, exact, data, p=p)
             found += rows + check_attacks(members, lower, known, p=p, name="exact <= attack")
-            found += _missed(members, upper, measured, p=p)
+            found += _missed(members, upper, measured, data, p=p)
             if crown is not None:
                 found += check(members, crown, upper, name="CROWN <= exact", norm=norm)
     return found + (_conditions(members, exact) if "condition" in experiment.local else [])
 
 
 def _by_relaxation(
-    members: Members, networks: Networks, data: Dataset, *, p: float, ball: float
+    members: Members, networks: list[Graph], data: Dataset, *, p: float, ball: float
 ) -> tuple[Float[Array, "K n"], Float[Array, "K n c"], list[Rows]]:
     """Certified radii, Lipschitz constants on the balls, and their rows."""
     radii, constants = [], {"interval": [], "relaxation": []}
-    for k in range(len(members)):
-        graph = graph_of(networks, k)
-        x = torch.tensor(data.x_test.reshape(-1, *graph.nodes[0].shape), device=graph.device)
-        y = torch.tensor(data.y_test, device=graph.device)
+    for graph in networks:
+        x, y = examples_of(graph, data)
         radii.append(_array(graphs.certified_radius(graph, x, y, p=p, domain_radius=data.diameter(p))))
         everywhere, radius = graphs.lipschitz_constants(graph, p=p), x.new_full((len(x),), ball)
         for effort, tables in zip((0, 2), constants.values(), strict=True):
@@ -121,19 +124,23 @@ def _exactly(
     ]  # fmt: skip
     lower, upper = (np.array([getattr(radius, side) for radius in found]) for side in ("lower", "upper"))
     rows = _radii(members, lower, data, method="exact, lower", kind="lower bound", p=p)
-    rows += _radii(members, upper, data, method="exact, upper", kind="upper bound", p=p)
-    left = [sum(status not in ("optimal", "capped") for status in radius.status) for radius in found]
-    rows.append(
-        Rows(members, np.array(left), quantity="unsolved", method="exact", kind="measured", norm=NORMS[p])
-    )
+    known = np.where(upper < data.diameter(p), upper, np.inf)  # of no point within the data's box: none
+    rows += _radii(members, known, data, method="exact, upper", kind="upper bound", p=p)
+    left = (lower < (1 - 2 * GAP) * upper).sum(1)
+    rows.append(Rows(members, left, quantity="unsolved", method="exact", kind="measured", norm=NORMS[p]))
     return lower, upper, rows
 
 
-def _missed(members: Members, upper: Float[Array, "K n"], measured: Measurement, *, p: float) -> list[Rows]:
-    """Rows of the share of examples that every attack in this norm misses, the misclassified ones counted."""
+def _missed(
+    members: Members, upper: Float[Array, "K n"], measured: Measurement, data: Dataset, *, p: float
+) -> list[Rows]:
+    """Rows of the share of examples that every attack in this norm misses within the cap.
+
+    Misclassified examples count too. Where an exact radius is not solved the share is a lower bound.
+    """
     found = []
     for method in (method for q, method in measured.radius if q == p):
-        radius = measured.radius[p, method][:, : upper.shape[1]]
+        radius = np.minimum(measured.radius[p, method][:, : upper.shape[1]], data.diameter(p))
         share = (radius > (1 + MISSED) * upper).mean(1)
         found.append(Rows(members, share, quantity="missed", method=method, kind="measured", norm=NORMS[p]))
     return found

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from paper_figures.axes import STYLE, draw, linear_limits, log_limits, sparsity_axis
 from paper_figures.curves import TELLING, arithmetic, geometric, intact
 from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, panels
-from paper_figures.looks import STRONG_LOOK, WEAK_LOOK, Look
+from paper_figures.looks import STRONG_LOOK, WEAK, WEAK_LOOK, Look
 from paper_figures.subjects import Subject, relu, seed_values, subjects
 
 _ESTIMATE, _BOUND = "#E69F00", "#009E73"
@@ -21,14 +21,13 @@ _LINES = {
         "CROWN": (Look("bound by linear relaxation", _BOUND, (0, (5, 1.5))), "^"),
     },
     "local_lipschitz": {
-        "interval": (Look("bound by intervals", "#CC79A7", (0, (7, 1.2))), "v"),
+        "interval": (Look("bound by intervals, or global", "#CC79A7", (0, (7, 1.2))), "v"),
         "relaxation": (Look("bound by linear relaxation", _BOUND, (0, (5, 1.5))), "^"),
         "CLEVER": (Look("CLEVER, an estimate", _ESTIMATE, (0, (4, 1.2))), "s"),
         "sampled": (Look("largest gradient sampled", "#0072B2", (0, (1.2, 1.2))), "D"),
     },
     "missed": {
-        "fgs": (WEAK_LOOK, "o"),
-        "deepfool": (WEAK_LOOK, "o"),
+        "weak": (WEAK_LOOK, "o"),
         "best": (STRONG_LOOK, "o"),
     },
 }
@@ -42,7 +41,7 @@ _ROWS = {
 def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     """Radii, Lipschitz constants on balls, and what attacks miss, of one way of pruning; ReLU networks.
 
-    Rows used: ``local_radius``, ``local_lipschitz`` and ``missed`` of those methods, of the same few examples.
+    Rows used: ``local_radius``, ``local_lipschitz`` and ``missed`` of those methods, of the same examples.
     """
     found = [(subject, condition) for subject in relu(subjects(table)) if (condition := _shown(subject))]
     if not found:
@@ -72,7 +71,8 @@ def _shown(subject: Subject) -> str:
 def _panel(axes: Axes, subject: Subject, condition: str, *, quantity: str, norm: str) -> None:
     whole, held = intact(subject, condition), []
     for method, (look, marker) in _LINES[quantity].items():
-        values = seed_values(subject, condition, quantity, method=method, norm=norm)
+        name = WEAK[norm][0] if method == "weak" else method
+        values = seed_values(subject, condition, quantity, method=name, norm=norm)
         if not values.size:
             continue
         curve = arithmetic(values).scaled(100) if quantity == "missed" else geometric(values)

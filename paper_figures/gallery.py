@@ -42,13 +42,15 @@ class Entry:
     """A figure's file name, title, function, and caption.
 
     In it ``{over}`` stands for the averaging, ``{eps}`` for the step of FGS, ``{unit}`` for that of
-    distances, ``{thin}`` for which lines are thin and which left out.
+    distances, ``{thin}`` for which lines are thin and which left out. Where it is about a ``few`` examples,
+    their number is not that of the table.
     """
 
     name: str
     title: str
     draw: Draw
     caption: str
+    few: bool = False
 
 
 ENTRIES = (
@@ -113,11 +115,13 @@ ENTRIES = (
         "around_examples",
         "Bounds and estimates around single examples",
         around_examples.figure,
-        "Mean radius of a few test examples of the pruned networks, exact, as certified by linear relaxation "
-        "and as CLEVER estimates it. Mean Lipschitz constant of g_y - g_k on a ball around them: two bounds, "
-        "CLEVER's estimate, and the largest gradient sampled, itself a lower bound (both geometric {over}). "
-        "Share of these examples for which an attack finds no point within 1.05 times the exact radius "
-        "(arithmetic mean). Thin where accuracy lies more than 10 % below the dense networks'.{unit}",
+        "Mean radius of the first few test examples of the pruned networks, exact, as certified by linear "
+        "relaxation, and as CLEVER estimates it, which is never above a ball's radius. Mean Lipschitz "
+        "constant of g_y - g_k on a ball around them: two bounds, CLEVER's estimate, and the largest gradient "
+        "sampled, itself a lower bound (both geometric {over}). Share of these examples for which an attack "
+        "finds no point within 1.05 times the exact radius (arithmetic mean). Thin where accuracy lies more "
+        "than 10 % below the dense networks'.{unit}",
+        few=True,
     ),
     Entry(
         "activation_sparsity",
@@ -175,7 +179,7 @@ def caption(entry: Entry, table: pd.DataFrame) -> str:
     steps = table.loc[table["quantity"] == "fgs_accuracy", "eps"].dropna().unique()
     eps = f" at eps = {', '.join(f'{step:g}' for step in sorted(steps))}" if len(steps) else ""
     text = entry.caption.format(over=over, eps=eps, unit=_UNIT, thin=_THIN)
-    return f"{text}{levels}{_counted(examples(table))}"
+    return f"{text}{levels}{'' if entry.few else _counted(examples(table))}"
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -34,7 +34,7 @@ _BOUNDS = {
 _LOCAL = [
     *(("local_radius", method) for method in ("CROWN", "exact, lower", "exact, upper", "CLEVER", "best")),
     *(("local_lipschitz", method) for method in ("interval", "relaxation", "CLEVER", "sampled")),
-    *(("missed", method) for method in ("fgs", "deepfool", "best")),
+    ("missed", "best"),
 ]
 _RUNGS = {
     "l2": ["F", "P1", "P2", "B", "S", "best", "Monte Carlo"],
@@ -103,6 +103,7 @@ def _entries(family: str, pruning: str) -> list[tuple[str, str, str]]:
     found += [(name, "l2", check) for name in ("cases", "violations", "tightness")]
     if family == "mlp":
         found += [(quantity, norm, method) for quantity, method in _LOCAL for norm in ("l2", "linf")]
+        found += [("missed", "l2", "deepfool"), ("missed", "linf", "fgs")]
     if family == "linear-binary":
         found.append(("fgs_accuracy", "linf", "Markov"))
     if family == "mlp" and pruning == "random":

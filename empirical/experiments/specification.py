@@ -174,13 +174,19 @@ class Experiment:
             raise InvalidInput(
                 f"local_radii is {list(self.local_radii)}; give two positive radii, in l_2 and in l_inf"
             )
-        if self.local and (self.box or self.network.kind in LINEAR_KINDS):
+        if self.local and self.box:
             raise InvalidInput(
-                f"local is {list(self.local)}; it is for networks with hidden layers, without box"
+                f"box is true, but local is {list(self.local)}, which no box bounds; leave one out"
+            )
+        if self.local and self.network.kind in LINEAR_KINDS:
+            raise InvalidInput(
+                f"local is {list(self.local)}; {self.network.kind!r} has no hidden layer, and exact radii "
+                "anyway: leave local out"
             )
         if "exact" in self.local and self.network.kind != "mlp":
             raise InvalidInput(
-                f"local is {list(self.local)}; exact radii can be had of an mlp only, a small one"
+                f"local is {list(self.local)}; exact radii can be had of a small mlp, not of a network of "
+                f"kind {self.network.kind!r}: leave exact out"
             )
 
     def describe(self) -> dict[str, Any]:

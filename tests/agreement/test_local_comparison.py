@@ -136,6 +136,47 @@ def test_every_check_holds_and_bounds_are_in_order(everything):
 
 
 @pytest.mark.parametrize(
+    ("side", "factor", "violated"),
+    [("lower", 2.0, "exact <= attack"), ("upper", 0.3, "CROWN <= exact")],
+)
+def test_a_wrong_exact_radius_is_seen(problem, monkeypatch, side, factor, violated):
+    honest = relu.exact_radius
+
+    def wrong(*args, **named):
+        found = honest(*args, **named)
+        return replace(found, **{side: factor * getattr(found, side)})
+
+    monkeypatch.setattr(relu, "exact_radius", wrong)
+    rows = rows_of(problem, local=("crown", "exact"))
+    judged = rows[(rows["quantity"] == "violations") & (rows["value"] > 0)]
+    assert set(judged["method"]) == {violated}
+
+
+def test_a_constant_network_has_nothing_to_miss_and_no_upper_bound(problem):
+    """Its radius is infinite, beyond the cap; the label's own column is no case."""
+    networks, measured, data = problem
+    flat = tuple(torch.zeros_like(w) for w in networks.weights)
+    constant = replace(networks, weights=flat)
+    data = replace(data, y_test=constant.logits(torch.tensor(data.x_test).float())[0].argmax(1).numpy())
+    same = torch.tensor(data.y_test) == int(data.y_test[0])
+    assert same.all()
+    measured = measure(constant, data, eps=0.1, attacks=EXPERIMENT.attacks)
+    rows = rows_of((constant, measured, data))
+    right = measured.correct[0, :N]
+    assert right.all()
+    for norm in ("l2", "linf"):
+        assert np.isinf(value(rows, "radius", "exact, upper", norm)[0]).all()
+        assert (
+            value(rows, "radius", "exact, lower", norm)[0] == data.diameter(np.inf if norm == "linf" else 2)
+        ).all()
+        assert value(rows, "missed", "best", norm)[0] == 0
+        chosen = rows[(rows["quantity"] == "cases") & (rows["method"] == "sampled <= local Lipschitz")]
+        assert set(chosen["value"]) == {9 * N}
+    assert not value(rows, "unsolved", "exact", "l2").any()
+    assert not rows[rows["quantity"] == "violations"]["value"].any()
+
+
+@pytest.mark.parametrize(
     ("module", "name", "factor", "violated"),
     [
         (local_comparison.graphs, "certified_radius", 3.0, {"CROWN <= exact", "CROWN <= attack"}),
@@ -218,9 +259,9 @@ def test_a_run_has_the_rows(problem):
         ({"local_examples": 0}, "local_examples is 0"),
         ({"local_radii": (0.5,)}, r"local_radii is \[0.5\]; give two positive radii"),
         ({"local_radii": (0.5, 0.0)}, "local_radii is"),
-        ({"box": True}, "without box"),
-        ({"network": Network("linear")}, "networks with hidden layers"),
-        ({"network": Network("lenet-5")}, "exact radii can be had of an mlp only"),
+        ({"box": True}, "box is true, but local is"),
+        ({"network": Network("linear")}, "'linear' has no hidden layer"),
+        ({"network": Network("lenet-5")}, "of a small mlp, not of a network of kind 'lenet-5'"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -90,7 +90,7 @@ OVER = Deadline(0.0)
 
 @pytest.fixture
 def measured_alone(monkeypatch):
-    """What theory says of these networks takes longer than all else, and other tests hear it."""
+    """What theory says of these networks takes longer than all else; tests/agreement has it judged."""
     monkeypatch.setattr(jobs, "compare_relu", lambda *_, **__: [])
 
 

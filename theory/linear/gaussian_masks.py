@@ -42,8 +42,8 @@ def masked_gaussian_mean_radius(
     expectation is a product over i: e^(k z b) sum_i (1-alpha) a_i E_i prod_{j != i} D_j, where
     D_i = alpha + (1-alpha) E_i, E_i = exp(-u a_i + z k w_i m_ki + z^2 w_i^2 S_ii / 2).
     Both integrals are trapezoid sums that converge exponentially; r is chosen for every u. ``error`` is an
-    estimate that no test has seen passed: the changes from a longer step in u and in z, far above the
-    truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
+    estimate that no test has seen passed: the changes from longer steps in u and in z, as a rule far above
+    the truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
     class means of a masked classifier are some 50 standard deviations of the score or more apart.
     Raises: InvalidInput as ``gaussian_mean_radius``, for alphas outside [0, 1], or unless the covariance is
     diagonal and positive at every non-zero weight, not all below 1e-300, the weights span at most 100
@@ -160,8 +160,8 @@ class _MaskedScore:
     ) -> Float[Array, "m 3"]:
         """E[A T_+ e^(-u A)] for every u, an estimate of its error, and its sum without signs.
 
-        The error by 3/2 of the step is the change from there, which may vanish by chance, or what an error
-        that falls exponentially makes of the change from twice the step: e(3h/2)^3 = e(2h)^4 / size.
+        The error by 3/2 of the step is taken as the change from there, which may vanish by chance, or as what
+        the change from twice the step would come to if errors fell exponentially: e(3h/2)^3 = e(2h)^4 / size.
         """
         sums, doubt = np.zeros((u.size, 3)), np.full(u.size, math.inf)
         pending, step = np.arange(u.size), CONTOUR_STEP
