@@ -117,8 +117,8 @@ ENTRIES = (
         around_examples.figure,
         "Mean radius of the first few test examples of the pruned networks, exact, as certified by linear "
         "relaxation, and as CLEVER estimates it, which is never above a ball's radius. Mean Lipschitz "
-        "constant of g_y - g_k on a ball around them: two bounds, CLEVER's estimate, and the largest gradient "
-        "sampled, itself a lower bound (both geometric {over}). Share of these examples for which an attack "
+        "constant of g_y - g_k on a ball around them: two bounds, CLEVER's estimate, and the largest sampled "
+        "gradient, itself a lower bound (both geometric {over}). Share of these examples for which an attack "
         "finds no point within 1.05 times the exact radius (arithmetic mean). Thin where accuracy lies more "
         "than 10 % below the dense networks'.{unit}",
         few=True,
