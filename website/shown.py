@@ -12,6 +12,7 @@ FIGURES = ROOT / "docs" / "figures"
 # Name in docs/figures: the table and the figure of it.
 SHOWN = {
     "robustness": ("digits", "robustness"),
+    "around-examples": ("digits-local", "around_examples"),
     "E1-robustness": ("E1", "robustness"),
     "E2-robustness": ("E2", "robustness"),
     "E3-controls": ("E3", "controls"),
