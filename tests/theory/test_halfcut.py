@@ -67,6 +67,13 @@ def test_closed_walks_bound_the_fluctuation_of_a_masked_matrix(case):
         assert bound >= laws.trace_moment(*enumerated, p) * (1 - 1e-10)
 
 
+def test_laws_scale_weights_as_the_rung_does():
+    """Powers 2 p of this weight are no floats; the rung never takes them, nor may its laws."""
+    weights, keep = (np.array([[4.45683797e-36]]),), np.array([1 - 1e-12])
+    laws.law_bounds_root_mean_square_norm(noise_norm, weights, keep, centred=True)
+    laws.law_bounds_root_mean_square_norm(root_norm, (weights[0], 1e-70 * np.eye(1)), np.array([0.5, 0.5]))
+
+
 @pytest.mark.parametrize("p", trace_moments.ORDERS)
 def test_walk_shapes_count_every_closed_walk_once(p):
     """In a complete bipartite graph with ample labels, by brute force over canonical names for small p."""

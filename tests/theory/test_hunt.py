@@ -311,3 +311,14 @@ def test_simplifying_keeps_the_failure_and_only_what_it_needs():
     assert small["y"].tolist() == [1]
     assert [w.tolist() for w in small["net"].weights] == [[[0.0, 3.0]], [[0.0], [0.0]]]
     assert not any(b.any() for b in small["net"].biases)
+
+
+def test_simplifying_leaves_probabilities_probabilities():
+    """-1 would be simpler than 0.7, and fails too."""
+    case = {"keep": np.array([0.7]), "weight": np.array([0.7, -0.2])}
+    small = simplified(case, lambda candidate: candidate["keep"][0] in (0.7, -1.0))
+    assert small["keep"].tolist() == [0.7]
+    assert simplified(case, lambda candidate: candidate["weight"][0] in (0.7, -1.0))["weight"].tolist() == [
+        -1.0,
+        0.0,
+    ]

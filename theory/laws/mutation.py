@@ -126,6 +126,8 @@ def _simpler(case: Case) -> Iterator[Callable[[], Case]]:
     for path, array in float_arrays(case):
         for index in np.ndindex(array.shape):
             for value in _plainer(float(array[index])):
+                if value < 0 <= array.min():  # a size or a probability
+                    continue
                 yield lambda p=path, a=array, i=index, v=value: with_value(case, p, _with_entry(a, i, v))
 
 

@@ -90,7 +90,8 @@ def noise_sums(weight: Float[Array, "*several r s"], p: int) -> Polynomial:
 
     For each shape: its walks times sum over all labels of its vertices of prod |w_e|^uses, by messages up
     the discovering tree; an edge outside the tree counts max |w|^uses. Labels that coincide only add. Of
-    ``several`` matrices at once, the coefficients are (*several).
+    ``several`` matrices at once, the coefficients are (*several). Scale the matrices first: powers 2 p of
+    their largest entries must be floats, or the bound is lost.
     """
     plan, size = _messages(p), np.abs(weight)
     powers = dict(zip(range(1, 2 * p + 1), itertools.accumulate([size] * (2 * p), np.multiply), strict=True))

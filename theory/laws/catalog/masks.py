@@ -26,6 +26,7 @@ from theory.relu import (
     predict,
     trace_moments,
 )
+from theory.relu.lipschitz import scaled
 from theory.relu.moments import preactivation_moments
 from theory.relu.oversparsification import path_probability
 from theory.relu.rectified import rectified_moments
@@ -47,15 +48,23 @@ def trace_moment(weights: tuple[np.ndarray, ...], keep: np.ndarray, p: int) -> f
 
 
 def root_norm(weights: tuple[np.ndarray, ...], keep: np.ndarray) -> float:
-    """The bound of sqrt( E||Z||_2^2 ) by the two trace moments of rung S."""
+    """The bound of sqrt( E||Z||_2^2 ) by the two trace moments of rung S, of scaled weights as there."""
+    weights, exponent = _scaled(weights)
     low, high = (trace_moments.product_sums(weights, p) for p in orders(weights))
-    return float(trace_moments.product_norm(weights, low, high, keep))
+    return float(np.ldexp(trace_moments.product_norm(weights, low, high, keep), exponent))
 
 
 def noise_norm(weights: tuple[np.ndarray, ...], keep: np.ndarray) -> float:
-    """The bound of sqrt( E||W * (M - k)||_2^2 ) by closed walks, for one matrix."""
-    sums = {p: trace_moments.noise_sums(weights[0], p) for p in trace_moments.ORDERS}
-    return float(trace_moments.noise_norm(sums, keep[:1])[0]) * (1 + ROUNDING)
+    """The bound of sqrt( E||W * (M - k)||_2^2 ) by closed walks, for one matrix, scaled as in rung S."""
+    (mantissa,), exponent = _scaled(weights[:1])
+    sums = {p: trace_moments.noise_sums(mantissa, p) for p in trace_moments.ORDERS}
+    return float(np.ldexp(trace_moments.noise_norm(sums, keep[:1])[0] * (1 + ROUNDING), exponent))
+
+
+def _scaled(weights: tuple[np.ndarray, ...]) -> tuple[tuple[np.ndarray, ...], int]:
+    """Matrices whose powers are floats, and the exponent that their product has lost."""
+    parts = [scaled(weight) for weight in weights]
+    return tuple(mantissa for mantissa, _ in parts), sum(int(exponent) for _, exponent in parts)
 
 
 def _cases(names: tuple[str, ...], drawn: st.SearchStrategy, **more: st.SearchStrategy) -> st.SearchStrategy:
