@@ -15,6 +15,7 @@ from empirical.cli.main import main
 from empirical.own_network.tables import bound_tables
 from empirical.report import claims_markdown
 from empirical.results import read_table
+from theory.laws.catalog import LAWS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -55,6 +56,15 @@ def test_the_findings_are_those_of_the_committed_tables(name):
     assert violations(content).empty
     verdicts, _, _ = claims_markdown(judge(content.to_pandas())).partition("\n\n- C")
     assert verdicts.strip() in FINDINGS
+
+
+def test_the_committed_hunt_is_of_every_law_and_as_long_as_the_docs_say():
+    rows = pd.read_csv(ROOT / "benchmarks" / "results" / "hunt.csv")
+    assert sorted(rows["law"]) == sorted(law.name for law in LAWS)
+    assert not rows["falsified"].any()
+    told = re.search(r"each after ([\d,]+) cases at least", (ROOT / "docs" / "theory.md").read_text())
+    assert told
+    assert rows["tried"].min() == int(told.group(1).replace(",", ""))
 
 
 def test_the_findings_show_how_a_number_is_traced():
