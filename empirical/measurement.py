@@ -29,6 +29,8 @@ from theory.types import InvalidInput
 # CPU's cache and memory.
 _MEMBERS = {"cpu": 5, "cuda": 256}
 _BYTES = {"cpu": 2**26, "cuda": 2**32}
+# Examples that attacks start from.
+OTHERS = 200
 # Attacks whose random starts move inputs that no network looks at.
 _MOVES_DEAD_INPUTS = frozenset({"rfgs"})
 # Masked copies of one network whose weights, masks and gradients are held at once. They are drawn layer by
@@ -64,8 +66,9 @@ def measure(
 
     Every hit is checked in float64 by running the network again on the point found. Methods: ``fgs`` and
     ``rfgs`` (smallest step, l_inf); ``deepfool`` (as published, overshoot 0.02) and ``deepfool+line``, in l_2
-    and l_inf; ``fmn`` and ``pgd`` in both, ``ddn`` and ``cw`` in l_2; ``best``, the smallest of the same
-    norm. All but ``deepfool`` end at the first boundary on their ray from x.
+    and l_inf; ``fmn``, ``fmn-init`` and ``pgd`` in both, ``ddn`` and ``cw`` in l_2; ``best``, the smallest of
+    the same norm. All but ``deepfool`` end at the first boundary on their ray from x. ``fmn-init`` starts
+    from 200 examples: the first test examples, and training examples where there are fewer.
 
     On a CPU a network that loses most of its products with its dead inputs and units, or a part of them with
     dead channels, is measured without these (:mod:`empirical.compaction`): dead inputs have no gradient, so
@@ -76,10 +79,13 @@ def measure(
     exact = ensemble.to(dtype=torch.float64, device=device)
     x = torch.tensor(data.x_test, device=device)
     y = torch.tensor(data.y_test, device=device)
+    train = data.x_train[: max(0, OTHERS - len(x))]
+    others = torch.cat([x[:OTHERS], torch.tensor(train, device=device, dtype=x.dtype)])
     parts = _parts(exact, device, attacks)
 
     def measure_part(part: _Part) -> Measurement:
-        nets, some_x = part.nets, x if part.inputs is None else x[:, part.inputs]
+        nets = part.nets
+        some_x, some_others = (t if part.inputs is None else t[:, part.inputs] for t in (x, others))
         examples = max(
             1, _BYTES[device.type] // (x.element_size() * nets.members * nets.classes * nets.inputs)
         )
@@ -88,6 +94,7 @@ def measure(
                 nets,
                 some_x[first : first + examples],
                 y[first : first + examples],
+                others=some_others,
                 first=first,
                 eps=eps,
                 attacks=attacks,
@@ -227,6 +234,7 @@ def _measure(
     x: Tensor,
     y: Tensor,
     *,
+    others: Tensor,
     first: int,
     eps: float,
     attacks: Sequence[str],
@@ -243,7 +251,9 @@ def _measure(
     correct = margins(logits, y) > 0
     radius: dict[tuple[float, str], Tensor] = {}
     for name in attacks:
-        for p, method, x_adv, found in attacked(name, nets, x, y, nearest=nearest, box=limit, first=first):
+        for p, method, x_adv, found in attacked(
+            name, nets, x, y, nearest=nearest, others=others, box=limit, first=first
+        ):
             radius[p, method] = _radius(nets, x, y, x_adv, found, correct, p=p)
     for p in NORMS:
         of_norm = [value for (norm, _), value in radius.items() if norm == p]

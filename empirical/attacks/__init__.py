@@ -9,6 +9,7 @@ attack              knowledge  finds    distance        source
 ``deepfool``        gradient   minimal  l_2, l_inf      arXiv:1511.04599
 ``ddn``             gradient   minimal  l_2             arXiv:1811.09600
 ``fmn``             gradient   minimal  l_2, l_inf      arXiv:2102.12827
+``fmn_init``        gradient   minimal  l_2, l_inf      the same, from points of other classes
 ``carlini_wagner``  gradient   minimal  l_2             arXiv:1608.04644
 ``strongest``       weights    minimal  l_2, l_inf      the closest of all of these
 ``shorten``         weights    minimal  any, on a ray   this project
@@ -31,6 +32,7 @@ from empirical.attacks.ddn import ddn
 from empirical.attacks.deepfool import deepfool
 from empirical.attacks.fgsm import fgs, minimal_fgs, minimal_rfgs, rfgs
 from empirical.attacks.fmn import fmn
+from empirical.attacks.fmn_init import fmn_init
 from empirical.attacks.pgd import minimal_pgd, pgd
 from empirical.attacks.ray import crossings, first_crossing, shorten
 from empirical.attacks.strongest import closest, strongest
@@ -44,6 +46,7 @@ __all__ = [
     "fgs",
     "first_crossing",
     "fmn",
+    "fmn_init",
     "minimal_fgs",
     "minimal_pgd",
     "minimal_rfgs",

@@ -1,8 +1,9 @@
 """The attacks that experiments name, each run the fastest way that measures the same.
 
-The long searches (FMN, DDN, PGD, C&W) need hundreds of passes to end next to a boundary; where exactly it
-lies is then one ray's question. So they run in float32, and in float64 every point is moved a little further
-out and pulled back to a boundary on its ray: the first one in fully connected networks, where that is cheap.
+The long searches (both of FMN, DDN, PGD, C&W) need hundreds of passes to end next to a boundary; where
+exactly it lies is then one ray's question. So they run in float32, and in float64 every point is moved a
+little further out and pulled back to a boundary on its ray: the first one in fully connected networks, where
+that is cheap.
 An example for which that finds nothing is searched again in float64.
 """
 
@@ -23,6 +24,7 @@ from empirical.attacks.ddn import ddn
 from empirical.attacks.deepfool import deepfool
 from empirical.attacks.fgsm import minimal_fgs, minimal_rfgs
 from empirical.attacks.fmn import fmn
+from empirical.attacks.fmn_init import fmn_init
 from empirical.attacks.geometry import clip
 from empirical.attacks.nearest import Nearest
 from empirical.attacks.pgd import minimal_pgd
@@ -50,13 +52,15 @@ def attacked(
     y: Int[Tensor, " n"],
     *,
     nearest: Mapping[tuple[float, Box], Nearest],
+    others: Float[Tensor, "m d"],
     box: Box,
     first: int = 0,
 ) -> Iterator[tuple[float, str, Float[Tensor, "K n d"], Bool[Tensor, "K n"]]]:
     """What the attack ``name`` finds, as (p, method, x_adv, found); DeepFool also pulled back along its ray.
 
-    ``nearest`` are the nearest boundaries at x, with this box; ``first`` is the place of x[0] in the data,
-    for what is drawn. Raises: InvalidInput for an unknown name.
+    ``nearest`` are the nearest boundaries at x, with this box; ``others`` the examples that ``fmn-init``
+    starts from; ``first`` is the place of x[0] in the data, for what is drawn.
+    Raises: InvalidInput for an unknown name.
     """
     if name == "fgs":
         yield math.inf, name, *minimal_fgs(nets, x, y, box=box)
@@ -69,20 +73,28 @@ def attacked(
             yield p, f"{name}+line", *shorten(nets, x, y, x_adv, found)
     elif name in _SEARCHES:
         for p in _SEARCHES[name]:
-            yield p, name, *searched(_search(name, p=p), nets, x, y, p=p, box=box)
+            yield p, name, *searched(_search(name, others, p=p), nets, x, y, p=p, box=box)
     else:
         raise InvalidInput(f"attack {name!r} is unknown")
 
 
 # The norms of the long searches.
-_SEARCHES = {"pgd": (2.0, math.inf), "fmn": (2.0, math.inf), "ddn": (2.0,), "cw": (2.0,)}
+_SEARCHES = {
+    "pgd": (2.0, math.inf),
+    "fmn": (2.0, math.inf),
+    "fmn-init": (2.0, math.inf),
+    "ddn": (2.0,),
+    "cw": (2.0,),
+}
 
 
-def _search(name: str, *, p: float) -> Search:
+def _search(name: str, others: Float[Tensor, "m d"], *, p: float) -> Search:
     if name == "pgd":
         return lambda nets, x, y, box: minimal_pgd(nets, x, y, p=p, box=box)
     if name == "fmn":
         return lambda nets, x, y, box: fmn(nets, x, y, p=p, steps=STEPS, box=box)
+    if name == "fmn-init":
+        return lambda nets, x, y, box: fmn_init(nets, x, y, others.to(x.dtype), p=p, box=box)
     l2 = ddn if name == "ddn" else carlini_wagner
     return lambda nets, x, y, box: l2(nets, x, y, steps=STEPS, box=box)
 

@@ -17,6 +17,8 @@ from theory.types import InvalidInput, check_p
 
 # What the step and gamma end at, relative to their first values.
 _LAST_STEP, _LAST_GAMMA = 0.01, 0.02
+# The first step from a point of another class, as a share of its distance.
+_SHARE = 1.0
 
 
 def fmn(
@@ -43,8 +45,7 @@ def fmn(
     check_attack(ensemble, x, y, box=box)
     check_p(p)
     check_count("steps", steps)
-    if not 0 < gamma < 1:
-        raise InvalidInput(f"gamma is {gamma}; the relative change of the radius lies in (0, 1)")
+    check_gamma(gamma)
     if target is not None:
         check_attack(ensemble, x, target)
         if (target == y).any():
@@ -54,17 +55,26 @@ def fmn(
 
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
         aimed = batch if target is None else replace(batch, aim=target[batch.rows])
-        return _walk(aimed, p=p, steps=steps, gamma=gamma, box=box)
+        begin = Closest.none(batch.start)
+        return pulled_back(aimed, descend(aimed, begin, p=p, steps=steps, gamma=gamma, box=box), box=box)
 
     return attack_correct(ensemble, x, y, attack)
 
 
-def _walk(
-    batch: Batch, *, p: float, steps: int, gamma: float, box: tuple[float, float] | None
-) -> tuple[Tensor, Tensor]:
-    best, points, loss = Closest.none(batch.start), batch.start, batch.loss
-    delta = torch.zeros_like(points)
-    first = length = radius = torch.zeros_like(batch.lead)
+def check_gamma(gamma: float) -> None:
+    """Raises: InvalidInput unless it lies in (0, 1)."""
+    if not 0 < gamma < 1:
+        raise InvalidInput(f"gamma is {gamma}; the relative change of the radius lies in (0, 1)")
+
+
+def descend(
+    batch: Batch, begin: Closest, *, p: float, steps: int, gamma: float, box: tuple[float, float] | None
+) -> Closest:
+    """The closest points met on the way from ``begin``, or from x where that has found nothing."""
+    best, points, loss = begin, begin.points.clone(), batch.loss
+    delta = points - batch.start
+    length = radius = begin.distance.masked_fill(~begin.found, 0.0)
+    first = torch.zeros_like(length)
     for i in range(steps):
         logits, whole = batch.nets.logits_and_gradient(points, loss)
         gradient = feasible(whole, points, box)
@@ -79,14 +89,15 @@ def _walk(
         radius = torch.where(best.found, adapted, (length + linearised) * (1 + change))
         if i == 0:
             moving = (whole != 0).sum(2, dtype=whole.dtype)
-            first = linearised if p == 2 else linearised * moving.sqrt()
+            first = torch.where(best.found, _SHARE * length, linearised)
+            first = first if p == 2 else first * moving.sqrt()
         step = first * (_LAST_STEP + (1 - _LAST_STEP) * decay)
         delta.addcmul_(gradient, torch.where(size > 0, step / size, 0.0)[..., None])
         points = _projected(batch.start, delta, radius, p=p, box=box)
         delta = torch.sub(points, batch.start, out=delta)
         length = norm(delta, p=p)
     best.offer(points, length, batch.success(points))
-    return pulled_back(batch, best, box=box)
+    return best
 
 
 def _projected(

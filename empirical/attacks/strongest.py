@@ -11,6 +11,7 @@ from empirical.attacks.ddn import ddn
 from empirical.attacks.deepfool import deepfool
 from empirical.attacks.fgsm import minimal_fgs
 from empirical.attacks.fmn import fmn
+from empirical.attacks.fmn_init import fmn_init
 from empirical.attacks.geometry import norm
 from empirical.attacks.pgd import minimal_pgd
 from empirical.attacks.ray import shorten
@@ -30,6 +31,7 @@ def strongest(
     *,
     p: float,
     effort: int = 2,
+    others: Float[Tensor, "m d"] | None = None,
     seed: int = 0,
     box: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
@@ -43,6 +45,8 @@ def strongest(
     3       and FMN towards each class, C&W             and FMN towards each class, minimal PGD
     ======  ==========================================  ==========================================
 
+    With ``others``, examples of any class, FMN starts there too from effort 2 on (:func:`fmn_init`), which
+    finds boundaries that no gradient at x leads to.
     Local attacks end at the class that is nearest at first sight; aiming at every class in turn finds more
     than ten times the steps do.
     Raises: InvalidInput for another p or effort, or bad shapes, values, labels or box.
@@ -55,6 +59,8 @@ def strongest(
         found.append(minimal_fgs(ensemble, x, y, box=box))
     if effort >= 2:
         found.append(fmn(ensemble, x, y, p=p, steps=STEPS, box=box))
+        if others is not None:
+            found.append(fmn_init(ensemble, x, y, others, p=p, box=box))
         if p == 2:
             found.append(ddn(ensemble, x, y, steps=STEPS, box=box))
     if effort == 3:

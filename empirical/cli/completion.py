@@ -21,7 +21,7 @@ _CATALOG = _ROOT / "empirical" / "experiments" / "catalog"
 _LAWS = _ROOT / "theory" / "laws" / "catalog" / "names.txt"
 _CONJECTURES = _ROOT / "theory" / "laws" / "conjectures"
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
-ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "cw")
+ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "fmn-init", "cw")
 
 
 def experiment_names() -> list[str]:

@@ -47,7 +47,7 @@ _LARGEST, _LONGEST = 2**16, 1000
 # More networks, masks or weights between two layers than any machine holds; a misprint, no experiment.
 _MOST = {"seeds": 10**5, "masks": 10**6}
 _MOST_WEIGHTS = 2**32
-ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "cw")
+ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "fmn-init", "cw")
 LOCAL = ("crown", "clever", "exact", "condition")
 
 

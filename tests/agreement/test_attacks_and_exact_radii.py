@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from empirical.attacks import carlini_wagner, ddn, deepfool, fmn, minimal_fgs, minimal_pgd, strongest
+from empirical.attacks import (
+    carlini_wagner,
+    ddn,
+    deepfool,
+    fmn,
+    fmn_init,
+    minimal_fgs,
+    minimal_pgd,
+    strongest,
+)
 from empirical.datasets import load
 from empirical.ensembles import MLPEnsemble, initialise, relu_network
 from empirical.measurement import verified_radius
@@ -23,6 +32,7 @@ GAP = 2e-6
 SLACK = {
     "deepfool": 0.35,
     "fmn": 0.2,
+    "fmn_init": 0.01,
     "ddn": 0.08,
     "carlini_wagner": 0.1,
     "minimal_pgd": 0.2,
@@ -31,8 +41,8 @@ SLACK = {
 
 
 @pytest.fixture(scope="module")
-def pruned() -> tuple[MLPEnsemble, torch.Tensor, torch.Tensor]:
-    """Two 16-6-5-3 networks, 60 % pruned, on three digits averaged to 4 x 4 pixels."""
+def pruned() -> tuple[MLPEnsemble, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two 16-6-5-3 networks, 60 % pruned, on three digits of 4 x 4 pixels; x, y and other examples."""
     data = load("digits")
     cpu = torch.device("cpu")
 
@@ -46,18 +56,19 @@ def pruned() -> tuple[MLPEnsemble, torch.Tensor, torch.Tensor]:
     nets = nets.masked(magnitude_masks(nets, sparsity=0.6))
     nets = train(nets, x.float(), y, Recipe(epochs=10), seeds=[0, 1]).to(dtype=torch.float64, device=cpu)
     x, y = part(data.x_test, data.y_test)
-    return nets, x[:EXAMPLES], y[:EXAMPLES]
+    return nets, x[:EXAMPLES], y[:EXAMPLES], x[EXAMPLES:]
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
 def test_attacks_stay_above_the_exact_radius_and_come_close(pruned, p):
-    nets, x, y = pruned
+    nets, x, y, others = pruned
     exact = [exact_radius(relu_network(nets, k), x.numpy(), y.numpy(), p=p) for k in range(nets.members)]
     assert all(status == "optimal" for found in exact for status in found.status)
     lower, upper = (torch.tensor(np.stack([getattr(e, end) for e in exact])) for end in ("lower", "upper"))
     attacks = {
         "deepfool": deepfool(nets, x, y, p=p),
         "fmn": fmn(nets, x, y, p=p),
+        "fmn_init": fmn_init(nets, x, y, others, p=p),
         "minimal_pgd": minimal_pgd(nets, x, y, p=p, steps=20, halvings=6),
         "strongest": strongest(nets, x, y, p=p, effort=3),
     }

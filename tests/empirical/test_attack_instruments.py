@@ -15,6 +15,7 @@ from empirical.attacks import (
     ddn,
     deepfool,
     fmn,
+    fmn_init,
     minimal_fgs,
     minimal_pgd,
     minimal_rfgs,
@@ -41,6 +42,8 @@ MINIMAL = {
     ("ddn", 2.0): lambda n, x, y, box=None: ddn(n, x, y, steps=60, box=box),
     ("fmn", 2.0): lambda n, x, y, box=None: fmn(n, x, y, p=2, steps=60, box=box),
     ("fmn", INF): lambda n, x, y, box=None: fmn(n, x, y, p=INF, steps=60, box=box),
+    ("fmn_init", 2.0): lambda n, x, y, box=None: fmn_init(n, x, y, x, p=2, box=box),
+    ("fmn_init", INF): lambda n, x, y, box=None: fmn_init(n, x, y, x, p=INF, box=box),
     ("carlini_wagner", 2.0): lambda n, x, y, box=None: carlini_wagner(n, x, y, steps=40, searches=5, box=box),
     ("minimal_pgd", 2.0): lambda n, x, y, box=None: minimal_pgd(n, x, y, p=2, steps=15, halvings=6, box=box),
     ("minimal_pgd", INF): lambda n, x, y, box=None: minimal_pgd(
@@ -57,6 +60,7 @@ SLACK = {
     "deepfool": (0.0201, 0.0201),
     "ddn": (0.005, 0.02),
     "fmn": (0.005, 0.005),
+    "fmn_init": (0.005, 0.02),
     "carlini_wagner": (0.03, 0.03),
     "minimal_pgd": (0.02, 0.02),
     "minimal_fgs": (1e-6, 1e-4),
@@ -213,6 +217,36 @@ def law_ends_at_the_first_boundary(attack, p, box):
     assert moved.sum() > 15
     assert (at >= first * (1 - 1e-9)).all()
     assert (at <= first * (1 + 5e-4))[moved].double().mean() > 0.9
+
+
+@pytest.mark.parametrize("p", [2.0, INF])
+def test_where_no_gradient_leads_fmn_starts_from_other_examples(p):
+    """The unit is off around x, so scores are constant; the boundary is where the first two sum to 1.5."""
+    weight = lambda rows: torch.tensor(rows, dtype=torch.float64)[None]  # noqa: E731
+    layers = (weight([[1.0, 1.0, 0.0]]), weight([[0.0], [1.0]]))
+    biases = (weight([-1.0]), weight([0.5, 0.0]))
+    nets = MLPEnsemble(layers, biases, tuple(torch.ones_like(w, dtype=torch.bool) for w in layers))
+    x, y = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64), torch.tensor([0])
+    others = torch.tensor([[0.1, 0.0, 0.0], [2.0, 0.1, 9.0], [3.0, 3.0, 0.0]], dtype=torch.float64)
+    assert not fmn(nets, x, y, p=p)[1].any()
+    x_adv, found = fmn_init(nets, x, y, others, p=p)
+    radius = float(verified_radius(nets, x, y, x_adv, found, p=p))
+    assert radius == pytest.approx(1.0 / math.sqrt(2) if p == 2 else 0.5, rel=1e-3)
+    assert not fmn_init(nets, x, y, others[:1], p=p)[1].any()  # none of another class
+    both = strongest(nets, x, y, p=p, others=others)
+    assert float(verified_radius(nets, x, y, *both, p=p)) <= radius * (1 + 1e-9)
+
+
+def test_inputs_that_no_unit_sees_stay_where_they_are():
+    nets, x, y = random_ensemble(members=2)
+    weight = nets.weights[0].clone()
+    weight[0, :, 2:5] = 0.0
+    nets = MLPEnsemble((weight, *nets.weights[1:]), nets.biases, nets.masks)
+    y = nets.logits(x)[0].argmax(1)
+    x_adv, found = fmn_init(nets, x, y, x, p=2)
+    moved = (x_adv != x)[:, found.all(0)]
+    assert not moved[0, :, 2:5].any()
+    assert moved[1, :, 2:5].any()
 
 
 @pytest.mark.parametrize("box", [None, (-0.5, 1.5)])
@@ -487,6 +521,12 @@ def test_norms_neither_overflow_nor_vanish_in_float32(scale):
         (lambda n, x, y: ddn(n, x, y, steps=0), "steps is 0"),
         (lambda n, x, y: ddn(n, x, y, gamma=1.0), "gamma is 1"),
         (lambda n, x, y: fmn(n, x, y, p=2, gamma=0.0), "gamma is 0"),
+        (lambda n, x, y: fmn_init(n, x, y, x, p=2, gamma=1.0), "gamma is 1"),
+        (lambda n, x, y: fmn_init(n, x, y, x, p=2, starts=0), "starts is 0"),
+        (lambda n, x, y: fmn_init(n, x, y, x[:0], p=2), r"others has shape \(0, 2\)"),
+        (lambda n, x, y: fmn_init(n, x, y, x[:, :1], p=2), r"others has shape \(1, 1\)"),
+        (lambda n, x, y: fmn_init(n, x, y, x / 0, p=2), r"others\[0\] holds NaN or infinity"),
+        (lambda n, x, y: fmn_init(n, x, y, x.float(), p=2), "others is torch.float32"),
         (lambda n, x, y: carlini_wagner(n, x, y, rate=0.0), "rate is 0"),
         (lambda n, x, y: carlini_wagner(n, x, y, searches=0), "searches is 0"),
         (lambda n, x, y: rfgs(n, x, y, eps=0.1, share=1.0), "share is 1"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from empirical.attacks import carlini_wagner, ddn, fmn, minimal_pgd
+from empirical.attacks import carlini_wagner, ddn, fmn, fmn_init, minimal_pgd
 from empirical.attacks.active import margins
 from empirical.attacks.by_name import attacked, searched
 from empirical.ensembles import MLPEnsemble, from_modules, initialise_modules
@@ -17,6 +17,8 @@ from theory.types import InvalidInput
 SEARCHES = {
     ("fmn", 2.0): lambda nets, x, y, box: fmn(nets, x, y, p=2.0, box=box),
     ("fmn", math.inf): lambda nets, x, y, box: fmn(nets, x, y, p=math.inf, box=box),
+    ("fmn-init", 2.0): lambda nets, x, y, box: fmn_init(nets, x, y, x, p=2.0, box=box),
+    ("fmn-init", math.inf): lambda nets, x, y, box: fmn_init(nets, x, y, x, p=math.inf, box=box),
     ("pgd", math.inf): lambda nets, x, y, box: minimal_pgd(nets, x, y, p=math.inf, box=box),
     ("ddn", 2.0): lambda nets, x, y, box: ddn(nets, x, y, box=box),
     ("cw", 2.0): lambda nets, x, y, box: carlini_wagner(nets, x, y, box=box),
@@ -67,7 +69,7 @@ def test_a_success_of_convolutions_does_not_hang_on_rounding():
     nets = from_modules([module], shape=(1, 12, 12))
     x = torch.rand(80, 144, dtype=torch.float64)
     y = nets.logits(x)[0].argmax(1)
-    for _, _, x_adv, found in attacked("fmn", nets, x, y, nearest={}, box=None):
+    for _, _, x_adv, found in attacked("fmn", nets, x, y, nearest={}, others=x, box=None):
         assert found.all()
         logits = torch.cat([nets.logits(x_adv[:, i : i + 1]) for i in range(len(x))], dim=1)
         assert (margins(logits, y) < 0).all()
@@ -119,7 +121,7 @@ def test_a_member_gets_what_it_gets_alone(trained_digits):
 def test_an_unknown_name_is_an_error(trained_digits):
     nets, x, y = trained_digits
     with pytest.raises(InvalidInput, match="'fgsm' is unknown"):
-        list(attacked("fgsm", nets, x[:2], y[:2], nearest={}, box=None))
+        list(attacked("fgsm", nets, x[:2], y[:2], nearest={}, others=x, box=None))
 
 
 def test_inputs_and_boxes_that_float32_cannot_hold_are_searched_in_float64():

@@ -122,7 +122,7 @@ def test_measurements_are_the_same_and_in_order(density, monkeypatch):
             np.testing.assert_allclose(one[key], other[key], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("attack", ["fmn", "cw"])
+@pytest.mark.parametrize("attack", ["fmn", "fmn-init", "cw"])
 def test_searches_end_at_the_same_distance(attack, monkeypatch):
     """Nothing that they do depends on how many inputs there are that no unit sees."""
     generator = torch.Generator().manual_seed(0)

@@ -206,7 +206,7 @@ def test_all_attacks_on_small_networks(kind):
     provenance: dict[str, str] = dict.fromkeys(("settings", "version", "commit", "device", "dtype"), "")
     measured = table(jobs.level_rows(experiment, found, members, networks), provenance=provenance).to_pandas()
     radii = measured[measured["quantity"] == "radius"]
-    methods = {"fgs", "rfgs", "deepfool", "deepfool+line", "pgd", "ddn", "fmn", "cw"}
+    methods = {"fgs", "rfgs", "deepfool", "deepfool+line", "pgd", "ddn", "fmn", "fmn-init", "cw"}
     assert set(radii["method"]) == methods | {"certificate"}
     assert len(radii) == 2 * (
         len(methods) + 6
