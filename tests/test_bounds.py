@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from empirical.attacks import deepfool, minimal_fgs, shorten
+from empirical.cli.bounds import _norm
 from empirical.cli.main import main
 from empirical.condense import RUN_KEY
 from empirical.datasets import load, load_test
@@ -461,6 +463,56 @@ def test_mask_rungs_of_a_convolutional_network(tmp_path):
         assert np.mean(norms, axis=0)[0] <= values(masks, method="F", norm="l2")[at]
 
 
+TIED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, tied=True):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 10)
+        self.second = self.first if tied else nn.Linear(64, 64, bias=False)
+        self.second.requires_grad_(tied)
+        if not tied:
+            self.second.register_buffer("weight", self.second._parameters.pop("weight").data)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu())
+"""
+
+
+def test_random_masks_of_tied_and_of_constant_weights(tmp_path, monkeypatch):
+    """One mask of two layers is none of independent ones; a constant matrix has none."""
+    (tmp_path / "own_tied.py").write_text(TIED)
+    monkeypatch.chdir(tmp_path)
+    net = mlp(64, 64, 10)
+    state = {name.replace("0.", "first.").replace("2.", "last."): v for name, v in net.state_dict().items()}
+    common = ("--arch", "own_tied:Net", "--data", "digits", "--examples", 2, "--crown", 0, "--p", "l2")
+    torch.save(state | {f"second.{n}": state[f"first.{n}"] for n in ("weight", "bias")}, "tied.pt")
+    result = run("tied.pt", *common, "--out", "tied")
+    assert result.exit_code == 0, result.output
+    assert "Note: no bounds of random masks" in result.stderr
+    assert re.search(r"behind each other share (first|second).weight", result.stderr)
+    rows = read_table(Path("tied", "bounds.parquet"), schema=BOUNDS).to_pandas()
+    assert not rows["quantity"].isin(["expected_lipschitz", "active_units"]).any()
+
+    torch.save(state | {"second.weight": torch.eye(64)}, "constant.pt")
+    chosen = "--arch-args", '{"tied": false}', "--alphas", "0,0.75", "--pair", 0, 1
+    result = run("constant.pt", *common, *chosen, "--out", "constant")
+    assert result.exit_code == 0, result.output
+    assert "Note" not in result.stderr
+    rows = read_table(Path("constant", "bounds.parquet"), schema=BOUNDS).to_pandas()
+    for method, kept in (("P1", 0.25), ("F", 0.5)):  # of one hidden layer
+        dense, masked = values(rows, quantity="expected_lipschitz", method=method)
+        np.testing.assert_allclose(masked, kept * dense, rtol=1e-9)
+    assert {*rows.loc[rows["quantity"] == "sparsity", "method"]} == {
+        "first.weight",
+        "last.weight",
+        "all layers",
+    }
+
+
 def test_a_program_of_any_batch_size_is_read(tmp_path):
     net = mlp(4, 3, 2)
     batch = torch.export.Dim("batch")
@@ -588,10 +640,11 @@ def broken(tmp_path_factory) -> Path:
         (["net.pt", "--shape", "a"], "give numbers joined by commas"),
         (["net.pt", "--pair", "3", "3"], "give two different classes in [0, 10)"),
         (["net.pt", "--pair", "3", "10"], "give two different classes in [0, 10)"),
-        (["net.pt", "--p", "1"], "the attack norm must be 2 or math.inf"),
+        (["net.pt", "--p", "3"], "p is '3'; choose inf or 2"),
+        (["net.pt", "--p", "2,l1"], "p is 'l1'; choose inf or 2"),
         (["net.pt", "--p", "2", "--p", "2"], "each once"),
         (["net.pt", "--radius", "-1"], "a ball needs a finite radius >= 0"),
-        (["net.pt", "--alphas", "0,2"], "sparsity is the fraction of weights removed"),
+        (["net.pt", "--alphas", "0,1.5"], "alphas[1] is 1.5; sparsity is the fraction of weights removed"),
         (["net.pt", "--examples", "0"], "use at least one"),
         (["net.pt", "--steps", "-1"], "give 0 or more ascent steps"),
     ],
@@ -682,15 +735,38 @@ def test_bad_requests(asked, message):
         Request(**asked)
 
 
+def test_norms_are_named_as_in_the_tables_too():
+    named = {
+        "inf": math.inf,
+        "linf": math.inf,
+        "l_inf": math.inf,
+        "2": 2.0,
+        "2.0": 2.0,
+        "l2": 2.0,
+        "l_2": 2.0,
+    }
+    assert {text: _norm(text) for text in named} == named
+
+
+_TWICE = nn.Linear(4, 4)
+
+
 @pytest.mark.parametrize(
     "net",
     [
+        nn.Sequential(_TWICE, nn.ReLU(), _TWICE, nn.ReLU(), nn.Linear(4, 2)),
         nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)),
         nn.Sequential(nn.Linear(4, 3), nn.ReLU()),
         nn.Sequential(nn.ReLU(), nn.Linear(4, 2)),
         nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2)),
     ],
-    ids=["two linear layers in a row", "a last ReLU", "a first ReLU", "batch normalisation"],
+    ids=[
+        "a layer used twice",
+        "two linear layers in a row",
+        "a last ReLU",
+        "a first ReLU",
+        "batch normalisation",
+    ],
 )
 def test_what_is_not_plainly_fully_connected_has_no_layers(net):
     assert fully_connected(graphs.read(net, (4,))) is None

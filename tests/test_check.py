@@ -370,7 +370,7 @@ def test_facts_of_the_finished_run(finished):
     conv[0, 2:5, 0, 1] = 1.0  # three channels in a row, two of them in one group
     weights = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.zeros(2, 2), "c": conv}
     network = Network("net", "0", "a network", nn.Identity(), None, weights)
-    findings = Findings(network, "none", rows[:0], rows, 0, "", {}, {})
+    findings = Findings(network, "none", rows[:0], rows, 0, "", "", {}, {})
     assert harmless(findings) == 0.1
     found = layers(findings)
     assert [layer.sparsity for layer in found] == [0.5, 1.0, 21 / 24, 26 / 30]

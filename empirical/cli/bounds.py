@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +90,7 @@ def bounds(
 
         request = Request(
             examples=examples,
-            norms=numbers("p", ",".join(norms), float) or Request.norms,
+            norms=tuple(_norm(text) for several in norms for text in several.split(",")) or Request.norms,
             radii=radii or None,
             alphas=numbers("alphas", alphas, float) or ALPHAS,
             pair=pair or None,
@@ -118,6 +120,17 @@ def bounds(
     files = listed(("Figure", drawn), ("Table", outcome.path))
     click.echo(f"{_LEGEND}\n\n{files}Took {seconds:.0f} s on {chosen.type}.", err=markdown)
     sys.exit(OK)
+
+
+def _norm(text: str) -> float:
+    """inf or 2, also as the tables write them: l_inf, linf. Raises: InvalidInput for anything else."""
+    from theory.types import InvalidInput
+
+    with suppress(ValueError):
+        p = float(text.strip().removeprefix("l").removeprefix("_"))
+        if p in (2.0, math.inf):
+            return p
+    raise InvalidInput(f"p is {text!r}; choose inf or 2")
 
 
 def _draw(outcome: Outcome) -> None:

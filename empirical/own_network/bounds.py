@@ -20,6 +20,7 @@ from empirical.datasets import Examples
 from empirical.locations import Location
 from empirical.own_network.bound_rows import Row, units
 from empirical.own_network.loading import Network
+from empirical.own_network.mask_bounds import unmaskable
 from empirical.own_network.measuring import fingerprint
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem, Request, minutes_each
@@ -64,7 +65,8 @@ def bounds(
 ) -> Outcome:
     """Everything the theory says of the network at the examples, in ``out``; a finished run is only read.
 
-    ``note`` is told where linear relaxation will take long, and what asks for less.
+    ``note`` is told why there is nothing about random masks where there is not, and where linear relaxation
+    will take long, and what asks for less.
 
     Raises: InvalidInput for a network that does not fit the data or is not understood, bad labels or pair, or
     a folder that is unwritable, holds other results or a damaged file.
@@ -75,6 +77,8 @@ def bounds(
     request = replace(request, pair=pair)
     described = _describe(problem, request, device)
     open_run(out, described, parts=("units", "figures"))
+    if reason := unmaskable(problem.graph):
+        note(f"Note: no bounds of random masks: {reason}")
     final = out / "bounds.parquet"
     if final.is_file():
         content = read_table(final, schema=BOUNDS)

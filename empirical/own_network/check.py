@@ -20,6 +20,7 @@ from empirical.ensembles import Ensemble, MLPEnsemble, from_networks
 from empirical.own_network import bounds, measuring, problem
 from empirical.own_network.further_pruning import check_levels, units
 from empirical.own_network.loading import Network
+from empirical.own_network.mask_bounds import unmaskable
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem
 from empirical.provenance import commit, device_name, package_version
@@ -40,7 +41,7 @@ class Request:
     """
 
     examples: int = 100
-    attacks: tuple[str, ...] = ("fgs", "deepfool", "fmn")
+    attacks: tuple[str, ...] = ("fgs", "deepfool", "fmn", "fmn-init")
     removed: tuple[float, ...] = LEVELS
     crown: int | None = None
     eps: float = 0.1
@@ -68,8 +69,8 @@ class Findings:
     """All rows, and why there are none where a part does not apply.
 
     ``bounds`` is a table of ``bounds`` or the reason why nothing could be proved; ``further`` is about whole
-    networks; ``crown`` says how many examples linear relaxation certified, ``moments`` why random masks
-    could not be predicted, empty where they were.
+    networks; ``crown`` says how many examples linear relaxation certified, ``unmasked`` why no bound speaks
+    of random masks and ``moments`` why these could not be predicted, empty where they were.
     """
 
     network: Network
@@ -77,6 +78,7 @@ class Findings:
     measured: pd.DataFrame
     further: pd.DataFrame
     crown: int
+    unmasked: str
     moments: str
     settings: dict[str, object]
     provenance: dict[str, str]
@@ -153,6 +155,7 @@ def check(
         read_table(attacked.path).to_pandas(),
         further[further["example"].isna()],
         crown,
+        "" if isinstance(subject.problem, str) else unmaskable(subject.problem.graph),
         "" if subject.layers is not None else _no_moments(subject.problem),
         settings,
         provenance,
@@ -173,7 +176,7 @@ def _subject(network: Network, data: Examples, request: Request, device: torch.d
 def _no_moments(problem: Problem | str) -> str:
     if isinstance(problem, str):
         return problem
-    return "moment propagation is done for fully connected networks only"
+    return "moment propagation is done for fully connected networks only, each layer with weights of its own"
 
 
 def _further(

@@ -71,7 +71,7 @@ class Sandwich:
 
 
 def layers(findings: Findings) -> list[Layer]:
-    """Every parameter with two or more axes, and all together."""
+    """The weights that multiply values, each by the name of its parameter, and all together."""
     found = [_layer(name, weight) for name, weight in findings.network.weights.items()]
     total = Layer(
         "all layers",

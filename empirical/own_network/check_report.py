@@ -53,6 +53,7 @@ def write_check(findings: Findings, out: Path, *, command: str) -> None:
         "pictures": _pictures(findings, out),
         "told": " ".join(f"{fact.name}: {fact.value}." for fact in _facts(findings, parts)[2:-1]),
         "unproved": findings.bounds if isinstance(findings.bounds, str) else "",
+        "unmasked": findings.unmasked,
         "moments": findings.moments,
         "draws": DRAWS,
         "settings": {name: setting(entry) for name, entry in findings.settings.items() if entry is not None}

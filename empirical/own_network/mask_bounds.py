@@ -9,12 +9,21 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from theory import graph as graphs
-from theory.graph.masks import masked_operators
+from theory.graph.masks import hidden_operators, repeated_parameters
 from theory.graph.network import Dense, Graph
 from theory.relu import active_ladder, ladder
 from theory.types import ReLUNetwork
 
 Rungs = Callable[[float], Mapping[str, Float[Array, " a"]]]
+
+
+def unmaskable(graph: Graph) -> str:
+    """Why no bound applies to random masks of the hidden weights; empty where one does."""
+    if not isinstance(graph.nodes[-1].operation, Dense) or not hidden_operators(graph):
+        return "the bounds need a dense last layer above others whose weights can be masked"
+    if repeated := sorted(repeated_parameters(graph)):
+        return f"the bounds need independent masks, and layers behind each other share {', '.join(repeated)}"
+    return ""
 
 
 def mask_rungs(
@@ -23,14 +32,12 @@ def mask_rungs(
     """Upper bounds on E sup ||grad(g_i - g_k)||_q by name, as a function of p; None where none applies.
 
     Every hidden weight is removed with probability alpha. ``layers`` is the graph where it is fully
-    connected, which has the whole ladder; other graphs have the rungs F and P1, if their scores come from
-    a dense layer above others whose weights can be masked.
+    connected, which has the whole ladder; other graphs have the rungs F and P1. :func:`unmaskable` says why
+    none applies.
     """
-    if layers is not None:
-        return layer_rungs(layers, alphas, pair) if len(layers.weights) > 1 else None
-    if isinstance(graph.nodes[-1].operation, Dense) and len(masked_operators(graph)) > 1:
-        return graph_rungs(graph, alphas, pair)
-    return None
+    if unmaskable(graph):
+        return None
+    return graph_rungs(graph, alphas, pair) if layers is None else layer_rungs(layers, alphas, pair)
 
 
 def layer_rungs(layers: ReLUNetwork, alphas: Sequence[float], pair: tuple[int, int]) -> Rungs:
@@ -61,7 +68,7 @@ def _settings(layers: ReLUNetwork, alphas: Sequence[float]) -> Float[Array, "a l
 
 def graph_rungs(graph: Graph, alphas: Sequence[float], pair: tuple[int, int]) -> Rungs:
     """Rungs P1, in l_2 too, for ||J||_2 <= ||J||_1, and F of a graph that ends in a dense layer."""
-    hidden = len(masked_operators(graph)) - 1
+    hidden = len(hidden_operators(graph))
 
     def rungs(p: float) -> Mapping[str, Float[Array, " a"]]:
         named = {"P1": graphs.expected_path_norm} | ({"F": graphs.frobenius_bound} if p == 2 else {})

@@ -44,7 +44,7 @@ class Request:
     """
 
     examples: int = 1000
-    attacks: tuple[str, ...] = ("fgs", "deepfool", "ddn", "fmn")
+    attacks: tuple[str, ...] = ("fgs", "deepfool", "ddn", "fmn", "fmn-init")
     eps: float = 0.1
     box: tuple[float, float] | None = None
     shape: tuple[int, ...] | None = None

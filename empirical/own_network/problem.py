@@ -11,6 +11,7 @@ from torch import Tensor
 from empirical.datasets import Examples
 from empirical.own_network.loading import Network
 from theory import graph as graphs
+from theory.graph.masks import masked_operators, repeated_parameters
 from theory.graph.network import Activation, Conv2d, Dense, Graph, Reshape, Source
 from theory.types import InvalidInput, ReLUNetwork, check_labels, check_p, check_sparsity
 
@@ -52,8 +53,8 @@ class Request:
         for radius in self.radii or ():
             if not 0 <= radius < math.inf:
                 raise InvalidInput(f"radius is {radius}; a ball needs a finite radius >= 0")
-        for alpha in self.alphas:
-            check_sparsity("alphas", alpha)
+        for j, alpha in enumerate(self.alphas):
+            check_sparsity(f"alphas[{j}]", alpha)
         if self.examples < 1:
             raise InvalidInput(f"examples is {self.examples}; use at least one")
         if self.steps < 0:
@@ -108,15 +109,21 @@ class Problem:
 
 
 def fully_connected(graph: Graph) -> ReLUNetwork | None:
-    """The layers of a graph that is linear layers with a ReLU between any two; None for any other."""
+    """The layers of a graph that is linear layers with a ReLU between any two; None for any other.
+
+    Also None unless every layer has weights of its own: what is said of layers is said of independent masks.
+    """
+    if repeated_parameters(graph):
+        return None
     weights, biases, ready = [], [], True
+    masked = masked_operators(graph)
     for place, node in enumerate(graph.nodes):
         if node.inputs not in ((), (place - 1,)):
             return None
         match node.operation:
             case Source() | Reshape():
                 pass
-            case Dense(weight) if ready:
+            case Dense(weight) if ready and place in masked:
                 bias = torch.zeros(len(weight)) if node.bias is None else node.bias.expand(len(weight))
                 weights.append(weight.double().cpu().numpy())
                 biases.append(bias.double().cpu().numpy())

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_ascent_steps_tighten_the_inputs_of_later_relus():
     rng = np.random.default_rng(0)
     weights = tuple(rng.normal(size=s) for s in ((10, 4), (10, 10), (3, 10)))
     graph = from_relu_network(ReLUNetwork(weights, tuple(np.zeros(len(w)) for w in weights)))
-    ball = Ball(torch.tensor(rng.normal(size=(5, 4))), torch.full((5,), 0.3), 2.0)
+    ball = Ball(torch.tensor(rng.normal(size=(5, 4))), torch.full((5,), 0.3).double(), 2.0)
     plain, found = (
         node_bounds(graph, ball, tighten=partial(open_signs, steps=steps)).intervals for steps in (0, 10)
     )
@@ -162,7 +163,7 @@ def test_an_example_gets_in_company_what_it_gets_alone():
     """Its second layer is max(x, 0) - max(x, 0) + 1: of certain sign at 1 by intervals, open at 0."""
     weights = (np.array([[1.0], [1.0]]), np.array([[1.0, -1.0]]), np.array([[1.0], [-1.0]]))
     graph = from_relu_network(ReLUNetwork(weights, (np.zeros(2), np.ones(1), np.zeros(2))))
-    ball = Ball(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([2.0, 0.4]).double(), math.inf)
+    ball = Ball(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([2.0, 0.4]).double(), 1.0)
     together = node_bounds(graph, ball).intervals
     for k in range(2):
         alone = node_bounds(graph, ball.take(torch.tensor([k]))).intervals
@@ -174,12 +175,34 @@ def test_an_example_gets_in_company_what_it_gets_alone():
 def test_an_example_without_open_signs_in_a_group_of_its_own(monkeypatch):
     eye = np.eye(2)
     net = ReLUNetwork((eye, eye, eye), (np.zeros(2), np.zeros(2), np.zeros(2)))
-    ball = Ball(torch.ones(2, 2).double(), torch.tensor([2.0, 0.1]).double(), math.inf)
+    ball = Ball(torch.ones(2, 2).double(), torch.tensor([2.0, 0.1]).double(), 1.0)
     whole = node_bounds(from_relu_network(net), ball)
     monkeypatch.setattr(bounds_module, "ROW_ENTRIES", 1)
     for one, other in zip(whole.intervals, node_bounds(from_relu_network(net), ball).intervals, strict=True):
         assert torch.allclose(one.lower, other.lower)
         assert torch.allclose(one.upper, other.upper)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": math.inf}, "ball.q is inf; give 1 for balls in l_inf, 2"),
+        ({"q": 3.0}, "ball.q is 3.0"),
+        ({"radius": torch.tensor([-0.1]).double()}, "ball.radius has an entry that is negative"),
+        ({"radius": torch.tensor([math.inf]).double()}, "ball.radius has an entry that is negative, NaN or"),
+        ({"radius": torch.tensor([math.nan]).double()}, "a ball needs a finite radius >= 0"),
+        ({"radius": torch.ones(2).double()}, r"ball.radius has shape \(2,\); expected \(1,\)"),
+        ({"radius": torch.ones(1)}, "ball.radius has dtype torch.float32; .* torch.float64"),
+        ({"centre": torch.ones(1, 2).double()}, r"ball.centre has shape \(1, 2\); expected \(1, 1\)"),
+        ({"centre": torch.ones(0, 1).double()}, r"ball.centre has shape \(0, 1\); .* not empty"),
+        ({"centre": torch.ones(1, 1)}, "ball.centre has dtype torch.float32"),
+    ],
+)
+def test_balls_that_are_none_of_the_graph_are_refused(changes, message):
+    ball = Ball(torch.ones(1, 1).double(), torch.ones(1).double(), 2.0)
+    with pytest.raises(InvalidInput, match=message):
+        node_bounds(from_relu_network(ABSOLUTE), replace(ball, **changes))
 
 
 @settings(max_examples=25)

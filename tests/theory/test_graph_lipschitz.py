@@ -20,6 +20,7 @@ from theory.laws.adjoint import values_of_adjoint
 from theory.laws.strategies import EXTREME, arrays, attack_norms, convolutions, graphs, relu_networks, tensors
 from theory.norms import dual, norm
 from theory.relu import lipschitz as relu_lipschitz
+from theory.relu.exact_lipschitz import exact_local_lipschitz
 from theory.types import InvalidInput, ReLUNetwork
 
 # The run-time shape checks pick random items of the tuples in a network, also while Hypothesis draws one.
@@ -294,9 +295,28 @@ def test_laws_reject_unsound_constants():
 
 
 # g_0 = relu(x - 1): flat at the origin, steep beyond 1.
-BENT = from_relu_network(
-    ReLUNetwork((np.array([[1.0]]), np.array([[1.0], [0.0]])), (np.array([-1.0]), np.zeros(2)))
-)
+BENT_NETWORK = ReLUNetwork((np.array([[1.0]]), np.array([[1.0], [0.0]])), (np.array([-1.0]), np.zeros(2)))
+BENT = from_relu_network(BENT_NETWORK)
+
+
+def test_constants_of_another_type_are_rounded_up():
+    """0.7 rounds down to float32, 1e300 overflows it; the true constant is 1."""
+    x, y, radius = torch.tensor([[2.0]]), torch.tensor([0]), torch.tensor([0.5])
+    for table, least in ((0.7, 0.7), (1e300, 1.0)):
+        constants = torch.full((2, 2), table, dtype=torch.float64)
+        for graph in (BENT, from_relu_network(BENT_NETWORK, dtype=torch.float32)):
+            found = local_lipschitz(graph, x, y, p=2.0, radius=radius, constants=constants)
+            assert found.dtype == graph.dtype
+            assert least <= float(found[0, 1]) <= least * (1 + 1e-5)
+            narrow = local_lipschitz(graph, x, y, p=2.0, radius=radius, constants=constants.float())
+            assert narrow.dtype == graph.dtype
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("radius", [np.ones(2), np.float64(1.0), np.array([-1.0]), np.array([np.inf])])
+def test_the_exact_constant_wants_one_finite_radius_per_example(radius):
+    with pytest.raises(InvalidInput, match="radius has"):
+        exact_local_lipschitz(BENT_NETWORK, np.ones((1, 1)), np.array([0]), p=2.0, radius=radius)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -306,6 +326,7 @@ BENT = from_relu_network(
         ({"p": 3.0}, "p is 3.0"),
         ({"y": torch.tensor([2])}, "labels must lie in"),
         ({"x": torch.ones(1, 1, 1)}, "x has shape"),
+        ({"x": torch.ones(1, 1, dtype=torch.complex128)}, "x has dtype torch.complex128; .* real numbers"),
         ({"radius": torch.tensor([-1.0])}, "radius has a negative"),
         ({"radius": torch.ones(2)}, "radius has shape"),
         ({"constants": torch.ones(3, 3)}, "constants has shape"),

@@ -1,17 +1,23 @@
 """Random masks on graphs against the enumeration of all masks, and against the theory of dense networks."""
 
+import io
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from theory.graph.builder import Builder, Place
 from theory.graph.constants import path_norm
-from theory.graph.masks import expected_path_norm, frobenius_bound, masked_operators
+from theory.graph.masks import expected_path_norm, frobenius_bound, masked_operators, repeated_parameters
 from theory.graph.network import Graph, from_relu_network
+from theory.graph.reader import read, trace
 from theory.laws import graph as laws
 from theory.laws.strategies import convolutions, relu_networks, sparsities, tensors
 from theory.relu import masks as relu_masks
@@ -27,17 +33,23 @@ MOST_WEIGHTS = 9  # of the masked layers: all 2**9 masks
 
 @st.composite
 def tiny_convolutions(draw: st.DrawFn) -> tuple[Graph, list[float]]:
-    """A convolution or residual blocks, pooling, a last layer; and the sparsities, the last one often 0."""
+    """A convolution or residual blocks, pooling, a last layer; and the sparsities, the last one often 0.
+
+    Some weights are constants, the last ones too.
+    """
     builder = Builder((1, 2, 3), torch.float64, torch.device("cpu"))
+    origins = st.sampled_from([None, None, frozenset()])
     x = Place(0)
     if draw(st.booleans()):
         operation, builder.output = draw(convolutions((1, 2, 3)))
         arguments = (operation.stride, operation.padding, operation.dilation, operation.groups)
-        x = Place(builder.relu(Place(builder.conv2d(x, operation.weight, None, *arguments))))
+        convolved = builder.conv2d(x, operation.weight, None, *arguments, parameters=draw(origins))
+        x = Place(builder.relu(Place(convolved)))
     else:
         for _ in range(draw(st.integers(1, 2))):  # each block reads its input twice
             kernel = draw(tensors((1, 1, 1, 3)))
-            inner = Place(builder.relu(Place(builder.conv2d(x, kernel, None, 1, (0, 1)))))
+            convolved = builder.conv2d(x, kernel, None, 1, (0, 1), parameters=draw(origins))
+            inner = Place(builder.relu(Place(convolved)))
             x = Place(draw(st.sampled_from([builder.plus, builder.minus]))(inner, x))
     channels, height, width = builder.nodes[x].shape
     builder.output = (channels, 1, 1)
@@ -45,9 +57,9 @@ def tiny_convolutions(draw: st.DrawFn) -> tuple[Graph, list[float]]:
     builder.output = (channels,)
     x = Place(builder.reshape(x))
     builder.output = (2,)
-    graph = builder.finish(builder.linear(x, draw(tensors((2, channels)))))
+    graph = builder.finish(builder.linear(x, draw(tensors((2, channels))), parameters=draw(origins)))
     alphas = [draw(sparsities()) for _ in masked_operators(graph)]
-    if draw(st.booleans()):
+    if alphas and draw(st.booleans()):
         alphas[-1] = 0.0
     weights = [graph.nodes[i].operation.weight.numel() for i in masked_operators(graph)]  # pyright: ignore
     assume(sum(weights) <= MOST_WEIGHTS)
@@ -178,6 +190,134 @@ def test_pooling_is_not_masked():
     assert masked_operators(graph) == [len(graph.nodes) - 1]
     assert expected_path_norm(graph, [], PAIR) == pytest.approx(1.0)
     assert frobenius_bound(graph, [], PAIR) == pytest.approx(0.5)
+
+
+def filled(module: nn.Module, **values: list) -> nn.Module:
+    for name, value in values.items():
+        module.get_parameter(f"{name}.weight").data = torch.tensor(value)
+    return module
+
+
+class Projected(nn.Module):
+    """relu(a x), twice through a constant matrix, and b: of scalars 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False)
+        self.register_buffer("eye", torch.eye(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(((self.a(x).relu() @ self.eye).relu() @ self.eye).relu())
+
+
+class Blurred(nn.Module):
+    """A convolution with one weight, 1, averages of four by a constant kernel, and the sum of their four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 1, 1, bias=False), nn.Linear(4, 2, bias=False)
+        self.kernel = torch.full((1, 1, 2, 2), 0.25)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.conv2d(self.a(x).relu(), self.kernel, stride=2).flatten(1))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize(
+    ("module", "shape", "paths"),
+    [
+        (filled(Projected(), a=[[1.0]], b=[[1.0], [0.0]]), (1,), 1.0),
+        (filled(Blurred(), a=[[[[1.0]]]], b=[[1.0] * 4, [0.0] * 4]), (1, 4, 4), 4.0),
+    ],
+)
+def test_products_with_constants_are_not_masked(module, shape, paths, saved):
+    """The one hidden weight stays with probability 1/2, and the gradient is 0 without it."""
+    program = trace(module, shape)
+    if saved:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file = io.BytesIO()
+            torch.export.save(program, file)
+            file.seek(0)
+            program = torch.export.load(file)
+    graph = read(program, shape)
+    assert len(masked_operators(graph)) == 2
+    for rung, value in (expected_path_norm, laws.path_norm_by_rows), (frobenius_bound, laws.product_of_norms):
+        truth = laws.expectation_over_masks(lambda g, value=value: value(g, PAIR), graph, [0.5, 0.0])
+        assert rung(graph, [0.5], PAIR) >= truth * (1 - 1e-12)
+    assert expected_path_norm(graph, [0.5], PAIR) == pytest.approx(paths / 2)
+    assert expected_path_norm(graph, [0.5, 0.5], PAIR) == pytest.approx(paths / 4)
+
+
+def test_a_last_layer_of_constants_is_not_masked():
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(1, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x).relu() @ torch.tensor([[1.0, 0.0]])
+
+    graph = read(filled(Summed(), a=[[3.0]]), (1,))
+    for rung, kept in ((expected_path_norm, 0.5), (frobenius_bound, math.sqrt(0.5))):
+        assert rung(graph, [0.5], PAIR) == pytest.approx(3 * kept)
+        with pytest.raises(InvalidInput, match="alphas has 0 entries; give 1"):
+            rung(graph, [], PAIR)
+
+
+class Computed(nn.Module):
+    """Weights from parameters in every way, and constants that only look at one."""
+
+    constant: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = parametrizations.weight_norm(nn.Linear(2, 2, bias=False))
+        self.pruned = nn.Linear(2, 2, bias=False)
+        prune.random_unstructured(self.pruned, "weight", 1)
+        self.matrix, self.shift = nn.Parameter(torch.randn(2, 2)), nn.Parameter(torch.randn(2))
+        self.register_buffer("constant", torch.randn(2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        like = self.constant.type_as(self.matrix), torch.ones_like(self.matrix), self.matrix.new_ones(2, 2)
+        for weight in like:
+            x = (x @ weight).relu()
+        x = torch.addmm(self.shift, self.pruned(self.normed(x)).relu(), self.constant.mT)
+        x = x.relu() @ (self.matrix.mT * self.constant)
+        return x.relu() @ torch.stack([self.matrix[0], self.constant[0]])
+
+
+def test_what_comes_from_a_parameter_is_masked():
+    graph = read(Computed(), (2,))
+    origins = [graph.nodes[i].operation.parameters for i in masked_operators(graph)]  # pyright: ignore
+    normed = [f"normed.parametrizations.weight.original{k}" for k in range(2)]
+    assert origins == [{*normed}, {"pruned.weight_orig"}, {"matrix"}, {"matrix"}]
+    assert repeated_parameters(graph) == {"matrix"}
+
+
+class Tied(nn.Module):
+    """One layer behind itself, or beside itself; its weight is a parameter of both names."""
+
+    def __init__(self, *, behind: bool) -> None:
+        super().__init__()
+        self.a, self.again, self.b = (nn.Linear(n, m, bias=False) for n, m in ((1, 1), (1, 1), (1, 2)))
+        self.again.weight, self.behind = self.a.weight, behind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x).relu()
+        return self.b(self.again(h).relu() if self.behind else h + self.again(-x).relu())
+
+
+def test_one_mask_behind_itself_is_not_two_independent_ones():
+    for behind in (False, True):
+        graph = read(filled(Tied(behind=behind), a=[[1.0]], b=[[1.0], [0.0]]), (1,))
+        kept = [0.5**power for power in ((2,) if behind else (1, 1))]
+        assert expected_path_norm(graph, [0.5, 0.5], PAIR) == pytest.approx(sum(kept))  # as documented
+        (name,) = graph.nodes[1].operation.parameters  # pyright: ignore
+        assert name in ("a.weight", "again.weight")
+        # With one mask it is 1/2 behind each other, and the sum of two beside.
+        assert repeated_parameters(graph) == ({name} if behind else set())
+    assert not repeated_parameters(witness())
 
 
 @pytest.mark.usefixtures("unchecked")

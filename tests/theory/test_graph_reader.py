@@ -268,6 +268,35 @@ def test_changes_in_place_are_followed():
     laws.law_reads_the_module(read(module, VECTOR), module, torch.randn(4, 5).double())
 
 
+def test_what_the_scores_do_not_depend_on_is_left_out():
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        self.dead(hidden).relu()
+        return self.last(hidden)
+
+    parts = {"first": nn.Linear(5, 4), "dead": nn.Linear(4, 9), "last": nn.Linear(4, 3)}
+    module = Function(forward, **parts).double()
+    graph = read(module, VECTOR)
+    assert [node.shape for node in graph.nodes] == [(5,), (4,), (4,), (3,)]
+    laws.law_reads_the_module(graph, module, torch.randn(4, 5).double())
+    unused = Function(lambda self, x: (self.part(x), x)[1], part=nn.Linear(5, 5))
+    x = torch.randn(4, 5).double()
+    assert torch.equal(read(unused, VECTOR).scores(x), x)
+
+
+def test_a_single_score_is_refused_with_what_to_return_instead():
+    layer = nn.Linear(5, 1).double()
+    with pytest.raises(InvalidInput, match=r"one score s return \(0, s\): torch.cat\(\[0 \* s, s\], 1\)"):
+        read(layer, VECTOR)
+
+    def forward(self, x):
+        s = self.part(x)
+        return torch.cat([0 * s, s], 1)
+
+    module = Function(forward, part=layer)
+    laws.law_reads_the_module(read(module, VECTOR), module, torch.randn(4, 5).double())
+
+
 def gate(self, x):
     return x if x.sum() > 0 else -x
 

@@ -28,6 +28,7 @@ from theory.graph.relaxation import (
     sound,
 )
 from theory.graph.slopes import optimised_bounds
+from theory.types import InvalidInput
 
 ROW_ENTRIES = 2**19  # entries of the largest tensor of coefficients on a CPU, 4 MiB in float64: cached
 ON_GPU = 64  # times as many elsewhere
@@ -51,7 +52,11 @@ def node_bounds(
     uses. ``part`` is that of :func:`theory.graph.affine.affine_part`. ``known`` are bounds over larger balls
     with the same centres. The intervals of inputs of activations that are not affine go through ``tighten``,
     by default :func:`open_signs`.
+
+    Raises: InvalidInput for a ball with another q than 1 and 2, a radius that is negative, not finite or of
+      another length, or another shape or number type than the graph's.
     """
+    _check_ball(graph, ball)
     tighten = open_signs if tighten is None else tighten
     part = affine_part(graph, q=ball.q, examples=len(ball.radius)) if part is None else part
     eps = torch.finfo(graph.dtype).eps
@@ -87,6 +92,24 @@ def node_bounds(
                     interval = tighten(graph, i, interval, before, ball, part)
         intervals.append(interval)
     return NodeBounds(tuple(intervals), lines, centres, steps)
+
+
+def _check_ball(graph: Graph, ball: Ball) -> None:
+    """Raises: InvalidInput as :func:`node_bounds`."""
+    if ball.q not in (1, 2):
+        raise InvalidInput(f"ball.q is {ball.q}; give 1 for balls in l_inf, 2 for balls in l_2")
+    expected = {"centre": (len(ball.centre), *graph.nodes[0].shape), "radius": (len(ball.centre),)}
+    for name, shape in expected.items():
+        part: Tensor = getattr(ball, name)
+        if part.shape != shape or not len(part):
+            raise InvalidInput(f"ball.{name} has shape {tuple(part.shape)}; expected {shape}, not empty")
+        if part.dtype != graph.dtype:
+            raise InvalidInput(f"ball.{name} has dtype {part.dtype}; convert it to the graph's {graph.dtype}")
+    if not (ball.radius.isfinite() & (ball.radius >= 0)).all():
+        raise InvalidInput(
+            f"ball.radius has an entry that is negative, NaN or infinite in {graph.dtype}; "
+            "a ball needs a finite radius >= 0"
+        )
 
 
 def open_signs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -19,6 +20,7 @@ from theory.graph.network import (
     Graph,
     Linear,
     Node,
+    Parameters,
     Reshape,
     Scale,
     Shape,
@@ -56,16 +58,22 @@ class Builder:
         self.examples = 1
 
     def finish(self, last: int) -> Graph:
-        """The graph whose scores are the value at ``last``."""
+        """The graph whose scores are the value at ``last``, without what they do not depend on."""
         shape = self.nodes[last].shape
         if len(shape) != 1 or shape[0] < 2:
+            remedy = "; for one score s return (0, s): torch.cat([0 * s, s], 1)" if shape == (1,) else ""
             raise InvalidInput(
-                f"network returns {shape} per example; it needs one score per class, (c >= 2,)"
+                f"network returns {shape} per example; it needs one score per class, (c >= 2,){remedy}"
             )
-        del self.nodes[last + 1 :]
         if last == 0:
-            self.add(Combine((1.0,)), 0)
-        return Graph(tuple(self.nodes), self.dtype, self.device)
+            last = self.add(Combine((1.0,)), 0)
+        used = {last}
+        for i in range(last, 0, -1):
+            if i in used:
+                used.update(self.nodes[i].inputs)
+        place = {i: k for k, i in enumerate(sorted(used))}
+        nodes = (replace(self.nodes[i], inputs=tuple(place[j] for j in self.nodes[i].inputs)) for i in place)
+        return Graph(tuple(nodes), self.dtype, self.device)
 
     def add(
         self,
@@ -135,25 +143,33 @@ class Builder:
 
         return self.add(Combine((1.0,) * len(parts)), *map(padded, range(len(parts))))
 
-    def linear(self, x: Place, weight: Tensor, bias: Tensor | None = None) -> int:
+    def linear(
+        self,
+        x: Place,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        parameters: Parameters = None,
+    ) -> int:
         """F.linear on vectors."""
         if len(self.nodes[x.at].shape) != 1:
             raise InvalidInput("network applies a linear layer along one axis of several; flatten first")
-        return self.add(Dense(self._tensor(weight)), x.at, bias=bias)
+        return self.add(Dense(self._tensor(weight), parameters), x.at, bias=bias)
 
-    def addmm(self, bias: Tensor, x: Place, weight: Tensor) -> int:
+    def addmm(self, bias: Tensor, x: Place, weight: Tensor, *, parameters: Parameters = None) -> int:
         """bias + x weight."""
         if bias.dim() > 1 and bias.shape[0] != 1:
             raise InvalidInput(_BATCHED)
-        return self.linear(x, weight.mT, bias.expand(*bias.shape[:-1], len(weight.mT)).reshape(-1))
+        offset = bias.expand(*bias.shape[:-1], len(weight.mT)).reshape(-1)
+        return self.linear(x, weight.mT, offset, parameters=parameters)
 
-    def matmul(self, x: Place, weight: Tensor) -> int:
+    def matmul(self, x: Place, weight: Tensor, *, parameters: Parameters = None) -> int:
         """x weight."""
         if not isinstance(weight, Tensor) or weight.dim() != 2:
             raise InvalidInput(
                 "network multiplies by something else than a constant matrix; use a linear layer"
             )
-        return self.linear(x, weight.mT)
+        return self.linear(x, weight.mT, parameters=parameters)
 
     def conv2d(
         self,
@@ -164,11 +180,14 @@ class Builder:
         padding: Any = 0,
         dilation: Any = 1,
         groups: int = 1,
+        *,
+        parameters: Parameters = None,
     ) -> int:
         """F.conv2d with zero padding, equal at opposite sides."""
         holes = _pair(dilation)
         around = _padding(padding, weight, holes) if isinstance(padding, str) else _pair(padding)
-        operation = Conv2d(self._tensor(weight), _pair(stride), around, holes, groups, self._image(x))
+        sizes = _pair(stride), around, holes, groups, self._image(x)
+        operation = Conv2d(self._tensor(weight), *sizes, parameters)
         return self.add(operation, x.at, bias=None if bias is None else bias.reshape(-1, 1, 1))
 
     def _image(self, x: Place) -> Shape:
@@ -237,7 +256,7 @@ class Builder:
         padding = tuple(around + skip * extra for around, skip, extra in zip(pad, step, more, strict=True))
         share = 1.0 / float(area[0, 0]) if even else 1.0
         weight = self._tensor(torch.full((shape[0], 1, *size), share, dtype=torch.float64))
-        operation = Conv2d(weight, step, (padding[0], padding[1]), (1, 1), shape[0], shape, fixed=True)
+        operation = Conv2d(weight, step, (padding[0], padding[1]), (1, 1), shape[0], shape, frozenset())
         made = (shape[0], self.output[1] + more[0], self.output[2] + more[1])
         pooled = self.add(operation, x.at, shape=made)
         if any(more):

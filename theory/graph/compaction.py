@@ -43,7 +43,7 @@ def compacted(graph: Graph, x: Float[Tensor, "m *shape"]) -> tuple[Graph, Float[
     if lives.all():
         return replace(graph, nodes=tuple(nodes)), x
     features = _some(lives)
-    nodes[readers[0]] = replace(first, operation=Dense(_weight(first).index_select(1, features)))
+    nodes[readers[0]] = _with_weight(first, first.operation.weight.index_select(1, features))
     nodes[0] = Node(Source(), (), (len(features),))
     return replace(graph, nodes=tuple(nodes)), x[:, features.to(x.device)]
 
@@ -55,14 +55,19 @@ def _keep(nodes: list[Node], into: int, unit: int, out: int, lives: Tensor) -> N
     kept = _some(lives)
     before, shape = nodes[into], (len(kept),)
     bias = None if before.bias is None else before.bias.expand(before.shape)[kept]
-    nodes[into] = replace(before, operation=Dense(_weight(before)[kept]), shape=shape, bias=bias)
+    nodes[into] = replace(_with_weight(before, _weight(before)[kept]), shape=shape, bias=bias)
     nodes[unit] = replace(nodes[unit], shape=shape)
-    nodes[out] = replace(nodes[out], operation=Dense(_weight(nodes[out])[:, kept]))
+    nodes[out] = _with_weight(nodes[out], _weight(nodes[out])[:, kept])
 
 
 def _weight(node: Node) -> Tensor:
     assert isinstance(node.operation, Dense)
     return node.operation.weight
+
+
+def _with_weight(node: Node, weight: Tensor) -> Node:
+    assert isinstance(node.operation, Dense)
+    return replace(node, operation=replace(node.operation, weight=weight))
 
 
 def _used(node: Node, axis: int) -> Tensor:

@@ -38,9 +38,9 @@ def local_lipschitz(
 ) -> Float[Tensor, "m c"]:
     """Lipschitz constants of g_y - g_k in l_p on the ball around each example, a bound; 0 at k = y.
 
-    Never above the global ``constants`` (default: :func:`theory.graph.constants.lipschitz_constants`), and
-    with more ``effort`` never above what less gives: 0 bounds the entries of the gradient by intervals, 1 by
-    one linear relaxation for all classes, 2 by one for each.
+    Never above the global ``constants`` (default: :func:`theory.graph.constants.lipschitz_constants`), which
+    are rounded up to the graph's dtype, and with more ``effort`` never above what less gives: 0 bounds the
+    entries of the gradient by intervals, 1 by one linear relaxation for all classes, 2 by one for each.
 
     Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length,
       constants of another shape, negative or NaN, or an effort other than 0, 1 and 2.
@@ -58,6 +58,7 @@ def local_lipschitz(
         )
     if not (everywhere >= 0).all():
         raise InvalidInput("constants has a negative or NaN entry; Lipschitz constants are non-negative")
+    everywhere = rounded_up(everywhere.to(graph.device).double(), graph.dtype)
     bounds = node_bounds(graph, ball)
     classes = torch.arange(graph.classes, device=graph.device).expand(len(labels), -1)
     others = classes[classes != labels[:, None]].reshape(len(labels), -1)

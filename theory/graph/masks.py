@@ -1,14 +1,15 @@
 """Random masks on graphs: rungs F and P1 of the expected gradient norm, for convolutions and residuals.
 
 Every dense layer and convolution keeps each of its weights independently with probability 1 - alpha; a kernel
-entry has one mask, shared by all positions. Pooling and normalisation are not masked. For a fixed pair (i, k)
-of classes let J be the gradient of g_i - g_k; both rungs bound E[ sup ||J|| ] over all activation patterns.
+entry has one mask, shared by all positions. Pooling, normalisation and products with constants, which come
+from no parameter, are not masked. For a fixed pair (i, k) of classes let J be the gradient of g_i - g_k; both
+rungs bound E[ sup ||J|| ] over all activation patterns.
 
 Two facts carry the theory of dense networks over. A path from input to score passes every operator at most
 once, and one kernel entry there: its expected size is the product of (1 - alpha_j) |w_j|, whatever is shared.
 And what is below an operator depends on other masks than its own, so the expectation of a product of norms is
 the product of expectations; sums need no independence. Parameters that a module uses in two places count as
-two layers, each with a mask of its own.
+two layers, each with a mask of its own; :func:`repeated_parameters` says where that matters.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def expected_path_norm(graph: Graph, alphas: Sequence[float], pair: tuple[int, i
     """Rung P1, an identity for the expected path norm, so a bound of E sup ||J||_1.
 
     The sum over all paths of prod_j (1 - alpha_j) |w_j| E|v|: one pass of ones through the absolute weights,
-    scaled by what is kept. ``alphas`` holds one sparsity per dense layer and convolution, in order; the last
-    one, of v = w_i - w_k, may be left out and is then 0.
+    scaled by what is kept. ``alphas`` holds one sparsity per dense layer and convolution that has parameters,
+    in order; that of the last node, of v = w_i - w_k, may be left out and is then 0.
 
     Raises: InvalidInput for alphas outside [0, 1] or of another length, a bad pair, or a last node that is
       not a dense layer.
@@ -95,12 +96,35 @@ def _or_infinite(bound: float) -> float:
 
 
 def masked_operators(graph: Graph) -> list[int]:
-    """Places of the operators with weights to remove, in order, an identity: dense layers, convolutions."""
+    """Places of the operators with weights to remove, in order, an identity: dense layers, convolutions.
+
+    Those whose weights come from no parameter have none.
+    """
     return [
         i
         for i, node in enumerate(graph.nodes)
-        if isinstance(node.operation, Dense | Conv2d) and not getattr(node.operation, "fixed", False)
+        if isinstance(node.operation, Dense | Conv2d) and node.operation.parameters != frozenset()
     ]
+
+
+def hidden_operators(graph: Graph) -> list[int]:
+    """Places of the masked operators before the last node, in order, an identity."""
+    return [i for i in masked_operators(graph) if i < len(graph.nodes) - 1]
+
+
+def repeated_parameters(graph: Graph) -> frozenset[str]:
+    """Names of parameters that a path from input to score meets in two masked operators, an identity.
+
+    A mask of such a parameter is none of two that are independent.
+    """
+    met: list[frozenset[str]] = []  # on the paths to each node
+    found: frozenset[str] = frozenset()
+    for node in graph.nodes:
+        own = getattr(node.operation, "parameters", None) or frozenset()
+        before = frozenset().union(*(met[j] for j in node.inputs))
+        found |= own & before
+        met.append(own | before)
+    return found
 
 
 def _frobenius(operation: Dense | Conv2d, graph: Graph) -> float:
@@ -142,14 +166,14 @@ def _checked(
         )
     if not (all(0 <= i < graph.classes for i in pair) and pair[0] != pair[1]):
         raise InvalidInput(f"pair is {pair}; give two different classes in [0, {graph.classes})")
-    places = masked_operators(graph)
-    if len(alphas) not in (len(places), len(places) - 1):
+    places, hidden = masked_operators(graph), hidden_operators(graph)
+    if len(alphas) not in (len(places), len(hidden)):
         raise InvalidInput(
-            f"alphas has {len(alphas)} entries; give {len(places)}, one per dense layer and convolution, "
-            "or leave out the last"
+            f"alphas has {len(alphas)} entries; give {len(places)}, one per dense layer and convolution "
+            "that has parameters, or leave out that of the last node"
         )
     sparsities = [check_sparsity(f"alphas[{j}]", alpha) for j, alpha in enumerate(alphas)]
-    dropped = sparsities[-1] if len(sparsities) == len(places) else 0.0
+    dropped = sparsities[-1] if len(sparsities) > len(hidden) else 0.0
     kept = 1.0 - dropped
     a, b = last.weight[pair[0]], last.weight[pair[1]]
     first = kept**2 * (a - b).abs() + kept * dropped * (a.abs() + b.abs())

@@ -21,6 +21,8 @@ from torch import Tensor
 from theory.types import InvalidInput, ReLUNetwork, check_subnormal_numbers
 
 Shape = tuple[int, ...]
+# Names of the parameters from which a weight is computed: none of a constant, None of one that is its own.
+Parameters = frozenset[str] | None
 
 
 @runtime_checkable
@@ -50,6 +52,7 @@ class Dense:
     """x -> weight x for weight (out, in)."""
 
     weight: Tensor
+    parameters: Parameters = None
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`Linear`."""
@@ -65,7 +68,7 @@ class Dense:
 
     @cached_property
     def _absolute(self) -> Dense:
-        return Dense(self.weight.abs())
+        return replace(self, weight=self.weight.abs())
 
     @property
     def terms(self) -> int:
@@ -83,7 +86,7 @@ class Conv2d:
     dilation: tuple[int, int]
     groups: int
     inputs: Shape  # (channels, height, width)
-    fixed: bool = False  # average pooling, whose weights are not parameters
+    parameters: Parameters = None
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`Linear`."""
@@ -322,7 +325,7 @@ class Graph:
     def check_inputs(self, x: Tensor) -> Tensor:
         """Return ``x`` in the graph's dtype and place.
 
-        Raises: InvalidInput for NaN, infinity or a shape, or as :func:`check_number_type`.
+        Raises: InvalidInput for NaN, infinity, complex numbers or a shape, or as :func:`check_number_type`.
         """
         check_number_type(self.dtype, self.device)
         shape = self.nodes[0].shape
@@ -330,6 +333,8 @@ class Graph:
             raise InvalidInput(
                 f"x has shape {tuple(x.shape)}; the network takes (m, {str(shape)[1:-1]}), m >= 1"
             )
+        if x.is_complex():
+            raise InvalidInput(f"x has dtype {x.dtype}; the network takes real numbers")
         if not x.isfinite().all():
             raise InvalidInput("x has a NaN or infinite entry; remove it")
         return x.to(self.device, self.dtype)

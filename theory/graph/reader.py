@@ -6,7 +6,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -63,6 +63,7 @@ _READERS: dict[str, Callable[..., int]] = {
     "cat": Builder.cat,
 }
 _READ = {*_READERS, *_RESHAPES, *_MOVES, *_SPLITS, "getitem"}
+_WEIGHTED = {"linear", "addmm", "matmul", "mm", "conv2d"}  # by a weight, the argument behind the value
 _TWO_SIDED = {"add", "sub", "rsub", "mul", "div"}  # the value may stand on either side, or on both
 
 
@@ -151,6 +152,8 @@ class _Reading:
         self.examples = examples  # that a symbolic number of them stands for
         self.places: dict[str, int] = {}
         self.constants: dict[str, Any] = {}
+        parameters = program.graph_signature.inputs_to_parameters
+        self.parameters = {key: frozenset([name]) for key, name in parameters.items()}  # behind each constant
         self.sharing: dict[str, set[str]] = {}  # values that may share their memory
         self.overwritten: dict[str, str] = {}  # value -> the operation that changed it in place
         self.batch: Any = None  # the number of examples, or its symbol
@@ -200,7 +203,7 @@ class _Reading:
         return self.builder.finish(last)
 
     def _read_call(self, traced: Any) -> None:
-        name = traced.target.__name__.split(".")[0] if callable(traced.target) else str(traced.target)
+        name = _operation(traced)
         if name == "_assert_tensor_metadata":
             return
         self._check_unchanged(traced)
@@ -261,6 +264,7 @@ class _Reading:
             raise InvalidInput(f"network draws random numbers by {traced.target}; make them constants")
         if in_place:
             raise InvalidInput(f"network changes a constant in place by {traced.target}; compute a new value")
+        self.parameters[traced.name] = self._behind(_determining(traced))
         value = traced.meta.get("val")
         if isinstance(value, Tensor) and value.numel() * value.element_size() > LARGEST_CONSTANT:
             raise InvalidInput(
@@ -275,6 +279,11 @@ class _Reading:
                 f"network makes a constant by {traced.target} that cannot be computed beforehand "
                 f"({first_line(error)})"
             ) from error
+
+    def _behind(self, constants: Sequence[Any]) -> frozenset[str]:
+        """The parameters from which traced constants are computed."""
+        found = (self.parameters.get(getattr(part, "name", ""), frozenset()) for part in constants)
+        return frozenset().union(*found)
 
     def _check_result(self, traced: Any, value: Tensor) -> None:
         if not value.dim() or self._number(value.shape[0]) != self.builder.examples:
@@ -293,6 +302,8 @@ class _Reading:
                 f"network uses {traced.target} with a weight that depends on the input; "
                 "that is not piecewise linear"
             )
+        if name in _WEIGHTED:
+            keywords = keywords | {"parameters": self._behind(traced.args[len(first) : len(first) + 1])}
         if name in _RESHAPES and not any(isinstance(argument, torch.dtype) for argument in arguments):
             return self.builder.reshape(arguments[0])
         try:
@@ -337,3 +348,16 @@ class _Reading:
         rest = self._number(arguments[1:])
         named = {key: self._number(value) for key, value in keywords.items()}
         return lambda entries: target(entries, *rest, **named)
+
+
+def _operation(traced: Any) -> str:
+    """The name of what is called, without its overload."""
+    return traced.target.__name__.split(".")[0] if callable(traced.target) else str(traced.target)
+
+
+def _determining(traced: Any) -> Sequence[Any]:
+    """The values on whose entries an operation's depend; of some it only takes a shape or a number type."""
+    name = _operation(traced)
+    if name.startswith("new_") or name.endswith("_like"):
+        return ()
+    return traced.all_input_nodes[:1] if name.endswith("_as") else traced.all_input_nodes

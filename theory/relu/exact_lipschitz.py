@@ -21,10 +21,10 @@ from numpy import ndarray as Array
 from theory.norms import dual, norm
 from theory.relu.exact import BATCH, check_effort, distances
 from theory.relu.lipschitz import EPS, TINY, gradient_norms
-from theory.relu.margins import gradient_bounds, local_lipschitz
+from theory.relu.margins import check_balls, gradient_bounds, local_lipschitz
 from theory.relu.rational import gradient_norm
 from theory.relu.regions import Node, Regions, enclose, halves, nearest, twins, whole_space
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
+from theory.types import ReLUNetwork, check_labels, check_p
 
 SAMPLES = 64
 # Depths below the surface of a region, in units of the radius, at which a point inside it is looked for.
@@ -69,9 +69,7 @@ def exact_local_lipschitz(
     """
     check_p(p)
     labels = check_labels("y", y, n=len(x), classes=net.classes)
-    x = check_inputs(x, width=net.weights[0].shape[1])
-    if not (np.isfinite(radius) & (radius >= 0)).all():
-        raise InvalidInput("radius has a negative, NaN or infinite entry; a ball needs a finite radius >= 0")
+    x, radius = check_balls(net, x, radius)
     check_effort(gap, time_limit)
     lower, upper = np.zeros((len(x), net.classes)), np.zeros((len(x), net.classes))
     statuses, regions = [], np.zeros(len(x), dtype=np.int64)

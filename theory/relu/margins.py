@@ -34,7 +34,7 @@ def preactivation_bounds(
     Raises: InvalidInput for bad x or p, or a radius that is negative, not finite or of another length.
     Reference: Gowal et al. 2018 (intervals); Zhang et al. 2018, Theorem 3.2 (CROWN).
     """
-    q, (x, radius) = dual(p), _checked(net, x, radius)
+    q, (x, radius) = dual(p), check_balls(net, x, radius)
     bounds: Bounds = []
     with np.errstate(over="ignore", invalid="ignore"):
         for weight, bias in zip(net.weights[:-1], net.biases[:-1], strict=True):
@@ -86,7 +86,7 @@ def margin_bounds(
     Raises: InvalidInput as :func:`preactivation_bounds`, or for bad labels.
     Reference: Zhang et al. 2018, Theorem 3.2, with the adaptive lower slope of its section 3.3.
     """
-    q, (x, radius) = dual(p), _checked(net, x, radius)
+    q, (x, radius) = dual(p), check_balls(net, x, radius)
     labels = check_labels("y", y, n=len(x), classes=net.classes)
     bounds = preactivation_bounds(net, x, p=p, radius=radius)
     rows, offsets = _label_rows(net, labels), net.biases[-1][labels][:, None] - net.biases[-1]
@@ -237,9 +237,10 @@ def _label_rows(net: ReLUNetwork, labels: Int[Array, " m"]) -> Float[Array, "m c
         return last[labels][:, None] - last
 
 
-def _checked(
+def check_balls(
     net: ReLUNetwork, x: Float[Array, "m n"], radius: Float[Array, " m"]
 ) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
+    """The centres and radii of balls. Raises: InvalidInput unless x fits and radii are finite and >= 0."""
     x = check_inputs(x, width=net.weights[0].shape[1])
     radius = np.asarray(radius, dtype=np.float64)
     if radius.shape != (len(x),):
