@@ -22,6 +22,7 @@ from theory.types import InvalidInput, check_p
 
 # Bytes of Jacobians held at once: what stays in a CPU's cache, what fills a GPU.
 _BYTES = {"cpu": 2**22, "cuda": 2**31}
+_NO_FITS = EndPoint(*[np.empty(0)] * 5, fitted=np.empty(0, dtype=bool))
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def clever(
     min_k (g_y - g_k)(x) / L_k, at most that of the ball, and 0 where x is misclassified.
 
     All classes and members share the samples, which depend on the seed and the example's place in x alone.
+    Without examples the arrays are empty.
     Raises: InvalidInput for another p, a radius that is not positive, batches < 3, batch_size < 1, or bad
     shapes, values or labels. Source: arXiv:1801.10578.
     """
@@ -87,7 +89,7 @@ def clever(
 
     parts = shares(ensemble.members, device=device, at_most=1 if device.type == "cpu" else None)
     maxima = torch.cat(on_cores(sample, parts, device=device)).double().cpu().numpy()
-    fit = end_points(maxima.reshape(-1, batches))
+    fit = end_points(maxima.reshape(-1, batches)) if len(x) else _NO_FITS
     return _scores(maxima, fit, ensemble.logits(x).double().cpu().numpy(), y.cpu().numpy(), radius)
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def thresholds(weights: Sequence[Float[Tensor, "K *_"]], surgery: Surgery) -> li
     Raises: InvalidInput if there are neither one rate nor as many as layers.
     """
     if surgery.share is not None:
-        return [_quantile(weight, surgery.share) / CUT for weight in weights]
+        return [_threshold_of(weight, surgery.share) for weight in weights]
     rates = surgery.rates * len(weights) if len(surgery.rates) == 1 else surgery.rates
     if len(rates) != len(weights):
         raise InvalidInput(f"rates has {len(rates)} entries; the networks have {len(weights)} layers")
@@ -72,10 +73,16 @@ def thresholds(weights: Sequence[Float[Tensor, "K *_"]], surgery: Surgery) -> li
     return found
 
 
-def _quantile(weight: Float[Tensor, "K *_"], share: float) -> Float[Tensor, "K *_"]:
-    """The |w| below which this share of every member's weights lies."""
+def _threshold_of(weight: Float[Tensor, "K *_"], share: float) -> Float[Tensor, "K *_"]:
+    """The t below whose cutting threshold this share of every member's weights lies, one weight at least not.
+
+    In float64, and rounded so that CUT times it is no larger than the smallest weight that is to stay:
+    in float32 it would exceed that of one layer in fifty.
+    """
     size = weight.abs().flatten(1)
-    limit = size.kthvalue(1 + min(round(share * size.shape[1]), size.shape[1] - 1), dim=1).values
+    least = size.kthvalue(1 + min(round(share * size.shape[1]), size.shape[1] - 1), dim=1).values.double()
+    limit = least / CUT
+    limit = torch.where(CUT * limit > least, limit.nextafter(torch.zeros_like(limit)), limit)
     return limit.view(-1, *[1] * (weight.ndim - 1))
 
 
@@ -88,5 +95,6 @@ def operate(
     """Cut and splice the weights of the members marked; ``masks`` (0 or 1) change in place."""
     for weight, mask, limit in zip(weights, masks, limits, strict=True):
         size, updated = weight.abs(), members.view_as(limit)
-        mask.masked_fill_(updated & (size < CUT * limit), 0.0)
-        mask.masked_fill_(updated & (size > SPLICE * limit), 1.0)
+        cut, splice = ((factor * limit).to(size) for factor in (CUT, SPLICE))
+        mask.masked_fill_(updated & (size < cut), 0.0)
+        mask.masked_fill_(updated & (size > splice), 1.0)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from empirical.attacks.active import ActiveSet, margins
+from empirical.ensembles import Ensemble
 
 # A found point is put this far beyond the boundary, relative to the step and to the size of x, but never
 # past the middle of what is left of its piece: enough for float64 logits to show the changed decision
@@ -47,6 +50,24 @@ def size_along(x: Float[Tensor, "n d"], direction: Float[Tensor, "*K n d"]) -> F
 def overshoot(dtype: torch.dtype) -> float:
     """How far beyond a crossing a step goes, relative to it, in this precision."""
     return max(OVERSHOOT, ROUNDINGS * torch.finfo(dtype).eps)
+
+
+def margins_at(
+    ensemble: Ensemble,
+    x: Float[Tensor, "n d"],
+    y: Int[Tensor, " n"],
+    direction: Float[Tensor, "K n d"],
+    at: Float[Tensor, "K n"],
+    where: Bool[Tensor, "K n"],
+) -> Float[Tensor, "K n"]:
+    """The margins of the networks, run again, at x + at * direction; inf but for the rays asked for."""
+    active = ActiveSet.of(where)
+    found = torch.full_like(at, torch.inf)
+    if len(active.members):
+        points = active.take(x.expand_as(direction)) + active.take(at)[..., None] * active.take(direction)
+        logits = ensemble.select(active.members).logits(points)
+        active.put(found, margins(logits, active.take(y.expand_as(where))), active.live)
+    return found
 
 
 def step_beyond(at: Tensor, end: Tensor, least: Tensor, *, max_step: float) -> Tensor:

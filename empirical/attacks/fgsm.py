@@ -79,7 +79,8 @@ def minimal_fgs(
     Without a box it is located exactly where :func:`empirical.attacks.ray.crossings` says so: the logits are
     piecewise linear along the ray; success need not be monotone in the step, so a grid or a bisection can
     miss the first one. With a box, whose walls bend the ray, it is an upper bound by a scan and a secant
-    search (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0.
+    search (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0;
+    at any other step a tie of logits is no success.
     Raises: InvalidInput if max_step is negative or NaN, or shapes, values, labels or box are bad.
     """
     check_attack(ensemble, x, y, box=box)

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import check_attack, margins
-from empirical.attacks.crossing import OVERSHOOT, Crossing
+from empirical.attacks.crossing import OVERSHOOT, Crossing, margins_at
 from empirical.attacks.march import march
 from empirical.attacks.scan import scan
 from empirical.attacks.walk import walk
@@ -45,12 +45,14 @@ def crossings(
     max_step: float = torch.inf,
     bands: int = BANDS,
     places: int = PLACES,
+    ties: bool = True,
 ) -> Crossing:
     """The smallest t >= 0 at which x + t * direction leaves class y, and for which rays that is certain.
 
     ``exact`` says so: always for an ``MLPEnsemble``; for a module that is known to be piecewise linear, where
     ``bands`` evaluations settle the ray; all other rays are looked at in ``places`` places. Ties of
-    logits count as left. Modules are followed at most 2^20 times as far as x, or 1, is large.
+    logits count as left; without ``ties``, an ``MLPEnsemble`` is followed through them to where the class has
+    changed just beyond. Modules are followed at most 2^20 times as far as x, or 1, is large.
     Raises: InvalidInput if shapes, values or labels are bad, max_step is negative or NaN, bands < 0 or
     places < 1.
     """
@@ -60,7 +62,7 @@ def crossings(
     if bands < 0 or places < 1:
         raise InvalidInput(f"bands is {bands} and places {places}; give at least 0 and 1")
     if isinstance(ensemble, MLPEnsemble):
-        return walk(ensemble, x, y, direction, max_step=max_step)
+        return walk(ensemble, x, y, direction, max_step=max_step, ties=ties)
     wrong = margins(ensemble.logits(x), y) <= 0
     at = torch.full_like(wrong, torch.inf, dtype=x.dtype).masked_fill_(wrong, 0.0)
     known, proven = Crossing(at, at.clone(), wrong), torch.zeros_like(at)
@@ -98,10 +100,17 @@ def beyond_crossing(
     *,
     max_step: float = torch.inf,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
-    """The first point of another class on the ray x + t * direction, and whether there is one."""
-    _, step = first_crossing(ensemble, x, y, direction, max_step=max_step)
-    found = step.isfinite()
-    return x + step.masked_fill(~found, 0.0)[..., None] * direction, found
+    """The first point of another class on the ray x + t * direction, and whether there is one.
+
+    A tie of logits is none, but for one at x itself, which counts as misclassified. An ``MLPEnsemble`` is
+    followed through it, other networks are not.
+    """
+    crossing = crossings(ensemble, x, y, direction, max_step=max_step, ties=False)
+    found = crossing.beyond.isfinite()
+    if not isinstance(ensemble, MLPEnsemble):  # whose crossings without ties have been looked at
+        lead = margins_at(ensemble, x, y, direction, crossing.beyond, found)
+        found = found & ((lead < 0) | (crossing.at == 0))
+    return x + crossing.beyond.masked_fill(~found, 0.0)[..., None] * direction, found
 
 
 def shorten(

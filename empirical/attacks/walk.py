@@ -15,11 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import ActiveSet, margins
-from empirical.attacks.crossing import Crossing, least_step, step_beyond
+from empirical.attacks.crossing import Crossing, least_step, margins_at, step_beyond
 from empirical.ensembles import MLPEnsemble
 
 # Examples that are done are dropped from the batch once they make up this share of it.
 _DROP_SHARE = 0.5
+# A margin of fewer roundings of the logits than this may be another one in a forward pass.
+_HIDDEN = 2.0**12
 
 
 def walk(
@@ -29,12 +31,18 @@ def walk(
     direction: Float[Tensor, "K n d"],
     *,
     max_step: float,
+    ties: bool = True,
 ) -> Crossing:
-    """The first crossing of every ray, piece by piece; exact up to rounding."""
+    """The first crossing of every ray, piece by piece; exact up to rounding.
+
+    Without ``ties``, one is passed over unless its step beyond is in another class: by the walk's own logits
+    where rounding cannot hide it, by a forward pass elsewhere.
+    """
     walk = _Walk.start(ensemble, x, y, direction)
     wrong = margins(walk.values[-1], y) <= 0
     at = torch.full_like(wrong, torch.inf, dtype=x.dtype).masked_fill_(wrong, 0.0)
     end, done = at.clone(), wrong
+    least, size = least_step(x, direction), walk.values[-1].abs().amax(2)
     limit = min(max_step, torch.finfo(x.dtype).max)
     while not done.all():
         active = ActiveSet.of(~done)
@@ -54,7 +62,19 @@ def walk(
         crossed = here <= limit
         places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])
         at[places], end[places] = here[crossed], piece_end[crossed]
-    beyond = step_beyond(at, end, least_step(x, direction), max_step=max_step)
+        if not ties:
+            step = step_beyond(at, end, least, max_step=max_step)
+            rays = (walk.member[:, None], walk.row)
+            doubtful = crossed & ~walk.has_clearly_left(step[rays], size[rays])
+            if doubtful.any():
+                asked = torch.zeros_like(wrong)
+                asked[rays[0].expand_as(doubtful)[doubtful], walk.row[doubtful]] = True
+                kept = asked & (margins_at(ensemble, x, y, direction, step, asked) >= 0)
+                at.masked_fill_(kept, torch.inf)
+                going = doubtful & kept[rays] & (piece_end <= limit)
+                walk.advance(*walk.next_sign_change(), going)
+                done = done & ~going
+    beyond = step_beyond(at, end, least, max_step=max_step)
     return Crossing(at, beyond.where(at.isfinite() & ~wrong, at), torch.ones_like(wrong))
 
 
@@ -160,6 +180,13 @@ class _Walk:
         closing = self.slopes[-1] - self.slopes[-1].gather(2, true)
         time = (margin / closing).masked_fill_(closing <= 0, torch.inf)
         return time.amin(2).clamp_(min=0.0)
+
+    def has_clearly_left(self, t: Tensor, size: Tensor) -> Tensor:
+        """Whether the class has changed at the times t on this piece, of logits that began at this size."""
+        value, slope = self.values[-1], self.slopes[-1]
+        size = size.maximum((value.abs() + slope.abs() * t[..., None]).amax(2))
+        lead = margins(value + slope * (t - self.t)[..., None], self.y)
+        return lead < -_HIDDEN * torch.finfo(t.dtype).eps * size
 
     def advance(self, time: Tensor, layer: Tensor, units: list[Tensor], moving: Tensor) -> None:
         """Go to the end of the piece and flip the unit whose pre-activation is zero there."""

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray as Array
-from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from empirical.claims.verdicts import (
+    ALIKE,
     GAIN,
     LEVEL,
     MARGIN,
@@ -24,6 +24,8 @@ from empirical.claims.verdicts import (
     percentiles,
     resamples,
     share_of_dense,
+    spread,
+    t_interval,
     verdict_on,
 )
 
@@ -35,7 +37,7 @@ NO_TEST = "a paired test needs 2 seeds and a sparsity before collapse"
 def trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     """C1: the mean over the seeds of the slope of each one's gain over sparsity.
 
-    Where it decides nothing, the slope that it would show with a probability of 80 %.
+    Where it decides nothing, the slope that it would show with a probability of 80 %, if the seeds differ.
     """
     shares, label = share_of_dense(table, family, measure), measure[0]
     found = gains(shares.values)
@@ -46,14 +48,14 @@ def trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     alphas = found.columns.to_numpy(dtype=float)
     places = alphas - alphas.mean()
     slopes = found.to_numpy() @ places / (places @ places)
-    mean, spread = slopes.mean(), slopes.std(ddof=1)
-    error = spread / np.sqrt(seeds)
-    reach = stats.t.ppf(1 - LEVEL / 2, seeds - 1) * error
-    low, high = mean - reach, mean + reach
+    mean, width = slopes.mean(), float(spread(slopes))
+    low, high = t_interval(slopes)
     verdict = "supported" if low > 0 else "refuted" if high < 0 else "inconclusive"
     note = f"before collapse: up to sparsity {alphas.max():g}{shares.left_out}"
-    if verdict == "inconclusive":
-        note += f"; 80 % power for a slope of {detectable(spread, seeds, LEVEL / 2):.2g}"
+    if np.isnan(width):
+        note += f"; {ALIKE}"
+    elif verdict == "inconclusive":
+        note += f"; 80 % power for a slope of {detectable(width, seeds, LEVEL / 2):.2g}"
     return verdict_on(
         "C1",
         family,
@@ -63,16 +65,10 @@ def trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
         interval=(low, high),
         what="slope of the relative gain over sparsity",
         test="t-test of the seeds' slopes",
-        p_value=2 * float(stats.t.sf(abs(_statistic(mean, error)), seeds - 1)),
+        p_value=2 * float(stats.t.sf(abs(mean) * np.sqrt(seeds) / width, seeds - 1)),
         seeds=seeds,
         note=note,
     )
-
-
-def _statistic(mean: ArrayLike, error: ArrayLike) -> Float[Array, "..."]:
-    """Student's t; without any spread infinite, or 0 where the mean is."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.nan_to_num(np.divide(mean, error), nan=0.0, posinf=np.inf, neginf=-np.inf))
 
 
 def detectable(spread: float, seeds: int, alpha: float) -> float:
@@ -87,7 +83,8 @@ class BestGain:
 
     That with the largest mean gain, among the significant ones if there are any. ``highest`` is the largest
     upper limit of any sparsity; ``doubtful`` the sparsity of the largest spread among those whose limit
-    reaches the margin, and that spread, or None.
+    reaches the margin, and that spread, or None. At the sparsities ``same`` the seeds do not differ: there is
+    no test there, and no limit.
     """
 
     sparsity: float
@@ -97,6 +94,7 @@ class BestGain:
     highest: float
     p_value: float
     doubtful: tuple[float, float] | None
+    same: tuple[float, ...]
     seeds: int
     tried: int
 
@@ -106,35 +104,44 @@ class BestGain:
         return self.p_value < LEVEL and self.gain >= MARGIN
 
     @property
+    def alike(self) -> str:
+        """Where nothing can be tested."""
+        return f"{ALIKE} at {', '.join(f'{alpha:g}' for alpha in self.same)}"
+
+    @property
     def doubt(self) -> str:
-        """Why it decides nothing: a gain that may reach the margin, or too few seeds for one to show."""
+        """Why it decides nothing: equal seeds, a gain that may reach the margin, or too few to show one."""
+        if self.same:
+            return self.alike
         if self.doubtful is None:
             return f"no sparsity gains {MARGIN:.0%}"
         if self.p_value < LEVEL:
             return f"a gain; whether of {MARGIN:.0%} is open"
-        sparsity, spread = self.doubtful
-        gain = detectable(spread, self.seeds, LEVEL / self.tried)
+        sparsity, width = self.doubtful
+        gain = detectable(width, self.seeds, LEVEL / self.tried)
         return f"80 % power for a gain of {gain:.1%} at {sparsity:g}"
 
 
 def best_gain(found: pd.DataFrame) -> BestGain:
     """Paired t statistics per sparsity: Bonferroni intervals, Holm-corrected one-sided p-values."""
     count, tried = found.shape
-    mean, error = found.mean(), found.std(ddof=1) / np.sqrt(count)
+    mean, width = found.mean(), pd.Series(spread(found.to_numpy()), found.columns)
+    error = width / np.sqrt(count)
     reach = stats.t.ppf(1 - LEVEL / (2 * tried), count - 1) * error
-    p_values = holm(stats.t.sf(_statistic(mean, error), count - 1))
+    p_values = holm(np.nan_to_num(stats.t.sf(mean / error, count - 1), nan=1.0))
     significant = p_values < LEVEL
     candidates = np.where(significant | ~significant.any(), mean, -np.inf)
     best = int(candidates.argmax())
-    spread = found.std(ddof=1)[mean + reach >= MARGIN]
+    doubtful = width[mean + reach >= MARGIN]
     return BestGain(
         sparsity=float(mean.index[best]),
         gain=float(mean.iloc[best]),
         low=float((mean - reach).iloc[best]),
         high=float((mean + reach).iloc[best]),
-        highest=float((mean + reach).max()),
+        highest=float((mean + reach).fillna(np.inf).max()),
         p_value=float(p_values[best]),
-        doubtful=None if spread.empty else (float(spread.idxmax()), float(spread.max())),
+        doubtful=None if doubtful.empty else (float(doubtful.idxmax()), float(doubtful.max())),
+        same=tuple(map(float, width.index[width.isna()])),
         seeds=count,
         tried=tried,
     )
@@ -229,8 +236,9 @@ def falls_again(
     """C4, C6: bootstrap over seeds of the best sparsity, and of the fall from there to the last one.
 
     Best is where most is left of what the equally trained dense network has: a rise of both is training.
-    The best of many sparsities lies above the first by chance alone, in every resample too; so the rise must
-    also be significant by paired tests, Holm-corrected. ``p_value`` is theirs.
+    The best of many sparsities lies above the first and the last by chance alone, in every resample too; so
+    the rise and the fall must also be significant by paired tests of the sparsities between, Holm-corrected.
+    ``p_value`` is the rise's; the note has the fall's where it alone is in the way.
     """
     shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
     grid, draws = shares.values.columns.to_numpy(), shares.values.to_numpy()
@@ -242,12 +250,18 @@ def falls_again(
     means = drawn @ draws
     low, high = percentiles(grid[means.argmax(axis=1)], chances)
     falls = percentiles(means[:, -1] / means.max(axis=1) - 1, chances)
-    rise = best_gain(shares.values.iloc[:, 1:-1].sub(shares.values.iloc[:, 0], axis=0)).p_value
+    rise, drop = (
+        best_gain(shares.values.iloc[:, 1:-1].sub(shares.values.iloc[:, end], axis=0)) for end in (0, -1)
+    )
     inside = grid[0] < low and high < grid[-1]
-    verdict = "supported" if inside and rise < LEVEL and falls[1] < -MARGIN else "inconclusive"
+    verdict = "supported" if inside and rise.p_value < LEVEL and falls[1] < -MARGIN else "inconclusive"
     mean = draws.mean(axis=0)
     fall = f"{mean[-1] / mean.max() - 1:+.0%} [{falls[0]:+.0%}, {falls[1]:+.0%}] at {grid[-1]:g}"
     note = f"then {fall}"
+    if verdict == "supported" and drop.p_value >= LEVEL:
+        verdict, note = "inconclusive", f"{note}, p = {drop.p_value:.2g} for a fall"
+    elif verdict == "inconclusive" and rise.same:
+        note += f"; {rise.alike}"
     if _never_rises(shares):
         verdict, note = (
             "refuted",
@@ -263,8 +277,8 @@ def falls_again(
         effect=float(grid[mean.argmax()]),
         interval=(low, high),
         what="best sparsity alpha*",
-        test=f"paired t for a rise, Holm; {bootstrap(len(draws))}",
-        p_value=rise,
+        test=f"paired t for a rise and for a fall, Holm; {bootstrap(len(draws))}",
+        p_value=rise.p_value,
         seeds=len(draws),
         note=note + shares.left_out,
     )

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 from scipy import stats
 
+from theory.types import InvalidInput
+
 LEVEL = 0.05
 # A change of less than this share of the robustness counts as none (C2, C3, C4, C6).
 MARGIN = 0.05
@@ -20,6 +22,9 @@ MARGIN = 0.05
 COLLAPSE = 0.10
 RESAMPLES = 2000
 ENUMERATED = 10  # seeds whose 92,378 resamples are all looked at
+# A spread below this share of the largest value, or of the dense network's share of 1, is rounding.
+ROUNDING = 1e-12
+ALIKE = "the seeds do not differ"  # why nothing can be tested
 
 GAIN = "best relative gain over the sparsities"  # what the effect is of a claim on gains
 
@@ -88,7 +93,10 @@ def curve(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> p
 def curve_of_kind(
     table: pd.DataFrame, family: str, pruning: str, measure: Measure, kinds: list[str]
 ) -> pd.DataFrame:
-    """One quantity as seeds x sparsities, from the rows of these kinds."""
+    """One quantity as seeds x sparsities, from the rows of these kinds.
+
+    Raises: InvalidInput if a seed has several values at a sparsity: their mean would be nobody's.
+    """
     _, quantity, norm, method = measure
     chosen = table[
         (table["family"] == family)
@@ -98,6 +106,12 @@ def curve_of_kind(
         & (table["method"] == method)
         & table["kind"].isin(kinds)
     ]
+    if chosen.duplicated(["seed", "sparsity"]).any():
+        named = ", ".join(sorted(map(str, chosen["settings"].unique())))
+        raise InvalidInput(
+            f"table has several values of {quantity}, {method}, of {family}, {pruning}, for one seed and "
+            f"sparsity, of the settings {named}; give the rows of one run"
+        )
     return chosen.pivot_table(index="seed", columns="sparsity", values="value", observed=True)
 
 
@@ -179,6 +193,22 @@ def _accuracy_kept(table: pd.DataFrame, family: str, pruning: str) -> pd.DataFra
     """Accuracy relative to the equally trained dense network's, seeds x sparsities."""
     kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
     return kept / reference
+
+
+def spread(values: Float[Array, "seeds *c"]) -> Float[Array, "*c"]:
+    """Standard deviation over the seeds; NaN where they differ by rounding alone, which is no evidence.
+
+    However exact the measure: networks are sampled, not measurements, and equal ones do not tell how far from
+    them another one would lie.
+    """
+    found = values.std(axis=0, ddof=1)
+    return np.where(found > ROUNDING * np.abs(values).max(initial=1.0), found, np.nan)
+
+
+def t_interval(values: Float[Array, " seeds"]) -> tuple[float, float]:
+    """The interval of level 1 - LEVEL for the mean over the seeds; NaN where :func:`spread` is."""
+    reach = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * float(spread(values)) / np.sqrt(len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)
 
 
 @cache

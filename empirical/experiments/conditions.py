@@ -34,7 +34,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -63,7 +63,6 @@ from empirical.pruning import (
     unit_masks,
 )
 from empirical.recipe import Recipe
-from empirical.surgery import Surgery
 from empirical.training import TrainingDiverged, train
 from theory.types import InvalidInput
 
@@ -194,10 +193,9 @@ def next_networks(
 
     ``dense`` are those of :func:`dense_networks`, ``previous`` those of the level before.
     """
-    s, retrain = bench.experiment.sparsities[level], bench.experiment.retrain
-    as_long = replace(retrain, epochs=retrain.epochs * level)  # as all retraining up to this level together
+    s, retrain = bench.experiment.sparsities[level], bench.experiment.retraining(condition, level=level)
     match condition:
-        case "dense":
+        case "dense" | "activation":
             return bench.train(previous, retrain, level=level)
         case "one-shot":
             return dense.masked(magnitude_masks(dense, sparsity=s))
@@ -222,14 +220,12 @@ def next_networks(
             small = bench.train(
                 blank_networks(bench, condition, level=level), bench.experiment.first, level=0
             )
-            return bench.train(small, as_long, level=level)
+            return bench.train(small, retrain, level=level)
         case "surgery":
-            return bench.train(dense, replace(as_long, surgery=Surgery(share=s)), level=level)
+            return bench.train(dense, retrain, level=level)
         case "l1":
-            thinned = bench.train(previous, replace(retrain, l1=s), level=level)
+            thinned = bench.train(previous, retrain, level=level)
             return thinned.masked(threshold_masks(thinned))
-        case "activation":
-            return bench.train(previous, replace(retrain, activation_l1=s), level=level)
         case _:
             raise InvalidInput(f"condition is {condition!r}; it is not known")
     return bench.train(pruned, retrain, level=level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from empirical.adversarial import Adversary
 from empirical.augmentation import Augmentation
 from empirical.recipe import Recipe, Schedule
+from empirical.surgery import Surgery
 from theory.types import InvalidInput, check_sparsity, count_removed
 
 CATALOG = Path(__file__).with_name("catalog")
@@ -159,6 +160,15 @@ class Experiment:
             unknown = [entry for entry in chosen if entry not in known]
             if unknown or not (chosen or name == "local") or len(set(chosen)) < len(chosen):
                 raise InvalidInput(f"{name} is {list(chosen)}; choose different ones of {', '.join(known)}")
+        for condition in self.conditions:
+            for level, alpha in enumerate(self.sparsities[1:], start=1):
+                try:
+                    self.retraining(condition, level=level)
+                except InvalidInput as error:
+                    raise InvalidInput(
+                        f"with {condition}, one of the sparsities is {alpha:g}, at which retrain would be "
+                        f"refused: {error}; change retrain or sparsities, or leave {condition} out"
+                    ) from error
         if len(self.pair) != 2 or self.pair[0] == self.pair[1]:
             raise InvalidInput(f"pair is {list(self.pair)}; name two different classes")
         for name, steps in (("eps", (self.eps,)), ("further_eps", self.further_eps)):
@@ -188,6 +198,24 @@ class Experiment:
                 f"local is {list(self.local)}; exact radii can be had of a small mlp, not of a network of "
                 f"kind {self.network.kind!r}: leave exact out"
             )
+
+    def retraining(self, condition: str, *, level: int) -> Recipe:
+        """How ``condition`` is retrained at sparsity number ``level`` >= 1.
+
+        Those that start there from dense networks are trained as long as all retraining up to it together.
+        Raises: InvalidInput if the sparsity is out of range for the condition, or excluded by ``retrain``.
+        """
+        s, longer = self.sparsities[level], {"epochs": self.retrain.epochs * level}
+        match condition:
+            case "small-dense":
+                return replace(self.retrain, **longer)
+            case "surgery":
+                return replace(self.retrain, **longer, surgery=Surgery(share=s))
+            case "l1":
+                return replace(self.retrain, l1=s)
+            case "activation":
+                return replace(self.retrain, activation_l1=s)
+        return self.retrain
 
     def describe(self) -> dict[str, Any]:
         """The experiment as plain JSON values, without later settings that are unused: ids outlive them."""

@@ -10,6 +10,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from empirical.claims import judge, trends, verdicts, violations
 from empirical.claims.judge import RELU
+from empirical.claims.predictions import predictions
 from empirical.results import SCHEMA, Members, Rows, table
 from theory.types import InvalidInput
 
@@ -56,6 +57,22 @@ def made_up(
     return table(parts, provenance=PROVENANCE).to_pandas()
 
 
+BEST = ("R_inf, best attack", "mean_radius", "linf", "best")
+
+
+def shown(shares: np.ndarray, grid=SPARSITIES, *, family: str = "mlp") -> pd.DataFrame:
+    """A table of the best attack's radii, these shares (seeds x sparsities) of the dense networks'."""
+    rows = [
+        (family, pruning, alpha, seed, quantity, norm, method, "measured", "s", value)
+        for (seed, j), share in np.ndenumerate(shares)
+        for alpha in [grid[j]]
+        for pruning, radius in (("dense", 1.0), ("magnitude", share))
+        for quantity, norm, method, value in (BEST[1:] + (radius,), ("accuracy", "", "clean", 0.95))
+    ]
+    names = "family pruning sparsity seed quantity norm method kind settings value"
+    return pd.DataFrame(rows, columns=names.split())
+
+
 def verdicts_on(frame: pd.DataFrame, claim: str) -> set[str]:
     judged = judge(frame)
     return set(judged[judged["claim"] == claim]["verdict"])
@@ -91,6 +108,23 @@ def test_the_best_of_noise_is_no_rise():
     assert np.mean([v.low > 0 for v in found]) > 0.2  # the bootstrap alone would say so of many
     small = made_up(lambda alpha: 0.03 * (0 < alpha < 0.95) - 0.3 * (alpha > 0.95), noise=6e-3)
     assert verdicts_on(small, "C4") == {"supported"}
+
+
+def test_the_end_of_a_plateau_is_no_fall():
+    """Of 25 curves that rise and stay up, among noise, as good as none is said to fall (nominally 5 %)."""
+    grid = np.linspace(0, 0.99, 12)
+    plateau = np.minimum(1 + 0.2 * np.arange(12), 1.6)
+    rng, found = np.random.default_rng(0), []
+    for _ in range(25):
+        noise = 0.12 * rng.normal(size=(3, 12))
+        found.append(trends.falls_again(shown(plateau + noise * (grid > 0), grid), "mlp", BEST))
+    assert sum(v.verdict == "supported" for v in found) <= 3
+    refused = [v.note for v in found if v.note.endswith(" for a fall")]
+    assert len(refused) >= 3
+    assert all(float(note.rpartition("p = ")[2].removesuffix(" for a fall")) >= 0.05 for note in refused)
+    hill = 1.3 - 0.015 * (np.arange(12) - 6) ** 2 + 0.02 * rng.normal(size=(5, 12))
+    hill[:, 0] = 1
+    assert trends.falls_again(shown(hill, grid), "mlp", BEST).verdict == "supported"
 
 
 def test_a_rise_that_the_dense_network_shares_is_training():
@@ -253,13 +287,13 @@ def test_networks_without_any_robustness_are_inconclusive():
 
 def masked(factor, *, accuracy=lambda alpha: 0.95) -> pd.DataFrame:
     """Radii of networks under random masks, predicted too large by a factor, beside dense networks."""
-    parts = []
+    parts, rng = [], np.random.default_rng(1)
     for alpha in SPARSITIES:
         dense, members = (
             Members("d", "mlp", [pruning] * 6, [alpha] * 6, [alpha] * 6, range(6))
             for pruning in ("dense", "random")
         )
-        truth = (0.2 - 0.1 * alpha) * (1 + 0.01 * np.random.default_rng(1).normal(size=6))
+        truth = (0.2 - 0.1 * alpha) * (1 + 0.01 * rng.normal(size=6))
         parts.append(Rows(dense, np.full(6, 0.95), "accuracy", "clean", "measured"))
         parts.append(Rows(members, np.full(6, accuracy(alpha)), "accuracy", "clean", "measured"))
         parts.append(Rows(members, truth, "mean_radius", "best", "measured", "l2"))
@@ -290,6 +324,28 @@ def test_a_single_seed_decides_nothing_on_a_prediction(factor):
     assert np.isfinite(row["effect"])
     assert np.isnan([row["low"], row["high"]]).all()
     assert row["note"].startswith("an interval needs 2 seeds; before collapse")
+
+
+def test_two_seeds_seldom_decide_on_a_prediction():
+    """Errors of just the 10 % that count, among noise: either verdict would be chance (2.5 % each)."""
+    rng, frame = np.random.default_rng(0), masked(1.0)
+    frame = frame[frame["seed"] < 2]
+    guesses = frame["kind"] == "estimate"
+    told = []
+    for _ in range(30):
+        errors = 0.2 * (0.1 + 0.03 * rng.normal(size=2))
+        changed = frame["value"].where(~guesses, frame["value"] + errors[frame["seed"]])
+        told += [verdict.verdict for verdict in predictions(frame.assign(value=changed), "mlp", "l2")]
+    assert len(told) == 30
+    assert told.count("inconclusive") >= 24
+
+
+def test_predictions_that_err_alike_on_every_seed_decide_nothing():
+    frame = masked(1.0)
+    frame.loc[frame["quantity"] == "mean_radius", "value"] = 0.2
+    (told,) = predictions(frame, "mlp", "l2")
+    assert told.verdict == "inconclusive"
+    assert told.note.startswith("the seeds do not differ; before collapse")
 
 
 def test_predictions_of_collapsed_networks_count_for_nothing():
@@ -452,10 +508,38 @@ def test_the_gain_that_could_be_seen_is_that_of_the_sparsity_in_doubt():
 
 
 def test_a_flat_curve_neither_rises_nor_falls():
-    found = judge(made_up(lambda alpha: 0.0, noise=0.0))
-    falls = found[found["claim"] == "C4"]
-    assert set(falls["verdict"]) == {"refuted"}
-    assert set(falls["note"]) == {"no rise; then +0% [+0%, +0%] at 0.99"}
+    shares = 1 + 1e-3 * np.outer([0, 0, -1, -2, 0], [0, 1, 2, 1, 2])
+    found = trends.falls_again(shown(shares), "mlp", BEST)
+    assert (found.verdict, found.note) == ("refuted", "no rise; then -0% [-0%, +0%] at 0.99")
+
+
+@pytest.mark.parametrize("gain", [0.25, 0.1, 0.3, -0.1])
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_seeds_that_do_not_differ_decide_nothing(gain, seeds):
+    """Equal networks do not tell how far from them another one would lie: neither a slope nor a gain."""
+    shares = np.full((seeds, 5), 1 + gain)
+    shares[:, 0] = 1
+    table_ = shown(shares)
+    slope = trends.trend(table_, "mlp", BEST)
+    assert (slope.verdict, slope.note) == (
+        "inconclusive",
+        "before collapse: up to sparsity 0.99; the seeds do not differ",
+    )
+    assert np.isnan([slope.low, slope.high, slope.p_value]).all()
+    for found in (
+        trends.some_improvement(table_, "mlp", BEST),
+        trends.no_improvement(table_, "mlp", BEST),
+        trends.falls_again(table_, "mlp", BEST),
+    ):
+        assert (found.verdict, found.p_value) == ("inconclusive", 1.0)
+        assert "; the seeds do not differ at 0.3, 0.6, 0.9" in found.note
+
+
+def test_gains_of_a_quantised_measure_that_agree_by_chance_are_no_proof():
+    shares = np.array([[1, 1.0, 1.06, 1.01, 0.9], [1, 0.9, 1.06, 0.97, 0.8]])
+    found = trends.some_improvement(shown(shares), "mlp", BEST)
+    assert found.verdict == "inconclusive"
+    assert found.note == "at sparsity 0.6; the seeds do not differ at 0.6"
 
 
 def test_two_seeds_that_may_hide_a_rise_refute_none():
@@ -494,6 +578,17 @@ def test_data_sets_are_not_pooled():
     frame = made_up(lambda alpha: 0.3 * alpha)
     with pytest.raises(InvalidInput, match="table has linear on d, other; give the rows of one data set"):
         judge(pd.concat([frame, frame.assign(dataset="other")]))
+
+
+def test_several_runs_are_not_averaged():
+    frame = made_up(lambda alpha: 0.3 * alpha)
+    runs = pd.concat([frame, frame.assign(settings="t")])
+    with pytest.raises(
+        InvalidInput, match="linear, magnitude, for one seed and sparsity, of the settings s, t; give"
+    ):
+        judge(runs)
+    halves = frame.assign(settings=np.where(frame["seed"] < 4, "s", "t"))
+    pd.testing.assert_frame_equal(judge(halves), judge(frame))
 
 
 @pytest.mark.parametrize("kind", ["measured", "estimate"])

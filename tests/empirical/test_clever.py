@@ -175,6 +175,15 @@ def test_bad_arguments_are_named(change, message):
         clever(nets, x, torch.tensor([0]), **({"p": 2.0, "radius": 1.0} | change))
 
 
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_no_examples_have_no_scores(p):
+    nets, none = networks([2, 5, 3], [0, 1]), torch.zeros(0, dtype=torch.int64)
+    found = clever(nets, torch.zeros(0, 2, dtype=torch.float64), none, p=p, radius=1.0)
+    assert found.radius.shape == (2, 0)
+    for values in (found.targeted, found.location, found.largest, found.p_value):
+        assert values.shape == (2, 0, 3)
+
+
 def test_threads_do_not_mix_up_the_weights_of_modules():
     """Four networks of one module, on four threads and on one."""
     nets = initialise_modules(

@@ -1,5 +1,8 @@
 """Experiment files are read strictly, and every shipped one is sound."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -153,6 +156,37 @@ def test_what_would_fail_once_networks_are_trained_is_named_before(written, tmp_
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("condition", "sparsities", "retrain", "message"),
+    [
+        ("surgery", "[0, 0.5, 1.0]", "", "with surgery, one of the sparsities is 1, .* share is 1.0"),
+        ("surgery", "[0, 0.5]", "l1 = 0.001", "with surgery, one of the sparsities is 0.5, .* l1 is 0.001"),
+        (
+            "l1",
+            "[0, 0.001]",
+            'optimiser = "adam"',
+            "with l1, one of the sparsities is 0.001, .* optimiser sgd",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_recipes_that_conditions_will_refuse_are_named(written, condition, sparsities, retrain, message):
+    text = PLAIN.replace("[0, 0.5]", f'{sparsities}\nconditions = ["dense", "{condition}"]')
+    with pytest.raises(
+        InvalidInput, match=f"{message}.*; change retrain or sparsities, or leave {condition}"
+    ):
+        read_experiment(written(f"{text}[retrain]\nepochs = 1\n{retrain}\n"))
+
+
+def test_the_experiments_that_the_docs_run_together_share_a_table():
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    together = re.findall(r"^sparse-robustness run (\w\S* \w\S*(?: \w\S*)*) --out", text, flags=re.MULTILINE)
+    assert together
+    for names in together:
+        kinds = [read_experiment(name).network.kind for name in names.split()]
+        assert len(set(kinds)) == len(kinds)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empirical.attacks import first_crossing, shorten
+from empirical.attacks import first_crossing, minimal_fgs, shorten
 from empirical.attacks.active import margins
-from empirical.ensembles import MLPEnsemble, from_networks
+from empirical.attacks.ray import beyond_crossing
+from empirical.ensembles import MLPEnsemble, from_modules, from_networks, to_module
 from tests.empirical.rays import leaving_times
 from theory.laws.strategies import arrays, relu_networks
 from theory.types import InvalidInput, ReLUNetwork
@@ -102,6 +103,46 @@ def test_misclassified_is_zero_and_a_constant_network_is_never_left():
     x, u = torch.ones(2, 3, dtype=torch.float64), torch.ones(1, 2, 3, dtype=torch.float64)
     at, beyond = first_crossing(from_networks([net]), x, torch.tensor([0, 1]), u)
     assert at.tolist() == beyond.tolist() == [[math.inf, 0.0]]
+
+
+def tied() -> tuple[MLPEnsemble, torch.Tensor, torch.Tensor]:
+    """All hidden units end where the logits tie, at a step of 0.5; from 1.25 on another one decides."""
+    weights = (
+        [[2, 1, 0, 2, -1, 2], [-1, -1, 1, 0, 1, -2], [2, 1, 2, 2, 1, 2]],
+        [[-1, -2, -2], [0, -2, 0], [0, 0, -1]],
+    )
+    net = ReLUNetwork(tuple(np.array(w, dtype=float) for w in weights), (np.zeros(3), np.zeros(3)))
+    x = torch.tensor([[0.5, 0.5, 0, 0, 0.5, 1]], dtype=torch.float64)
+    return from_networks([net]), x, torch.tensor([1])
+
+
+def test_a_tie_is_no_other_class():
+    ensemble, x, y = tied()
+    down = torch.full((1, 1, 6), -1.0, dtype=torch.float64)
+    assert float(first_crossing(ensemble, x, y, down)[0]) == pytest.approx(0.5)
+    x_adv, found = minimal_fgs(ensemble, x, y)
+    assert found.all()
+    assert float((x - x_adv).abs().max()) == pytest.approx(1.25, abs=1e-6)
+    assert (margins(ensemble.logits(x_adv), y) < 0).all()
+    shorter, _ = shorten(ensemble, x, y, x + 2 * down, found)
+    torch.testing.assert_close(shorter, x_adv)
+    # Neither where the ray ends on the tie, nor of networks that are not followed through it.
+    assert not minimal_fgs(ensemble, x, y, max_step=1.0)[1].any()
+    modules = from_modules([to_module(ensemble, 0)], shape=(6,))
+    assert not minimal_fgs(modules, x, y)[1].any()
+    # A tie at x is misclassified already.
+    assert minimal_fgs(ensemble, x + 0.7 * down[0], y)[1].all()
+
+
+@given(rays())
+def test_what_is_found_is_of_another_class(case):
+    nets, x, y, direction = case
+    ensemble, x, y = from_networks(nets), torch.tensor(x), torch.tensor(y)
+    points, found = beyond_crossing(ensemble, x, y, torch.tensor(direction))
+    wrong = margins(ensemble.logits(x), y) <= 0
+    assert (margins(ensemble.logits(points), y)[found & ~wrong] < 0).all()
+    assert found[wrong].all()
+    assert torch.equal(points[wrong | ~found], x.expand_as(points)[wrong | ~found])
 
 
 @given(rays())
