@@ -41,11 +41,12 @@ from benchmarks.command import on_mnist
 from benchmarks.floor import product_rate, seconds
 from benchmarks.tables import Row
 from benchmarks.turns import Timed, in_turns
-from empirical.attacks import carlini_wagner, ddn, deepfool, fgs, fmn, minimal_fgs, strongest
+from empirical.attacks import carlini_wagner, ddn, deepfool, fgs, fmn, fmn_init, minimal_fgs, strongest
 from empirical.attacks.active import margins
 from empirical.attacks.losses import cross_entropy_direction
 from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble, initialise_modules, to_module
+from empirical.measurement import OTHERS
 from empirical.models import lenet5
 from empirical.training import Recipe, train
 
@@ -68,19 +69,21 @@ STEPS, SEARCHES = 100, 9
 FEWER = (50, 30)  # steps of ours, beside the STEPS that the peers take
 SLOWEST = 50  # images for peers that take minutes
 # LeNet-5: training images, attacked images, and the methods that would take hours or were run on the other.
-TRAINED, FEW, LEFT_OUT = 10_000, 50, ("ART", "torchattacks", "strongest, effort 3")
+TRAINED, FEW = 10_000, 50
+LEFT_OUT = ("ART", "torchattacks", "strongest, effort 3", "strongest, effort 3, others")
 ABSENT = "not installed"
 Ours = Callable[[Ensemble, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A network under attack, float64, and its first correctly classified test images."""
+    """A network under attack, float64, its first correctly classified test images, and other images."""
 
     name: str
     nets: MLPEnsemble | ModuleEnsemble
     x: Tensor
     y: Tensor
+    others: Tensor
 
     @property
     def module(self) -> nn.Module:
@@ -96,7 +99,7 @@ class Target:
 def fully_connected(data: Dataset, setup: Setup) -> Target:
     """The dense LeNet-300-100."""
     case = cases(data, setup)[0]
-    return Target("-".join(map(str, case.widths)), case.ensemble, case.x, case.y)
+    return Target("-".join(map(str, case.widths)), case.ensemble, case.x, case.y, others_of(data))
 
 
 def convolutional(data: Dataset) -> Target:
@@ -107,7 +110,12 @@ def convolutional(data: Dataset) -> Target:
     nets = nets.to(dtype=torch.float64, device=CPU)
     x_test, y_test = torch.tensor(data.x_test[: 2 * FEW]), torch.tensor(data.y_test[: 2 * FEW])
     rows = (nets.logits(x_test)[0].argmax(1) == y_test).nonzero()[:FEW, 0]
-    return Target("LeNet-5", nets, x_test[rows], y_test[rows])
+    return Target("LeNet-5", nets, x_test[rows], y_test[rows], others_of(data))
+
+
+def others_of(data: Dataset) -> Tensor:
+    """The images that FMN starts from: training images."""
+    return torch.tensor(data.x_train[:OTHERS], dtype=torch.float32)
 
 
 def bisected(steps: int = 20) -> Ours:
@@ -126,8 +134,8 @@ def bisected(steps: int = 20) -> Ours:
     return attack
 
 
-def tasks() -> list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | None]]]:
-    """Name, norm, this project's methods, and the peers', of every task."""
+def tasks(others: Tensor) -> list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | None]]]:
+    """Name, norm, this project's methods, and the peers', of every task; FMN starts from ``others`` too."""
     found: list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | None]]] = []
     peers = deepfool_peers()
     for p in (2.0, math.inf):
@@ -136,6 +144,7 @@ def tasks() -> list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | Non
     steppers = gradient_step_peers(STEPS)
     for p in (2.0, math.inf):
         ours = {f"fmn, {n} steps": partial(fmn, p=p, steps=n, box=BOX) for n in (STEPS, *FEWER)}
+        ours["fmn_init, 5 x 30 steps"] = partial(fmn_init, others=others, p=p, box=BOX)
         if p == 2:
             ours |= {f"ddn, {n} steps": partial(ddn, steps=n, box=BOX) for n in (STEPS, *FEWER)}
         theirs = {f"{name}, {STEPS} steps": a for (name, q), a in steppers.items() if q == p}
@@ -146,6 +155,8 @@ def tasks() -> list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | Non
     found.append(("smallest FGS step", math.inf, ours, smallest_step_peers()))
     for p in (2.0, math.inf):
         ours = {f"strongest, effort {e}": partial(strongest, p=p, effort=e, box=BOX) for e in (3, 2)}
+        more = partial(strongest, p=p, others=others, box=BOX)
+        ours |= {f"strongest, effort {e}, others": partial(more, effort=e) for e in (3, 2)}
         found.append(("strongest", p, ours, {}))
     return found
 
@@ -154,7 +165,7 @@ def measured(target: Target, table: list[Row], *, repeats: int, without: tuple[s
     """Add the rows of every task, all methods of a task in turns."""
     nets, module = target.nets.to(dtype=torch.float32, device=CPU), target.module
     x, y = target.x.float(), target.y
-    for task, p, ours, peers in tasks():
+    for task, p, ours, peers in tasks(target.others):
         ours = {name: attack for name, attack in ours.items() if name not in without}
         peers = {name: attack for name, attack in peers.items() if name not in without}
         if not ours:

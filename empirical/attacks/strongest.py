@@ -22,6 +22,8 @@ Found = tuple[Tensor, Tensor]
 # Of FMN, DDN and C&W where the distance matters more than the time: half as many, FMN's and DDN's default,
 # end a few thousandths further out.
 STEPS = 100
+# Walks from other examples, by effort.
+_STARTS = {2: 5, 3: 9}
 
 
 def strongest(
@@ -60,7 +62,7 @@ def strongest(
     if effort >= 2:
         found.append(fmn(ensemble, x, y, p=p, steps=STEPS, box=box))
         if others is not None:
-            found.append(fmn_init(ensemble, x, y, others, p=p, box=box))
+            found.append(fmn_init(ensemble, x, y, others, p=p, starts=_STARTS[effort], box=box))
         if p == 2:
             found.append(ddn(ensemble, x, y, steps=STEPS, box=box))
     if effort == 3:
