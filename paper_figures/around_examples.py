@@ -28,6 +28,7 @@ _LINES = {
     },
     "missed": {
         "weak": (WEAK_LOOK, "o"),
+        "fmn": (Look("FMN from the example", "#56B4E9", (0, (3, 1))), "v"),
         "best": (STRONG_LOOK, "o"),
     },
 }

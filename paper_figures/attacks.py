@@ -21,7 +21,7 @@ _LOOKS = {
     "pgd": Look("PGD", "#882255", (0, (2, 1))),
     "ddn": Look("DDN", "#56B4E9", (0, (7, 1.2))),
     "fmn": Look("FMN", "#CC79A7", (0, (3, 1))),
-    "fmn-init": Look("FMN from other examples", "#E69F00", (0, (3, 1, 1.2, 1))),
+    "fmn-init": Look("FMN from other examples", "#661100", (0, (3, 1, 1.2, 1))),
     "cw": Look("C&W", "#999933", (0, (5, 1, 1.2, 1, 1.2, 1))),
     "best": STRONG_LOOK,
 }
