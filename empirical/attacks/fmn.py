@@ -17,8 +17,6 @@ from theory.types import InvalidInput, check_p
 
 # What the step and gamma end at, relative to their first values.
 _LAST_STEP, _LAST_GAMMA = 0.01, 0.02
-# The first step from a point of another class, as a share of its distance.
-_SHARE = 1.0
 
 
 def fmn(
@@ -70,7 +68,10 @@ def check_gamma(gamma: float) -> None:
 def descend(
     batch: Batch, begin: Closest, *, p: float, steps: int, gamma: float, box: tuple[float, float] | None
 ) -> Closest:
-    """The closest points met on the way from ``begin``, or from x where that has found nothing."""
+    """The closest points met on the way from ``begin``, or from x where that has found nothing.
+
+    The first step is as long as the way to x, or as the linearised one to the boundary. ``begin`` is changed.
+    """
     best, points, loss = begin, begin.points.clone(), batch.loss
     delta = points - batch.start
     length = radius = begin.distance.masked_fill(~begin.found, 0.0)
@@ -89,7 +90,7 @@ def descend(
         radius = torch.where(best.found, adapted, (length + linearised) * (1 + change))
         if i == 0:
             moving = (whole != 0).sum(2, dtype=whole.dtype)
-            first = torch.where(best.found, _SHARE * length, linearised)
+            first = torch.where(best.found, length, linearised)
             first = first if p == 2 else first * moving.sqrt()
         step = first * (_LAST_STEP + (1 - _LAST_STEP) * decay)
         delta.addcmul_(gradient, torch.where(size > 0, step / size, 0.0)[..., None])

@@ -86,9 +86,10 @@ def _nearest(batch: Batch, others: Tensor, *, p: float, count: int) -> list[Clos
         there = least.values[..., 0].isfinite() & batch.success(points)
         known = Closest(points, norm(points - start, p=p).masked_fill(~there, torch.inf))
         points, there = pulled_back(batch, known, box=None, places=_PLACES, beyond=_BEYOND)
+        points = torch.where(there[..., None], points, start)
         found.append(Closest(points, norm(points - start, p=p).masked_fill(~there, torch.inf)))
     ways = torch.stack([each.distance for each in found])
     rank = ways.argsort(dim=0, stable=True)[:count]
-    every = torch.stack([torch.where(each.found[..., None], each.points, start) for each in found])
+    every = torch.stack([each.points for each in found])
     places = rank[..., None].expand(*rank.shape, start.shape[2])
     return [Closest(*pair) for pair in zip(every.gather(0, places), ways.gather(0, rank), strict=True)]
