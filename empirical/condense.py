@@ -21,8 +21,10 @@ def condense(folder: Location, path: Path) -> int:
     With them every case in which a theorem failed, so that the table judges as the run did.
     A table of bounds, whose figure is drawn from its examples, keeps all rows. The settings and the
     commands that made it become metadata of the file, under ``RUN_KEY``.
-    Raises: InvalidInput if the folder holds no finished run, or ``path`` exists.
+    Raises: InvalidInput if the folder holds no finished run, or ``path`` exists or is not named .parquet.
     """
+    if path.suffix != ".parquet":
+        raise InvalidInput(f"out is {path}, but a Parquet file is written; give a name that ends in .parquet")
     name = next((name for name in _TABLES if (folder / name).is_file()), None)
     note = folder / "settings.json"
     if name is None or not note.is_file():

@@ -32,12 +32,13 @@ class BadInput(click.ClickException):
     help="3.4 or 7 inches.",
 )
 def figures(tables: tuple[Path, ...], *, out: Path, width: str) -> None:
-    """Draw every figure of results TABLEs as SVG and PNG.
+    """Draw every figure of results TABLEs, or of the folders of runs, as SVG and PNG.
 
     One TABLE's figures lie in the folder, those of several in one folder each. Without a TABLE those of all
     committed results are drawn, which only a source tree holds.
     """
-    paths = tables or tuple(sorted(DATA.glob("*.parquet")))
+    given = tuple(table / "results.parquet" if table.is_dir() else table for table in tables)
+    paths = given or tuple(sorted(DATA.glob("*.parquet")))
     if not paths:
         raise BadInput(
             f"no TABLE is given and none is in {DATA}; give the results.parquet of a run, or draw the "

@@ -331,7 +331,7 @@ def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeyp
         (["cnn.pt"], "is not plainly a stack of linear layers"),
         (["cnn.pt2", "--arch", "own_cnn:Net"], "is a program, which needs no arch"),
         (["cnn.pt2", "--examples", "0"], "examples is 0; use at least one"),
-        (["cnn.pt2", "--removed", "0.5,1.2"], "removed is 1.2"),
+        (["cnn.pt2", "--removed", "0.5,1.2"], "removed is [0.5, 1.2]; give shares of the remaining weights"),
         (["cnn.pt2", "--removed", "0"], "removed is [0.0]; give shares"),
         (["cnn.pt2", "--removed", "x"], "removed is 'x'; give numbers joined by commas"),
         (["cnn.pt2", "--attacks", "pdg"], "attacks is ['pdg']; choose different ones of fgs"),

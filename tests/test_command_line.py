@@ -19,6 +19,7 @@ from empirical.cli.main import main
 from empirical.data.named import NAMED
 from empirical.experiments import catalog
 from empirical.experiments.specification import ATTACKS
+from empirical.own_network import check, measuring
 from empirical.results import read_table
 from theory.laws import claim
 from theory.laws.catalog import LAWS
@@ -99,6 +100,12 @@ def test_what_is_completed_is_what_there_is():
     assert completion.ATTACKS == ATTACKS
 
 
+@pytest.mark.parametrize(("command", "request_"), [("check", check.Request), ("measure", measuring.Request)])
+def test_the_attacks_that_help_names_as_defaults_are_those_of_the_functions(command, request_):
+    option = next(option for option in main.commands[command].params if option.name == "attacks")
+    assert option.default == ",".join(request_.attacks)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -112,6 +119,7 @@ def test_what_is_completed_is_what_there_is():
         (["measure", "net.pt", "--data", ""], ["digits", "mnist", "fashion-mnist", "cifar10"]),
         (["measure", "net.pt", "--attacks", "fgs,d"], ["fgs,deepfool", "fgs,ddn"]),
         (["measure", "net.pt", "--attacks", "fgs,fg"], []),
+        (["check", "net.pt", "--attacks", "fgs,d"], ["fgs,deepfool", "fgs,ddn"]),
         (["verify", "--device", "c"], ["cpu", "cuda"]),
         (["comp"], ["completion"]),
         (["completion", ""], ["bash", "fish", "zsh"]),

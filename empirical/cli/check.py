@@ -9,18 +9,14 @@ from pathlib import Path
 
 import click
 
-from empirical.cli.network import network_options, numbers, opened, print_tables
+from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables
 from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 
 @click.command()
 @network_options(examples=100, folder="check")
-@click.option(
-    "--attacks",
-    metavar="A,B,...",
-    help="Any of fgs, rfgs, deepfool, pgd, ddn, fmn, cw.  [default: fgs,deepfool,fmn]",
-)
+@attacks_option("fgs,deepfool,fmn,fmn-init")
 @click.option("--eps", default=0.1, show_default=True, help="Step of the one-step attack.")
 @click.option("--box", nargs=2, type=float, metavar="LO HI", help="Keep attacks in this box.")
 @click.option(
@@ -41,7 +37,7 @@ def check(
     arch_args: str,
     shape: str | None,
     examples: int,
-    attacks: str | None,
+    attacks: str,
     eps: float,
     box: tuple[float, float] | None,
     removed: str | None,
@@ -67,7 +63,7 @@ def check(
 
         request = Request(
             examples=examples,
-            attacks=tuple(attacks.split(",")) if attacks else Request.attacks,
+            attacks=tuple(attacks.split(",")),
             removed=numbers("removed", removed, float) or LEVELS,
             crown=crown,
             eps=eps,

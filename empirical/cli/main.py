@@ -60,10 +60,10 @@ main.add_command(completion)
 
 
 @main.command()
-@click.argument("table", type=LocationPath(path_type=Path, exists=True, dir_okay=False))
+@click.argument("table", type=LocationPath(path_type=Path, exists=True))
 @click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 def claims(table: Location, *, markdown: bool) -> None:
-    """Judge the claims from the results TABLE of an earlier run."""
+    """Judge the claims from the results TABLE of an earlier run, or from the folder of one."""
     with one_line_errors():
         with uninterrupted():
             import pyarrow.compute as pc
@@ -74,6 +74,8 @@ def claims(table: Location, *, markdown: bool) -> None:
             from theory.types import InvalidInput
 
         remedy = "give the results.parquet of a run"
+        if isinstance(table, Path) and table.is_dir():
+            table = table / "results.parquet"
         if not table.is_file():
             raise InvalidInput(f"table is {table}, which does not exist; {remedy}")
         content = read_table(table, remedy=remedy)

@@ -8,20 +8,14 @@ from pathlib import Path
 
 import click
 
-from empirical.cli.completion import complete_attacks
-from empirical.cli.network import network_options, numbers, opened, print_tables
+from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables
 from empirical.cli.terminal import OK, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 
 @click.command()
 @network_options(examples=1000, folder="measure")
-@click.option(
-    "--attacks",
-    metavar="A,B,...",
-    shell_complete=complete_attacks,
-    help="Any of fgs, rfgs, deepfool, pgd, ddn, fmn, cw.  [default: fgs,deepfool,ddn,fmn]",
-)
+@attacks_option("fgs,deepfool,ddn,fmn,fmn-init")
 @click.option("--eps", default=0.1, show_default=True, help="Size at which robust accuracy is counted.")
 @click.option("--box", nargs=2, type=float, metavar="LO HI", help="Keep attacks in this box.")
 def measure(
@@ -31,7 +25,7 @@ def measure(
     arch_args: str,
     shape: str | None,
     examples: int,
-    attacks: str | None,
+    attacks: str,
     eps: float,
     box: tuple[float, float] | None,
     out: Path | None,
@@ -54,7 +48,7 @@ def measure(
 
         request = Request(
             examples=examples,
-            attacks=tuple(attacks.split(",")) if attacks else Request.attacks,
+            attacks=tuple(attacks.split(",")),
             eps=eps,
             box=box or None,
             shape=numbers("shape", shape, int) or None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from empirical.cli.completion import complete_data
+from empirical.cli.completion import ATTACKS, complete_attacks, complete_data
 from empirical.cli.terminal import console
 
 if TYPE_CHECKING:
@@ -67,6 +67,18 @@ def network_options(*, examples: int, folder: str) -> Callable[[Callable[..., No
         return command
 
     return decorate
+
+
+def attacks_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Attacks joined by commas; ``default`` is the command's."""
+    return click.option(
+        "--attacks",
+        default=default,
+        show_default=True,
+        metavar="A,B,...",
+        shell_complete=complete_attacks,
+        help=f"Any of {', '.join(ATTACKS)}.",
+    )
 
 
 def opened(

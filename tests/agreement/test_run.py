@@ -268,6 +268,23 @@ def test_a_condensed_table_judges_alike_and_says_how_it_was_made(small_run, tmp_
     assert again.exit_code == 2
     assert "which exists" in again.stderr
     assert "no finished run" in CliRunner().invoke(main, ["condense", str(tmp_path), str(target)]).stderr
+    table = CliRunner().invoke(main, ["condense", str(out), str(tmp_path / "small.csv")])
+    assert (table.exit_code, "ends in .parquet" in table.stderr) == (2, True)
+    assert not (tmp_path / "small.csv").exists()
+
+
+def test_the_folder_of_a_run_stands_for_its_table(small_run, tmp_path):
+    out, _ = small_run
+    of_folder, of_table = (
+        CliRunner().invoke(main, ["claims", str(place)]) for place in (out, out / "results.parquet")
+    )
+    assert of_folder.exit_code == 0, of_folder.output
+    assert of_folder.stdout == of_table.stdout
+    drawn = CliRunner().invoke(main, ["figures", str(out), "--out", str(tmp_path / "figures")])
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "figures" / "captions.md").is_file()
+    empty = CliRunner().invoke(main, ["claims", str(tmp_path)])
+    assert (empty.exit_code, str(tmp_path / "results.parquet") in empty.stderr) == (2, True)
 
 
 def test_bad_devices_are_named():
