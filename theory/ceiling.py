@@ -129,7 +129,7 @@ def mean_radius_ceiling(
     check_p(p)
     x = finite_array("x", x, ndim=2)
     y = check_labels("y", y, n=x.shape[0], classes=np.iinfo(np.int64).max)
-    correct = _check_flags(correct, y)
+    correct = _check_flags(correct, len(y))
     if not correct.any():
         return 0.0
     if np.unique(y[correct]).size == 1:
@@ -137,11 +137,11 @@ def mean_radius_ceiling(
     return float(correct.mean() * blockwise_ceiling(x[correct], y[correct], p=p, block=block))
 
 
-def _check_flags(correct: object, y: Int[Array, " m"]) -> Bool[Array, " m"]:
+def _check_flags(correct: object, points: int) -> Bool[Array, " m"]:
     flags = np.asarray(correct)
-    if flags.shape != y.shape or flags.dtype != bool:
+    if flags.shape != (points,) or flags.dtype != bool:
         raise InvalidInput(
-            f"correct has shape {flags.shape}; expected {y.shape}, one flag per point, of booleans "
+            f"correct has shape {flags.shape}; expected ({points},), one flag per point, of booleans "
             f"and not of {flags.dtype}"
         )
     return flags
@@ -169,9 +169,11 @@ def robust_accuracy_ceiling(
     check_p(p)
     x = finite_array("x", x, ndim=2)
     y = check_labels("y", y, n=x.shape[0], classes=np.iinfo(np.int64).max)
-    correct, radii = _check_flags(correct, y), np.asarray(radii)
-    if not (radii >= 0).all():
-        raise InvalidInput("radii holds a negative radius or NaN; a robust accuracy belongs to one >= 0")
+    correct, radii = _check_flags(correct, len(y)), np.asarray(radii)
+    if radii.ndim != 1 or not (radii >= 0).all():
+        raise InvalidInput(
+            f"radii has shape {radii.shape} or a negative radius or NaN in it; pass a list of radii >= 0"
+        )
     if not block >= 2:
         raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
     matched = np.zeros(len(radii))
@@ -219,8 +221,10 @@ def ceiling_in_blocks(distances: OpponentDistances, correct: Bool[Array, " m"]) 
 
     It is never below that: the constraints r_i + r_j <= D_ij are kept within blocks only, and fewer
     constraints can only raise the largest mean. inf where the correct points of a block have one label.
+    Raises: InvalidInput unless ``correct`` is one flag per point.
     Source: this project.
     """
+    correct = _check_flags(correct, sum(len(rows) for rows in distances.rows))
     total = 0.0
     for rows, costs in zip(distances.rows, distances.costs, strict=True):
         right = correct[rows]

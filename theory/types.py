@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,13 @@ def count_removed(name: str, sparsity: float, m: int) -> int:
     if abs(m * sparsity - round(m * sparsity)) > WHOLE_WITHIN:
         raise InvalidInput(f"{name} is {sparsity}; of {m} weights give a multiple of 1/{m}")
     return round(m * sparsity)
+
+
+def check_pair(pair: Sequence[int], *, classes: int) -> None:
+    """Refuse a bad pair of classes. Raises: InvalidInput unless they are two different ones."""
+    whole = len(pair) == 2 and all(isinstance(k, int | np.integer) and 0 <= k < classes for k in pair)
+    if not whole or pair[0] == pair[1]:
+        raise InvalidInput(f"pair is {pair}; give two different classes in [0, {classes})")
 
 
 def check_labels(name: str, y: object, *, n: int, classes: int | None) -> np.ndarray:

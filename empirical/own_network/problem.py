@@ -13,7 +13,7 @@ from empirical.own_network.loading import Network
 from theory import graph as graphs
 from theory.graph.masks import masked_operators, repeated_parameters
 from theory.graph.network import Activation, Conv2d, Dense, Graph, Reshape, Source
-from theory.types import InvalidInput, ReLUNetwork, check_labels, check_p, check_sparsity
+from theory.types import InvalidInput, ReLUNetwork, check_labels, check_p, check_pair, check_sparsity
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 # Where no radius is asked for: 0, which is the gradient itself, and three in the range of usual attacks.
@@ -99,8 +99,7 @@ class Problem:
         """The pair asked for, or the most common class and the most frequent runner-up on its examples."""
         classes = self.graph.classes
         if request.pair is not None:
-            if not all(0 <= k < classes for k in request.pair) or request.pair[0] == request.pair[1]:
-                raise InvalidInput(f"pair is {request.pair}; give two different classes in [0, {classes})")
+            check_pair(request.pair, classes=classes)
             return request.pair
         common = int(self.y.bincount().argmax())
         scores = self.graph.scores(self.x[self.y == common])

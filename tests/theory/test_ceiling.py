@@ -204,8 +204,9 @@ def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set(unchecked)
         2 / 3,
         1 / 3,
     ]
-    with pytest.raises(InvalidInput, match="radii holds a negative radius"):
-        robust_accuracy_ceiling(x, y, two, np.array([-1.0]), p=2.0)
+    for radii in (np.array([-1.0]), np.array([math.nan]), np.array(1.0)):
+        with pytest.raises(InvalidInput, match="radii has shape .* pass a list of radii >= 0"):
+            robust_accuracy_ceiling(x, y, two, radii, p=2.0)
     with pytest.raises(InvalidInput, match="block is 1"):
         robust_accuracy_ceiling(x, y, two, np.array([1.0]), p=2.0, block=1)
     with pytest.raises(InvalidInput, match="one flag per point"):
@@ -220,3 +221,12 @@ def test_huge_radii_bind_no_points_of_one_label():
     # Opposite points whose distance is no float lie further apart than twice a radius that is one.
     far, both = np.array([[-1.2e308], [1.2e308]]), np.ones(2, dtype=bool)
     assert robust_accuracy_ceiling(far, np.array([0, 1]), both, np.array([1e308]), p=2.0) == [1.0]
+
+
+def test_ceilings_in_blocks_ask_for_one_flag_per_point(unchecked):
+    """Numbers would choose points by their places."""
+    distances = opponent_distances(np.array([[0.0], [1.0], [5.0], [9.0]]), np.array([0, 1, 0, 1]), p=2.0)
+    assert ceiling_in_blocks(distances, np.array([True, True, False, True])) == 2.5
+    for flags in (np.array([1, 1, 0, 1]), np.ones(5, dtype=bool), np.array([1.0, 1.0, 0.0, 1.0])):
+        with pytest.raises(InvalidInput, match=r"correct has shape .* expected \(4,\), one flag per point"):
+            ceiling_in_blocks(distances, flags)

@@ -231,3 +231,25 @@ def test_sampling_law_rejects_wrong_formulas(p):
     for broken in (swapped_priors, wrong_norm, point_masses, uncorrelated):
         with pytest.raises(AssertionError):
             agrees_with_sample(broken, p=p)
+
+
+@pytest.mark.parametrize("exponent", [-1074, -1073, -540, 541, 1023])
+def test_covariances_at_the_ends_of_the_floats(exponent):
+    """Scaled by c, with means of 0, both radii are those of c = 1 times sqrt(c)."""
+    matrix = np.eye(4) if exponent < -1000 else np.eye(4) / 4 + 3 / 4
+    scaled = np.ldexp(matrix, exponent)
+    clf, half = BinaryLinear(np.ones(4)), np.array([0.5, 0.5])
+
+    def found(covariance):
+        return gaussian_mean_radius(clf, GaussianClasses(np.zeros((2, 4)), covariance, half), p=2.0)
+
+    even, odd = divmod(exponent, 2)
+    expected = math.ldexp(found(matrix) * 2 ** (odd / 2), even)
+    assert found(scaled) == pytest.approx(expected, rel=1e-14, abs=0)
+
+
+def test_small_variances_count_beside_large_ones_of_small_weights():
+    data = GaussianClasses(np.zeros((2, 2)), np.diag([1e300, 1e-300]), np.array([0.5, 0.5]))
+    for weight, deviation in (([0.0, 1.0], 1e-150), ([1e-200, 1.0], 1e-50), ([1.0, 1e200], 1e-50)):
+        found = gaussian_mean_radius(BinaryLinear(np.array(weight)), data, p=2.0)
+        assert found == pytest.approx(deviation / math.sqrt(2 * math.pi), rel=1e-14, abs=0)

@@ -108,3 +108,20 @@ def test_in_one_dimension_both_norms_agree_next_to_the_mean():
     mean, eps = np.array([[-3.0], [3.0]]), 3 - sigma
     two, largest = (optimal_robust_accuracy(mean, sigma=sigma, p=p, eps=eps) for p in (2.0, math.inf))
     assert two == pytest.approx(largest, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "sigma", "eps", "expected"),
+    [
+        ([[-1.7e308, -1.7e308], [1.7e308, 1.7e308]], 1.7e308, 0.0, ndtr(math.sqrt(2))),
+        ([[-1.7e308, -1.7e308], [1.7e308, 1.7e308]], 1.7e308, 1.7e308, ndtr(math.sqrt(2) - 1)),
+        ([[0.0, 0.0], [5e-324, 0.0]], 5e-324, 0.0, ndtr(0.5)),
+        ([[1e308, 0.0], [1e308, 3e-323]], 5e-324, 5e-324, ndtr(2.0)),
+        ([[-1e308], [1e308]], 1e-300, 1.0, 1.0),
+    ],
+)
+def test_the_ends_of_the_floats(mean, sigma, eps, expected):
+    found = optimal_robust_accuracy(np.array(mean), sigma=sigma, p=2.0, eps=eps)
+    assert found == pytest.approx(expected, rel=ROUNDING)
+    clf = optimal_robust_classifier(np.array(mean), p=2.0, eps=eps)
+    assert ((clf.weight > 0) == (np.array(mean[1]) > mean[0])).all()

@@ -404,3 +404,11 @@ def test_bounds_that_are_known_are_of_balls_as_large(steps, monkeypatch):
     x = torch.tensor(rng.normal(size=(12, 4)))
     certified_radius(graph, x, graph.scores(x).argmax(1), p=math.inf, steps=steps)
     assert checked
+
+
+def test_margins_at_the_centre_hold_where_rounding_moved_it():
+    """The input is 0 in the graph's type; a weight makes more of it than the bias."""
+    weights, biases = (np.array([[1e30]]), np.array([[0.0], [1.0]])), (np.zeros(1), np.array([1e-17, 0.0]))
+    graph = from_relu_network(ReLUNetwork(weights, biases), dtype=torch.float32)
+    x = torch.tensor([[7e-46]], dtype=torch.float64)
+    assert centre_margins(graph, x, torch.tensor([0]))[0, 1] <= 1e-17 - 7e-16

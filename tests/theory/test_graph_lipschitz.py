@@ -325,6 +325,7 @@ def test_the_exact_constant_wants_one_finite_radius_per_example(radius):
     [
         ({"p": 3.0}, "p is 3.0"),
         ({"y": torch.tensor([2])}, "labels must lie in"),
+        ({"y": torch.tensor([True])}, "y has dtype torch.bool"),
         ({"x": torch.ones(1, 1, 1)}, "x has shape"),
         ({"x": torch.ones(1, 1, dtype=torch.complex128)}, "x has dtype torch.complex128; .* real numbers"),
         ({"radius": torch.tensor([-1.0])}, "radius has a negative"),
@@ -341,3 +342,10 @@ def test_illegal_calls_name_the_argument(changes, message):
     for table in (path_norm, norm_product, lipschitz_constants):
         with pytest.raises(InvalidInput, match="p is 1"):
             table(BENT, p=1.0)
+
+
+def test_inputs_beyond_the_type_of_the_graph_are_refused():
+    """Their scores would be NaN, or certain."""
+    graph = from_relu_network(BENT_NETWORK, dtype=torch.float32)
+    with pytest.raises(InvalidInput, match="x has an entry beyond torch.float32; scale it, or read"):
+        graph.scores(torch.tensor([[1e39]], dtype=torch.float64))

@@ -247,3 +247,13 @@ def test_norms_below_the_normal_numbers_are_not_rounded_down():
         assert 0 < certify(net, x, y, p=2.0)[0] <= distance
     assert margin_bounds(net, x, y, p=2.0, radius=np.array([1.01 * distance]))[0, 1] <= 0
     assert local_lipschitz(net, x, y, p=2.0, radius=np.ones(1))[0, 1] >= 2 * smallest
+
+
+def test_constants_given_are_checked_and_leave_the_diagonal_at_0(unchecked):
+    radius = np.full(len(X), 0.5)
+    found = local_lipschitz(WITNESS, X, Y, p=2.0, radius=radius, constants=np.full((2, 2), 1e-3))
+    assert found[np.arange(len(Y)), Y].tolist() == [0.0] * len(Y)
+    assert found.max() == 1e-3
+    for bad in (np.full((2, 2), -5.0), np.full((2, 2), math.nan), np.ones((1, 2))):
+        with pytest.raises(InvalidInput, match="constants has shape .* a negative entry or NaN"):
+            local_lipschitz(WITNESS, X, Y, p=2.0, radius=radius, constants=bad)

@@ -344,6 +344,12 @@ def test_illegal_calls_name_the_argument():
         expected_lipschitz(net, alphas[None], 2, p=2.0)
     with pytest.raises(InvalidInput, match="pair is"):
         expected_margin_bound(net, x, alphas[None], (1, 1))
+    for pair in ((0, 0), (0, -1), (0, 9)):
+        with pytest.raises(InvalidInput, match="pair is"):
+            path_probability(net, x[0], alphas[None], pair)
+    for point in (x[0] * math.nan, x[0, :0]):
+        with pytest.raises(InvalidInput, match="^x"):
+            path_probability(net, point, alphas[None], PAIR)
     drawn = np.zeros((1, 5, 2))
     with pytest.raises(InvalidInput, match="delta is 1"):
         expected_radius_confidence(net, x, y, alphas[None], drawn, p=2.0, delta=1.0)

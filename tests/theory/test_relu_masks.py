@@ -15,6 +15,7 @@ from theory.laws import relu as laws
 from theory.laws.catalog.relu import closed_column_sums
 from theory.laws.strategies import arrays, attack_norms, masked_networks, relu_networks, sparsities
 from theory.relu import halfcut, masks
+from theory.relu.active_masks import best_active_bound
 from theory.relu.lipschitz import gradient_norms, lipschitz_constants, path_norm
 from theory.relu.mask_margins import expected_margin_bound
 from theory.relu.masks import (
@@ -392,6 +393,7 @@ def test_monte_carlo_does_not_depend_on_the_chunk_size(monkeypatch):
     assert len(set(whole)) > 5  # else the comparison says little
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("alphas", "pair", "message"),
     [
@@ -400,6 +402,9 @@ def test_monte_carlo_does_not_depend_on_the_chunk_size(monkeypatch):
         ([0.5, math.nan, 0.5], PAIR, "outside"),
         ([0.5, 0.5, 0.5], (1, 1), "two different classes"),
         ([0.5, 0.5, 0.5], (0, 2), "two different classes"),
+        ([0.5, 0.5, 0.5], (0, 1, 1), "two different classes"),
+        ([0.5, 0.5, 0.5], (0.0, 1.0), "two different classes"),
+        ([0.5, 0.5j, 0.5], PAIR, "real numbers"),
     ],
 )
 def test_illegal_calls_name_the_argument(alphas, pair, message):
@@ -418,3 +423,16 @@ def test_illegal_norms_masks_and_last_layers_are_named():
     for eta in (eta_frobenius, eta_path):
         with pytest.raises(InvalidInput, match="masks the last layer"):
             eta(WITNESS_ALPHAS)
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_no_sparsities_have_no_bounds(p):
+    none = np.zeros((0, 3))
+    assert {value.shape for value in ladder(WITNESS, none, PAIR, p=p).values()} == {(0,)}
+    assert best_active_bound(WITNESS, none, PAIR, (1, 1), p=p).shape == (0,)
+
+
+def test_etas_of_tiny_sparsities_do_not_cancel():
+    tiny = np.array([[1e-17, 1e-17, 0.0], [1e-12, 0.0, 0.0], [1.0, 0.5, 0.0]])
+    np.testing.assert_allclose(eta_frobenius(tiny), [1e-17, 5e-13, 1.0], rtol=1e-11)
+    np.testing.assert_allclose(eta_path(tiny), [2e-17, 1e-12, 1.0], rtol=1e-11)

@@ -78,7 +78,8 @@ def centre_margins(graph: Graph, x: Float[Tensor, "m *shape"], y: Int[Tensor, " 
     """
     still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
     ball, labels = checked_ball(graph, x, y, p=math.inf, radius=still)
-    part = points_only(graph)
+    # What rounding moved into the graph's type lies in a ball after all.
+    part = affine_part(graph, q=ball.q, examples=len(x)) if ball.radius.any() else points_only(graph)
     entries = sum(prod(node.shape) for node in graph.nodes)
 
     def margins(rows: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from theory.graph.affine import norms
 from theory.graph.constants import operator_norm, patches_of_one_entry
 from theory.graph.network import Activation, Combine, Conv2d, Dense, Graph, Source, combined
 from theory.graph.relaxation import EXTRA, eps_of, terms_of, tiny_of
-from theory.types import InvalidInput, check_sparsity
+from theory.types import InvalidInput, check_pair, check_sparsity
 
 
 def expected_path_norm(graph: Graph, alphas: Sequence[float], pair: tuple[int, int]) -> float:
@@ -164,8 +164,7 @@ def _checked(
         raise InvalidInput(
             "graph ends in something else than a dense layer; give one that ends in its scores"
         )
-    if not (all(0 <= i < graph.classes for i in pair) and pair[0] != pair[1]):
-        raise InvalidInput(f"pair is {pair}; give two different classes in [0, {graph.classes})")
+    check_pair(pair, classes=graph.classes)
     places, hidden = masked_operators(graph), hidden_operators(graph)
     if len(alphas) not in (len(places), len(hidden)):
         raise InvalidInput(

@@ -337,13 +337,16 @@ class Graph:
             raise InvalidInput(f"x has dtype {x.dtype}; the network takes real numbers")
         if not x.isfinite().all():
             raise InvalidInput("x has a NaN or infinite entry; remove it")
-        return x.to(self.device, self.dtype)
+        converted = x.to(self.device, self.dtype)
+        if converted.dtype != x.dtype and not converted.isfinite().all():
+            raise InvalidInput(f"x has an entry beyond {self.dtype}; scale it, or read the graph in float64")
+        return converted
 
     def check_labels(self, y: Tensor, *, examples: int) -> Tensor:
         """Return ``y`` as int64 in the graph's place. Raises: InvalidInput unless (m,) integers in [0, c)."""
         if y.shape != (examples,):
             raise InvalidInput(f"y has shape {tuple(y.shape)}; expected ({examples},), one label per example")
-        if y.is_floating_point() or y.is_complex():
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise InvalidInput(f"y has dtype {y.dtype}; labels must be integers in [0, {self.classes})")
         if not ((y >= 0) & (y < self.classes)).all():
             raise InvalidInput(

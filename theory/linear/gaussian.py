@@ -83,8 +83,19 @@ def unit_normal(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[
 def _distance_law(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[Array, float]:
     """Mean (2,) and standard deviation of the signed distance k (w.x + b) / ||w||_q, Gaussian per class."""
     unit, bias = unit_normal(clf, data, p=p)
-    variance = max(float(unit @ data.covariance @ unit), 0.0)
-    return np.array([-1.0, 1.0]) * (data.mean @ unit + bias), math.sqrt(variance)
+    return np.array([-1.0, 1.0]) * (data.mean @ unit + bias), deviation(unit, data)
+
+
+def deviation(direction: Float[Array, " n"], data: GaussianClasses) -> float:
+    """sqrt(u'Su) for a direction u, an identity: summed in units of the largest term, whatever its size."""
+    (mantissa, own), (entries, size) = np.frexp(direction), np.frexp(data.covariance)
+    size = size + own + own[:, None]
+    used = (entries != 0) & (mantissa != 0) & (mantissa != 0)[:, None]
+    if not used.any():
+        return 0.0
+    half = int(size[used].max()) // 2
+    terms = np.ldexp(np.where(used, entries, 0.0), np.where(used, size - 2 * half, 0))
+    return float(np.ldexp(math.sqrt(max(float(mantissa @ terms @ mantissa), 0.0)), half))
 
 
 def _average(data: GaussianClasses, values: Float[Array, " 2"]) -> float:

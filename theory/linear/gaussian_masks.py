@@ -10,7 +10,13 @@ from jaxtyping import Complex, Float
 from numpy import ndarray as Array
 from scipy.special import ndtr
 
-from theory.linear.gaussian import GaussianClasses, gaussian_mean_radius, unit_normal, unit_weight
+from theory.linear.gaussian import (
+    GaussianClasses,
+    deviation,
+    gaussian_mean_radius,
+    unit_normal,
+    unit_weight,
+)
 from theory.linear.masks import EPSILON, LEFT, RIGHT, STEP, UNDERFLOW, MaskAverage, check_sparsities
 from theory.types import BinaryLinear, InvalidInput, check_p
 
@@ -99,7 +105,7 @@ def _sensitivity(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> float
     d E[T_+] = P(T > 0) da + phi(a/s) ds, a the mean of T and s its standard deviation.
     """
     unit, bias = unit_normal(clf, data, p=p)
-    a, s = np.array([-1.0, 1.0]) * (data.mean @ unit + bias), np.sqrt(unit @ data.covariance @ unit)
+    a, s = np.array([-1.0, 1.0]) * (data.mean @ unit + bias), deviation(unit, data)
     terms = np.abs(data.mean) @ np.abs(unit) + abs(bias)
     density = np.exp(-np.square(a / s) / 2)
     return float(data.prior @ (ndtr(a / s) * terms + density * s))

@@ -29,21 +29,23 @@ def optimal_robust_accuracy(mean: Float[Array, "2 n"], *, sigma: float, p: float
     Raises: InvalidInput unless mean is (2, n), sigma > 0, p is 2 or inf and eps >= 0.
     Source: the optimal classifier of Bhagoji, Cullina and Mittal, arXiv:1909.12272, for p = 2 and inf.
     """
-    rest = _rest(mean, p=p, eps=eps)
-    return float(ndtr(norm(rest, p=2.0) / _check_sigma(sigma)))
+    rest, exponent = _rest(mean, p=p, eps=eps)
+    spread, of_spread = math.frexp(_check_sigma(sigma))
+    with np.errstate(over="ignore"):
+        return float(ndtr(np.ldexp(norm(rest, p=2.0) / spread, exponent - of_spread)))
 
 
 def optimal_robust_classifier(mean: Float[Array, "2 n"], *, p: float, eps: float) -> BinaryLinear:
     """Two Gaussian classes, identity: the linear classifier that attains :func:`optimal_robust_accuracy`.
 
     Weight r, bias -r.(mean[0] + mean[1]) / 2, whatever sigma is, both times a power of two that brings the
-    largest entry of r near 1. In l_inf it is sparse: coordinates in which the classes differ by at most 2 eps
-    get no weight.
+    largest entry of r near 1, or lower, lest the bias leave the floats. In l_inf it is sparse: coordinates in
+    which the classes differ by at most 2 eps get no weight.
     Raises: InvalidInput unless mean is (2, n), p is 2 or inf and eps >= 0, or if the ball of radius eps
     reaches half-way from one mean to the other: then every classifier is a guess.
     Source: as :func:`optimal_robust_accuracy`.
     """
-    rest = _rest(mean, p=p, eps=eps)
+    rest, _ = _rest(mean, p=p, eps=eps)
     if not rest.any():
         raise InvalidInput(f"eps is {eps}; it reaches half-way between the means, so choose a smaller one")
     used = mean * (rest != 0)
@@ -54,17 +56,28 @@ def optimal_robust_classifier(mean: Float[Array, "2 n"], *, p: float, eps: float
     return BinaryLinear(np.ldexp(unit, room), -float(np.ldexp(middle, top + room)))
 
 
-def _rest(mean: Float[Array, "2 n"], *, p: float, eps: float) -> Float[Array, " n"]:
-    """Half the difference of the means, less the point of the ball |z|_p <= eps that is next to it."""
+def _rest(mean: Float[Array, "2 n"], *, p: float, eps: float) -> tuple[Float[Array, " n"], int]:
+    """Half the difference of the means, less the point of the ball |z|_p <= eps that is next to it.
+
+    In units of a power of two, the second value, that brings the largest difference near 1.
+    """
     mean = finite_array("mean", mean, ndim=2)
     if len(mean) != 2:
         raise InvalidInput(f"mean has shape {mean.shape}; pass (2, n), one row per class")
     eps = check_budget("eps", eps)
-    half = mean[1] / 2 - mean[0] / 2
-    if check_p(p) == math.inf:
-        return np.sign(half) * np.maximum(np.abs(half) - eps, 0.0)
-    size = float(norm(half, p=2.0))
-    return half * ((size - eps) / size) if eps < size else np.zeros_like(half)
+    check_p(p)
+    size = np.frexp(np.abs(mean).max(axis=0))[1]
+    half, own = np.frexp(np.ldexp(mean[1], -size) - np.ldexp(mean[0], -size))
+    own += size - 1
+    exponent = int(own[half != 0].max()) if half.any() else 0
+    half = np.ldexp(half, own - exponent)
+    with np.errstate(over="ignore"):
+        eps = float(np.ldexp(eps, -exponent))
+    if p == math.inf:
+        return np.sign(half) * np.maximum(np.abs(half) - eps, 0.0), exponent
+    length = float(norm(half, p=2.0))
+    rest = half * ((length - eps) / length) if eps < length else np.zeros_like(half)
+    return rest, exponent
 
 
 def _check_sigma(sigma: float) -> float:

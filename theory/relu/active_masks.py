@@ -169,7 +169,7 @@ def _norm_product(
     rows, _ = scaled(net.weights[-1][list(pair)])
     chances = zip(keep[..., -1].flat, alphas[..., -1].flat, strict=True)
     spreads = [last_layer_spread(rows, float(k), float(a), power=2) for k, a in chances]
-    variance, largest = (np.reshape(part, second.shape) for part in zip(*spreads, strict=True))
+    variance, largest = (np.reshape([spread[i] for spread in spreads], second.shape) for i in (0, 1))
     largest = np.maximum(largest, second)
     factors = [np.sqrt(scarf_bound(second, variance, largest, counts[-1] if counts else second.shape[-1]))]
     roundings = second.shape[-1] + 60

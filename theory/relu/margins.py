@@ -112,15 +112,21 @@ def local_lipschitz(
     on or off. Never above the global ``constants`` (default:
     :func:`theory.relu.lipschitz.lipschitz_constants`).
 
-    Raises: InvalidInput as :func:`margin_bounds`.
+    Raises: InvalidInput as :func:`margin_bounds`, or for constants of another shape, negative or NaN.
     Reference: Weng et al. 2018, Towards Fast Computation of Certified Robustness, section 3.4.
     """
     labels = check_labels("y", y, n=len(x), classes=net.classes)
+    everywhere = lipschitz_constants(net, p=p) if constants is None else np.asarray(constants)
+    if everywhere.shape != (net.classes, net.classes) or not (everywhere >= 0).all():
+        raise InvalidInput(
+            f"constants has shape {everywhere.shape} or a negative entry or NaN; pass Lipschitz constants of "
+            f"({net.classes}, {net.classes}), as lipschitz_constants gives them"
+        )
     bounds = preactivation_bounds(net, x, p=p, radius=radius)
     found = gradient_bounds(net, _label_rows(net, labels), bounds, q=dual(p))
+    found = np.minimum(found, everywhere[labels])
     found[np.arange(len(labels)), labels] = 0.0
-    everywhere = lipschitz_constants(net, p=p) if constants is None else constants
-    return np.minimum(found, everywhere[labels])
+    return found
 
 
 def gradient_bounds(

@@ -24,7 +24,7 @@ from numpy import ndarray as Array
 
 from theory.relu.lipschitz import EPS, TINY, outward
 from theory.relu.moments import check_keep
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels
+from theory.types import ReLUNetwork, check_inputs, check_labels, check_pair
 
 EXTRA = 16  # roundings per entry beyond those of its sum, counted generously
 
@@ -131,9 +131,8 @@ def expected_margin_bound(
     """
     x = check_inputs(x, width=net.weights[0].shape[1])
     keep = check_keep(alphas, layers=len(net.weights))
+    check_pair(pair, classes=net.classes)
     i, k = pair
-    if not (all(0 <= c < net.classes for c in pair) and i != k):
-        raise InvalidInput(f"pair is {pair}; give two different classes in [0, {net.classes})")
     last, offset = net.weights[-1], abs(net.biases[-1][i] - net.biases[-1][k])
     out = np.empty((len(keep), len(x)))
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):

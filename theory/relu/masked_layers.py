@@ -7,13 +7,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from theory.relu.lipschitz import raised, scaled
-from theory.types import InvalidInput, ReLUNetwork
-
-
-def check_pair(net: ReLUNetwork, pair: tuple[int, int]) -> None:
-    """Refuse a bad pair of classes. Raises: InvalidInput unless they are two different classes."""
-    if not (all(0 <= i < net.classes for i in pair) and pair[0] != pair[1]):
-        raise InvalidInput(f"pair is {pair}; give two different classes in [0, {net.classes})")
+from theory.types import InvalidInput, ReLUNetwork, check_pair
 
 
 def keep_probabilities(net: ReLUNetwork, alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -31,9 +25,10 @@ def keep_probabilities(net: ReLUNetwork, alphas: Float[Array, "*batch d"]) -> Fl
 
 def check_sparsities(alphas: Float[Array, "*batch d"]) -> None:
     """Refuse sparsities outside [0, 1]. Raises: InvalidInput if there is one, or a NaN, or no array."""
-    if not isinstance(alphas, np.ndarray) or alphas.ndim == 0:
+    if not isinstance(alphas, np.ndarray) or alphas.ndim == 0 or alphas.dtype.kind not in "iuf":
         raise InvalidInput(
-            f"alphas is {alphas!r}; pass a NumPy array, one sparsity per layer in its last axis"
+            f"alphas is {alphas!r}; pass a NumPy array of real numbers, one sparsity per layer in its last "
+            "axis"
         )
     if not ((alphas >= 0) & (alphas <= 1)).all():
         raise InvalidInput("alphas has an entry outside [0, 1]; sparsity is the fraction of weights removed")
@@ -49,7 +44,7 @@ def last_layer(
 
     Raises: InvalidInput for a bad pair.
     """
-    check_pair(net, pair)
+    check_pair(pair, classes=net.classes)
     rows = net.weights[-1][list(pair)]
     (a, b), exponent = scaled(rows)
     kept, dropped = keep[..., -1:], alphas[..., -1:]

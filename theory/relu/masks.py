@@ -37,13 +37,12 @@ from theory.relu.lipschitz import (
     spectral_norm,
 )
 from theory.relu.masked_layers import (
-    check_pair,
     check_sparsities,
     keep_probabilities,
     last_layer,
     path_moment,
 )
-from theory.types import InvalidInput, ReLUNetwork, check_inputs
+from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_pair
 
 CHUNK_BYTES = 2**28  # memory of one chunk of masked copies in monte_carlo
 LOG_THETA_TOLERANCE = 1e-3  # the Chernoff bound is flat at its minimum: about 1e-6 of its value is lost
@@ -142,9 +141,10 @@ def second_moment_bound(
         values.append(mean @ moment @ mean + (square - mean**2) @ np.diag(moment))
         shifts.append(shift)
     # Half of an odd exponent stays in the mantissa.
-    odd = np.mod(shifts, 2)
-    root = np.sqrt(np.ldexp(values, odd)).reshape(keep.shape[:-1])
-    half = ((np.array(shifts) - odd) // 2).reshape(keep.shape[:-1])
+    powers = np.array(shifts, dtype=int)
+    odd = powers % 2
+    root = np.sqrt(np.ldexp(np.array(values, dtype=float), odd)).reshape(keep.shape[:-1])
+    half = ((powers - odd) // 2).reshape(keep.shape[:-1])
     return product([root], exponent + half + sum(e for _, e in layers), roundings=roundings)
 
 
@@ -226,7 +226,7 @@ def eta_frobenius(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
       theorem).
     Reference: the paper, theorem on nonlinear networks (section 3.2), q = 2.
     """
-    return np.asarray(1.0 - np.prod(np.sqrt(1.0 - _hidden_sparsities(alphas)), axis=-1))
+    return _lost_of_product(_hidden_sparsities(alphas), power=0.5)
 
 
 def eta_path(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
@@ -236,7 +236,13 @@ def eta_path(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
       theorem).
     Reference: this project, after the paper's theorem on nonlinear networks.
     """
-    return np.asarray(1.0 - np.prod(1.0 - _hidden_sparsities(alphas), axis=-1))
+    return _lost_of_product(_hidden_sparsities(alphas), power=1.0)
+
+
+def _lost_of_product(alphas: Float[Array, "*batch d"], *, power: float) -> Float[Array, "*batch"]:
+    """1 - prod_j (1 - alpha_j)^power, without cancellation for small sparsities."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(-np.expm1(power * np.log1p(-alphas).sum(axis=-1)))
 
 
 def monte_carlo(
@@ -260,7 +266,7 @@ def monte_carlo(
     q, x = dual(p), check_inputs(x, width=net.weights[0].shape[1])
     if masks < 1:
         raise InvalidInput(f"masks is {masks}; draw at least one")
-    check_pair(net, pair)
+    check_pair(pair, classes=net.classes)
     sizes = [weight.size for weight in net.weights]
     keep = np.repeat(keep_probabilities(net, alphas), sizes)
     widths = sum(weight.shape[0] + weight.shape[1] for weight in net.weights)

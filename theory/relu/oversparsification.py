@@ -30,7 +30,15 @@ from theory.relu.lipschitz import EPS, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
 from theory.relu.masks import best_bound, second_moment_bound, unsigned_ladder
 from theory.relu.moments import check_keep
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p, finite_array
+from theory.types import (
+    InvalidInput,
+    ReLUNetwork,
+    check_inputs,
+    check_labels,
+    check_p,
+    check_pair,
+    finite_array,
+)
 
 INWARD = 1 - 32 * EPS  # lower bounds end with fewer roundings than this undoes
 
@@ -188,10 +196,12 @@ def path_probability(
     function of the masks, so by Harris' inequality E prod_v (1 - k A_v) >= prod_v (1 - k E A_v): treating
     units that share paths as independent gives too much. At most the expected number of such paths.
 
-    Raises: InvalidInput for alphas outside [0, 1] or of another length than the layers.
+    Raises: InvalidInput for a bad x or pair, or alphas outside [0, 1] or of another length than the layers.
     Reference: Harris 1960; Fortuin, Kasteleyn, Ginibre 1971.
     """
     keep = check_keep(alphas, layers=len(net.weights))
+    check_pair(pair, classes=net.classes)
+    x = check_inputs(np.asarray(x)[None], width=net.weights[0].shape[1])[0]
     reached = np.broadcast_to((x != 0).astype(float), (len(keep), len(x)))
     for weight, k in zip(net.weights[:-1], keep.T[:-1], strict=True):
         reached = _any_of(k[:, None] * reached, (weight != 0).T)
