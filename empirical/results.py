@@ -264,6 +264,12 @@ def _digest(settings: Mapping[str, object]) -> str:
 def _check_same(note: Location, settings: dict[str, object]) -> None:
     found = read_settings(note)
     changed = [key for key in settings | found if found.get(key) != settings.get(key)]
+    wanted, there = ([own[key] for key in own if key.endswith(".name")] for own in (settings, found))
+    if wanted != there:
+        raise InvalidInput(
+            f"out is {note.parent}, a run of {', '.join(map(str, there))}, not of "
+            f"{', '.join(map(str, wanted))}; choose a new folder"
+        )
     if changed:
         key = changed[0]
         if key.endswith("data_sha256"):

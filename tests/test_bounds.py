@@ -431,6 +431,8 @@ def test_mask_rungs_of_a_convolutional_network(tmp_path):
     result = run(tmp_path / "lenet.pt2", *arguments, "--alphas", "0,0.5,0.9", "--radius", 0.1)
     assert result.exit_code == 0, result.output
     assert "l_inf, random masks, classes 2-0     P1" in result.stdout
+    assert result.stdout.count("alpha = ") == 6  # three in each norm, all that were asked for
+    assert "…" not in result.stdout
     rows = read_table(tmp_path / "run" / "bounds.parquet", schema=BOUNDS).to_pandas()
     masks = rows[rows["quantity"] == "expected_lipschitz"]
     assert set(masks.loc[masks["norm"] == "linf", "method"]) == {"P1", "best"}

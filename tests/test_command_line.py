@@ -92,6 +92,15 @@ def test_a_table_about_examples_alone_is_refused(tmp_path):
     assert result.stderr == f"Error: {told}\n"
 
 
+def test_a_table_of_one_network_has_nothing_to_compare(tmp_path):
+    rows = read_table(DIGITS).slice(0, 3)
+    place = rows.schema.get_field_index("pruning")
+    given = pa.array(["given"] * 3).cast(rows.schema.field(place).type)
+    pq.write_table(rows.set_column(place, rows.schema.field(place), given), tmp_path / "measure.parquet")
+    result = CliRunner().invoke(main, ["claims", str(tmp_path / "measure.parquet")])
+    assert (result.exit_code, "of one network, and claims compare sparsities" in result.stderr) == (2, True)
+
+
 def test_what_is_completed_is_what_there_is():
     assert completion.experiment_names() == list(catalog())
     assert completion.law_names() == [law.name for law in LAWS], f"renew the list: {RENEW}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,20 +23,46 @@ def margins(logits: Float[Tensor, "K n c"], y: Int[Tensor, "*K n"]) -> Float[Ten
     return logits.gather(2, true)[..., 0] - others.amax(2)
 
 
-def check_attack(ensemble: Ensemble, x: Tensor, y: Tensor, *, box: tuple[float, float] | None = None) -> None:
-    """Raises: InvalidInput if shapes or types disagree, a value is not finite or outside the box, a label is
-    out of range, or the box is empty.
+def check_attack(
+    ensemble: Ensemble,
+    x: Tensor,
+    y: Tensor,
+    *,
+    box: tuple[float, float] | None = None,
+    labels: str = "y",
+) -> None:
+    """Raises: InvalidInput if shapes, types or devices disagree, a value is not finite or outside the box, a
+    label is out of range, or the box is empty; ``labels`` is what the caller calls ``y``.
     """
+    if isinstance(ensemble, torch.nn.Module):
+        raise InvalidInput("ensemble is a torch.nn.Module; wrap it: from_modules([module], shape=...)")
+    for name, value in (("x", x), (labels, y)):
+        if not isinstance(value, Tensor):
+            raise InvalidInput(
+                f"{name} is of type {type(value).__name__}; pass a tensor, as torch.as_tensor gives"
+            )
+        if value.device != ensemble.weights[0].device:
+            raise InvalidInput(
+                f"{name} is on {value.device}, the networks on {ensemble.weights[0].device}; move one of them"
+            )
+    if x.requires_grad:
+        raise InvalidInput("x requires gradients; pass x.detach()")
+    if y.dtype not in (torch.int64, torch.int32):
+        raise InvalidInput(f"{labels} has dtype {y.dtype}; labels are integers: pass {labels}.long()")
     if x.ndim != 2 or x.shape[1] != ensemble.inputs:
         raise InvalidInput(f"x has shape {tuple(x.shape)}; the networks take (n, {ensemble.inputs})")
     if y.shape != x.shape[:1]:
-        raise InvalidInput(f"y has shape {tuple(y.shape)}; expected ({len(x)},), one label per example")
+        raise InvalidInput(
+            f"{labels} has shape {tuple(y.shape)}; expected ({len(x)},), one label per example"
+        )
     if x.numel() and not torch.stack(x.aminmax()).isfinite().all():  # one pass: NaN is both ends
         raise InvalidInput(
             f"x[{int((~torch.isfinite(x)).any(1).nonzero()[0])}] holds NaN or infinity; remove it"
         )
     if len(y) and not (0 <= int(y.min()) and int(y.max()) < ensemble.classes):
-        raise InvalidInput(f"y spans [{int(y.min())}, {int(y.max())}]; labels lie in [0, {ensemble.classes})")
+        raise InvalidInput(
+            f"{labels} spans [{int(y.min())}, {int(y.max())}]; labels lie in [0, {ensemble.classes})"
+        )
     if x.dtype != ensemble.weights[0].dtype:
         raise InvalidInput(f"x is {x.dtype}, the networks {ensemble.weights[0].dtype}; convert one of them")
     if box is None:
@@ -48,9 +75,9 @@ def check_attack(ensemble: Ensemble, x: Tensor, y: Tensor, *, box: tuple[float, 
 
 
 def check_count(name: str, value: int, *, least: int = 1) -> None:
-    """Raises: InvalidInput if ``value`` is below ``least``."""
-    if value < least:
-        raise InvalidInput(f"{name} is {value}; give at least {least}")
+    """Raises: InvalidInput unless ``value`` is a whole number, ``least`` or more."""
+    if not isinstance(value, Integral) or value < least:
+        raise InvalidInput(f"{name} is {value}; give a whole number, at least {least}")
 
 
 # A linearised boundary further away than so many times the size of x says that the margin is flat.

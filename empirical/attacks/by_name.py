@@ -75,7 +75,8 @@ def attacked(
         for p in _SEARCHES[name]:
             yield p, name, *searched(_search(name, others, p=p), nets, x, y, p=p, box=box)
     else:
-        raise InvalidInput(f"attack {name!r} is unknown")
+        known = ("fgs", "rfgs", "deepfool", *_SEARCHES)
+        raise InvalidInput(f"attack {name!r} is unknown; give a tuple of some of {', '.join(known)}")
 
 
 # The norms of the long searches.

@@ -45,7 +45,7 @@ def fmn(
     check_count("steps", steps)
     check_gamma(gamma)
     if target is not None:
-        check_attack(ensemble, x, target)
+        check_attack(ensemble, x, target, labels="target")
         if (target == y).any():
             raise InvalidInput(
                 f"target[{int((target == y).nonzero()[0])}] is the label; aim at another class"

@@ -82,6 +82,8 @@ def claims(table: Location, *, markdown: bool) -> None:
         networks = content.filter(pc.field("example").is_null())
         if not networks.num_rows:
             raise InvalidInput(f"table is {table}, which has no rows about whole networks; {remedy}")
+        if networks["pruning"].unique().to_pylist() == ["given"]:
+            raise InvalidInput(f"table is {table}, of one network, and claims compare sparsities; {remedy}")
         judged = judge(networks.to_pandas())
     if markdown:
         click.echo(claims_markdown(judged))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from empirical.own_network.tables import Cells, Table
 
 _T = TypeVar("_T", int, float)
+_WIDEST = 10_000  # columns that no table has
 
 
 def network_options(*, examples: int, folder: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -126,8 +127,13 @@ def print_tables(tables: list[Table], *, markdown: bool) -> None:
     if markdown:
         click.echo("\n".join(_markdown(*table) for table in tables))
         return
+    from rich.measure import Measurement
+
     for table in tables:
-        console().print(_rich(*table), "")
+        lines, shown = _rich(*table), console()
+        widest = Measurement.get(shown, shown.options.update(max_width=_WIDEST), lines).maximum
+        shown.width = max(shown.width, widest)  # a narrow terminal breaks lines, but no number is cut
+        shown.print(lines, "")
 
 
 def _markdown(header: Cells, lines: list[Cells]) -> str:

@@ -244,6 +244,10 @@ def from_modules(modules: Sequence[nn.Module], *, shape: Sequence[int]) -> Modul
     Raises: InvalidInput if ``modules`` is empty, their parameters differ in name or shape, or they do not
     map a batch of ``shape`` to (batch, classes).
     """
+    if isinstance(modules, nn.Module):
+        raise InvalidInput(f"modules is one {type(modules).__name__}; pass a list: [module]")
+    if isinstance(shape, int):
+        raise InvalidInput(f"shape is {shape}; pass the shape of one example: ({shape},)")
     modules = [assembled(module) for module in modules]
     if not modules:
         raise InvalidInput("modules is empty; give at least one")
@@ -376,5 +380,8 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
         ) from error
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise InvalidInput(f"the module maps (2, *{shape}) to {found}; it must give (2, classes)")
+        raise InvalidInput(
+            f"the module maps {(2, *shape)} to {found}; it must return the scores alone, (2, classes), or "
+            "(2, 1) where one score tells two classes apart"
+        )
     return scores.shape[1]

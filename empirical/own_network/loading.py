@@ -12,6 +12,7 @@ import importlib.util
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,9 @@ def _unpickled(name: str, path: Path, where: str) -> object:
                         "torch.save(module.state_dict(), path)"
                     )
                 check_stored(archive, path)
-        return torch.load(path, map_location=where, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # of quantized tensors
+            return torch.load(path, map_location=where, weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():
             raise InvalidInput(
@@ -145,6 +148,10 @@ def _unpickled(name: str, path: Path, where: str) -> object:
     except InvalidInput:
         raise
     except Exception as error:  # the unpickler raises whatever a damaged file makes its parts raise
+        if "quantized" in str(error).lower():
+            raise InvalidInput(
+                f"model {name} holds quantized tensors; save what they stand for, their .dequantize()"
+            ) from error
         why = f"{type(error).__name__}: {first_line(error)}"
         raise InvalidInput(f"model {name} is no readable checkpoint of torch.save ({why})") from error
 

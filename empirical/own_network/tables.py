@@ -9,6 +9,7 @@ import pandas as pd
 NORMS = {"linf": "l_inf", "l2": "l_2"}
 # Sparsities of the masks that are shown; the table has all.
 _SHOWN = (0.0, 0.5, 0.9, 0.99)
+_LINES = 8  # sparsities of which all are shown
 Cells = tuple[str, ...]
 Table = tuple[Cells, list[Cells]]
 
@@ -37,8 +38,8 @@ def bound_tables(rows: pd.DataFrame) -> list[Table]:
 
 
 def _mask_table(rows: pd.DataFrame, title: str) -> Table:
-    """The rungs at the sparsities shown, or at all where none of these was asked for."""
-    if rows["sparsity"].isin(_SHOWN).any():
+    """The rungs at all sparsities where these are few, else at those shown, if any was asked for."""
+    if rows["sparsity"].nunique() > _LINES and rows["sparsity"].isin(_SHOWN).any():
         rows = rows[rows["sparsity"].isin(_SHOWN)]
     rungs = list(rows["method"].unique())
     lines = [

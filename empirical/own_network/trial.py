@@ -31,13 +31,14 @@ def check_attackable(name: str, ensemble: Ensemble, x: Float[Tensor, "n d"]) -> 
     except Exception as error:  # whatever the user's module raises
         raise InvalidInput(
             f"network {name} cannot be attacked ({first_line(error)}); its forward must compute the scores "
-            "of any number of examples by differentiable operations of PyTorch, in its weights' precision"
+            "of any number of examples by differentiable operations of PyTorch, in its weights' precision; "
+            "export it after module.eval()"
         ) from error
     largest = float(scores.abs().nan_to_num(posinf=0.0).max())
     if _apart(scores, again) > _ROUNDING * largest:
         raise InvalidInput(
             f"network {name} gives the same examples other scores every time; take noise and dropout out of "
-            "its forward"
+            "its forward, or export it after module.eval()"
         )
     if not gradient.any() and _apart(scores, scores[:, :1].expand_as(scores)) > _ROUNDING * largest:
         raise InvalidInput(

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from empirical.attacks import deepfool, fgs, minimal_fgs, shorten
+from empirical.attacks import deepfool, fgs, fmn, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.attacks.fgsm import loss_gradient_sign
 from empirical.attacks.ray import OVERSHOOT
-from empirical.ensembles import MLPEnsemble, from_networks
+from empirical.ensembles import MLPEnsemble, from_modules, from_networks
 from empirical.measurement import verified_radius
 from theory.laws.strategies import arrays, attack_norms, linear_classifiers
 from theory.linear import radius
@@ -181,6 +182,13 @@ def test_fgs_takes_one_step_and_clips_only_when_asked():
     assert fgs(nets, x, y, eps=0.1, box=(0.0, 1.0))[0, 0].tolist() == [1.0, 0.0]
 
 
+class Squeezed(nn.Linear):
+    """One score, without an axis of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, 0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -189,8 +197,21 @@ def test_fgs_takes_one_step_and_clips_only_when_asked():
         (lambda n, x, y: deepfool(n, x, y, p=2, steps=0), "steps is 0"),
         (lambda n, x, y: fgs(n, x, y, eps=math.nan), "eps is nan"),
         (lambda n, x, y: fgs(n, x, y, eps=-1), "eps is -1"),
+        (lambda n, x, y: fmn(n, x, y, p=2, steps=1.5), "steps is 1.5; give a whole number"),
+        (lambda n, x, y: fmn(n, x.numpy(), y, p=2), "x is of type ndarray; pass a tensor"),
+        (lambda n, x, y: fmn(n, x, y.numpy(), p=2), "y is of type ndarray; pass a tensor"),
+        (lambda n, x, y: fmn(n, x, y.float(), p=2), r"y has dtype torch.float32; .* pass y.long\(\)"),
+        (lambda n, x, y: fmn(n, x, y.byte(), p=2), "y has dtype torch.uint8"),
+        (lambda n, x, y: fmn(n, x.clone().requires_grad_(), y, p=2), r"pass x.detach\(\)"),
+        (lambda n, x, y: fmn(n, x.to("meta"), y, p=2), "x is on meta, the networks on cpu"),
+        (lambda n, x, y: fmn(nn.Linear(2, 2), x, y, p=2), r"wrap it: from_modules\(\[module\], shape="),
+        (lambda n, x, y: fmn(n, x, y, p=2, target=y + 9), r"target spans \[9, 9\]"),
+        (lambda n, x, y: from_modules(nn.Linear(2, 2), shape=(2,)), r"modules is one Linear; pass a list"),
+        (lambda n, x, y: from_modules([nn.Linear(2, 2)], shape=2), r"shape is 2; .* \(2,\)"),
+        (lambda n, x, y: from_modules([Squeezed(2, 1)], shape=(2,)), r"maps \(2, 2\) to \(2,\); .* \(2, 1\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments_are_named(call, message):
     nets = binary(np.array([1.0, -2.0]), 0.0)
     with pytest.raises(InvalidInput, match=message):

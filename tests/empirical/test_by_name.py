@@ -120,7 +120,9 @@ def test_a_member_gets_what_it_gets_alone(trained_digits):
 
 def test_an_unknown_name_is_an_error(trained_digits):
     nets, x, y = trained_digits
-    with pytest.raises(InvalidInput, match="'fgsm' is unknown"):
+    with pytest.raises(
+        InvalidInput, match="'fgsm' is unknown; give a tuple of some of fgs, rfgs, deepfool, pgd"
+    ):
         list(attacked("fgsm", nets, x[:2], y[:2], nearest={}, others=x, box=None))
 
 

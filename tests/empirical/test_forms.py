@@ -260,11 +260,11 @@ class Strict(Net):
     ("make", "message"),
     [
         (Noisy, "the same examples other scores every time"),
-        (Dropping, "the same examples other scores every time"),
+        (Dropping, r"the same examples other scores every time; .* export it after module.eval\(\)"),
         (OverTheBatch, "other scores alone than among others"),
         (WithoutStatistics, "cannot be attacked"),
         (ByNumpy, "cannot be attacked"),
-        (Named, "it must give"),
+        (Named, "to dict; it must return the scores alone"),
         (Strict, "does not take examples"),
     ],
 )

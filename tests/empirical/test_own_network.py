@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from empirical.cli.main import main
+from empirical.cli.network import print_tables
 from empirical.datasets import Dataset, Examples, load
 from empirical.ensembles import from_stack, to_module
 from empirical.measurement import measure
@@ -196,3 +197,29 @@ def test_a_network_is_measured_as_it_computes(made, plain):
     network = prepare(Network("mine", "0", "a network", module, None), examples, None)
     nets = ensemble_of(network, examples, torch.device("cpu"))
     torch.testing.assert_close(nets.logits(x)[0], module(x).detach())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:torch.(ao.)?quanti:UserWarning", "ignore:torch.ao.quanti:DeprecationWarning"
+)
+def test_quantized_weights_are_refused_in_a_line(tmp_path):
+    torch.save(
+        {"0.weight": torch.quantize_per_tensor(torch.zeros(4, 64), 0.1, 0, torch.qint8)}, tmp_path / "q.pt"
+    )
+    result = CliRunner().invoke(main, ["measure", str(tmp_path / "q.pt"), "--data", "digits"])
+    assert result.exit_code == 2
+    assert "dequantize()" in result.stderr
+    assert len(result.stderr) < 300
+
+
+def test_tables_lose_no_digit_where_the_terminal_is_narrow(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    print_tables(
+        [(("l_inf, smallest found", "mean", "mean square"), [("fgs", "0.0712345", "0.006168")])],
+        markdown=False,
+    )
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[:2] == [
+        "l_inf, smallest found       mean  mean square",
+        "fgs                    0.0712345     0.006168",
+    ]

@@ -139,6 +139,13 @@ def test_settings_that_changed_on_disk_are_damaged_and_can_be_written_again(tmp_
         open_run(out, settings)
 
 
+def test_a_folder_of_another_experiment_says_so(tmp_path):
+    """Not that an entry of the one is None in the other."""
+    open_run(tmp_path / "run", {"mine.name": "mine", "mine.eps": 0.1})
+    with pytest.raises(InvalidInput, match="a run of mine, not of other, E1; choose a new folder"):
+        open_run(tmp_path / "run", {"other.name": "other", "other.eps": 0.2, "E1.name": "E1"})
+
+
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
     for name in ("fsync", "replace"):

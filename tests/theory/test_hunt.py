@@ -231,6 +231,7 @@ HEAD = "from theory.laws import conjecture, strategies as st\n@conjecture(p=st.a
         (HEAD + "    return 'yes'\n", "c returned 'yes'; return a pair"),
         (HEAD + "    return 1, 2, 3\n", "c returned \\(1, 2, 3\\); return a pair"),
         (HEAD + "    pass\n", "c returned None; return a pair"),
+        (HEAD + "    return float('nan'), 1.0\n", "c returned \\(nan, 1.0\\), and NaN cannot be compared"),
     ],
 )
 def test_bad_conjectures_are_one_clear_message(text, message, tmp_path):

@@ -74,7 +74,14 @@ def _claim(function: Callable[..., Any], **case: Any) -> float | None:
         return None
     try:
         smaller, larger = (np.asarray(side, dtype=np.float64) for side in claim)
+        if np.isnan(smaller).any() or np.isnan(larger).any():
+            raise BadConjecture(
+                f"{name} returned {claim!r}, and NaN cannot be compared; exclude what is undefined by "
+                "hypothesis.assume"
+            )
         return at_most(smaller, larger, slack=ROUNDING * np.abs(larger))
+    except BadConjecture:
+        raise
     except (TypeError, ValueError) as error:
         raise BadConjecture(
             f"{name} returned {claim!r}; return a pair of numbers (smaller, larger), or a bool"
