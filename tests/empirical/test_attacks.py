@@ -1,6 +1,7 @@
 """Attacks as measuring instruments: exact on linear models, honest about failure, bounded by the truth."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,11 +183,9 @@ def test_fgs_takes_one_step_and_clips_only_when_asked():
     assert fgs(nets, x, y, eps=0.1, box=(0.0, 1.0))[0, 0].tolist() == [1.0, 0.0]
 
 
-class Squeezed(nn.Linear):
-    """One score, without an axis of its own."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x)[:, 0]
+ALONE: Any = nn.Linear(2, 2)  # where a list is wanted, and a number where a shape is
+TWO: Any = 2
+SQUEEZED = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))  # one score, without an axis of its own
 
 
 @pytest.mark.parametrize(
@@ -197,18 +196,18 @@ class Squeezed(nn.Linear):
         (lambda n, x, y: deepfool(n, x, y, p=2, steps=0), "steps is 0"),
         (lambda n, x, y: fgs(n, x, y, eps=math.nan), "eps is nan"),
         (lambda n, x, y: fgs(n, x, y, eps=-1), "eps is -1"),
-        (lambda n, x, y: fmn(n, x, y, p=2, steps=1.5), "steps is 1.5; give a whole number"),
+        (lambda n, x, y: fmn(n, x, y, p=2, steps=TWO * 0.75), "steps is 1.5; give a whole number"),
         (lambda n, x, y: fmn(n, x.numpy(), y, p=2), "x is of type ndarray; pass a tensor"),
         (lambda n, x, y: fmn(n, x, y.numpy(), p=2), "y is of type ndarray; pass a tensor"),
         (lambda n, x, y: fmn(n, x, y.float(), p=2), r"y has dtype torch.float32; .* pass y.long\(\)"),
         (lambda n, x, y: fmn(n, x, y.byte(), p=2), "y has dtype torch.uint8"),
         (lambda n, x, y: fmn(n, x.clone().requires_grad_(), y, p=2), r"pass x.detach\(\)"),
         (lambda n, x, y: fmn(n, x.to("meta"), y, p=2), "x is on meta, the networks on cpu"),
-        (lambda n, x, y: fmn(nn.Linear(2, 2), x, y, p=2), r"wrap it: from_modules\(\[module\], shape="),
+        (lambda n, x, y: fmn(ALONE, x, y, p=2), r"wrap it: from_modules\(\[module\], shape="),
         (lambda n, x, y: fmn(n, x, y, p=2, target=y + 9), r"target spans \[9, 9\]"),
-        (lambda n, x, y: from_modules(nn.Linear(2, 2), shape=(2,)), r"modules is one Linear; pass a list"),
-        (lambda n, x, y: from_modules([nn.Linear(2, 2)], shape=2), r"shape is 2; .* \(2,\)"),
-        (lambda n, x, y: from_modules([Squeezed(2, 1)], shape=(2,)), r"maps \(2, 2\) to \(2,\); .* \(2, 1\)"),
+        (lambda n, x, y: from_modules(ALONE, shape=(2,)), r"modules is one Linear; pass a list"),
+        (lambda n, x, y: from_modules([ALONE], shape=TWO), r"shape is 2; .* \(2,\)"),
+        (lambda n, x, y: from_modules([SQUEEZED], shape=(2,)), r"maps \(2, 2\) to \(2,\); .* \(2, 1\)"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
