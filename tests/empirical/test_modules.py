@@ -143,7 +143,7 @@ def test_a_member_depends_on_its_seed_alone():
         (lambda: from_modules([nn.BatchNorm1d(3)], shape=(3,)), "nothing can be pruned"),
         (lambda: from_modules([nn.ReLU()], shape=(3,)), "no parameters"),
         (lambda: from_modules([nn.Linear(3, 2)], shape=(4,)), r"does not take examples of shape \(4,\)"),
-        (lambda: from_modules([nn.Linear(3, 2)], shape=(5, 3)), "must give"),
+        (lambda: from_modules([nn.Linear(3, 2)], shape=(5, 3)), "must return the scores alone"),
         (lambda: initialise_modules(Small, shape=SHAPE, seeds=[], device=CPU), "seeds is empty"),
         (
             lambda: concatenate([from_modules([nn.Linear(n, 2)], shape=(n,)) for n in (2, 3)]),
