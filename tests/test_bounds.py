@@ -428,9 +428,9 @@ def test_mask_rungs_of_a_convolutional_network(tmp_path):
     images = np.random.default_rng(0).random((6, 1, 8, 8))
     np.savez(tmp_path / "images.npz", x_test=images, y_test=np.array([0, 1, 2, 0, 1, 2]))
     arguments = ("--data", tmp_path / "images.npz", "--out", tmp_path / "run", "--pair", 2, 0)
-    result = run(tmp_path / "lenet.pt2", *arguments, "--alphas", "0,0.5,0.9", "--radius", 0.1)
+    result = run(tmp_path / "lenet.pt2", *arguments, "--alphas", "0,0.5,0.8", "--radius", 0.1)
     assert result.exit_code == 0, result.output
-    assert "l_inf, random masks, classes 2-0     P1" in result.stdout
+    assert "l_inf, random masks, classes 2-0 P1" in " ".join(result.stdout.split())
     assert result.stdout.count("alpha = ") == 6  # three in each norm, all that were asked for
     assert "…" not in result.stdout
     rows = read_table(tmp_path / "run" / "bounds.parquet", schema=BOUNDS).to_pandas()
@@ -441,7 +441,7 @@ def test_mask_rungs_of_a_convolutional_network(tmp_path):
         parameter.data = parameter.abs() if parameter.dim() > 1 else torch.zeros_like(parameter)
     head = net.get_parameter("6.weight").detach()
     paths = float(sizes[:-1](torch.ones(1, 1, 8, 8).double())[0] @ (head[2] - head[0]).abs())
-    alphas = np.array([0.0, 0.5, 0.9])
+    alphas = np.array([0.0, 0.5, 0.8])
     frobenius = values(masks, method="F", norm="l2")
     np.testing.assert_allclose(frobenius, frobenius[0] * (1 - alphas), rtol=1e-9)
     for norm in ("l2", "linf"):
