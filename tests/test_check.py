@@ -336,6 +336,7 @@ def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeyp
         (["cnn.pt2", "--removed", "x"], "removed is 'x'; give numbers joined by commas"),
         (["cnn.pt2", "--attacks", "pdg"], "attacks is ['pdg']; choose different ones of fgs"),
         (["cnn.pt2", "--crown", "-1"], "crown is -1; give 0 or more"),
+        (["cnn.pt2", "--examples", "3", "--crown", "4"], "crown is 4, but examples is 3"),
         (["cnn.pt2", "--box", "1", "0"], "box is (1.0, 0.0); give its lower end first"),
         (["cnn.pt2", "--data", "digits", "--shape", "64"], "does not take examples of shape (64,)"),
         (["cnn.pt2", "--data", "few.npz"], "takes examples of shape (1, 8, 8); those of few have shape (7,)"),

@@ -85,10 +85,11 @@ def attacks_option(default: str) -> Callable[[Callable[..., None]], Callable[...
 def opened(
     model: Path, arch: str | None, arch_args: str, data: str, shape: tuple[int, ...] | None, device: str
 ) -> tuple[Network, Examples, torch.device]:
-    """The network, said aloud what it was recognised as, the data, and the device. Raises: InvalidInput."""
+    """The network, said aloud what it is and what is odd, the data, and the device. Raises: InvalidInput."""
     from empirical.datasets import load_test
     from empirical.own_network.loading import load_network
     from empirical.own_network.preparation import prepare
+    from empirical.own_network.trial import guesses
     from empirical.provenance import choose_device
 
     chosen = choose_device(device)
@@ -96,6 +97,8 @@ def opened(
     examples = load_test(data)
     network = prepare(network, examples, shape)
     click.echo(f"{network.name}: {network.recognised}", err=True)
+    if doubt := guesses(network, examples):
+        click.echo(f"Note: {doubt}", err=True)
     return network, examples, chosen
 
 

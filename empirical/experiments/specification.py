@@ -321,7 +321,15 @@ def _checked(name: str, value: Any, wanted: str) -> Any:
         if option.startswith("tuple[") and isinstance(value, list):
             item = option.removeprefix("tuple[").partition(",")[0]
             return tuple(_checked(name, entry, item) for entry in value)
-    raise InvalidInput(f"{name} is {reprlib.repr(value)}; it must be of type {wanted}")
+    raise InvalidInput(f"{name} is {reprlib.repr(value)}; give {_said(options[0])}")
+
+
+def _said(wanted: str) -> str:
+    """A field's type as TOML writes its values."""
+    if wanted.startswith("tuple["):
+        return f"a list, each entry {_said(wanted.removeprefix('tuple[').partition(',')[0])}"
+    names = {"int": "a whole number", "float": "a number", "str": "a text in quotes", "bool": "true or false"}
+    return names.get(wanted, "none: conditions set it")
 
 
 def _float(name: str, value: float) -> float:

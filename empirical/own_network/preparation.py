@@ -28,7 +28,7 @@ from theory.types import InvalidInput
 # Operations at whose end the largest of several entries is where it was before; a single one has its sign.
 _SOFTMAX = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
 _LAST = _SOFTMAX | {"sigmoid", "log_sigmoid"}
-# Examples that tell scores from probabilities, and the rounding of these in half precision.
+# Examples that show what the network returns, and the rounding of these in half precision.
 _LOOKED_AT, _SLACK = 100, 1e-2
 
 
@@ -67,6 +67,19 @@ def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Ne
     return _with_scores(found, data)
 
 
+def first_scores(network: Network, data: Examples) -> Tensor | None:
+    """The outputs (n, classes or 1) at the first 100 examples; None where there are none of this shape."""
+    module = network.module if isinstance(network.module, nn.Module) else ProgramModule(network.module)
+    like = next(module.parameters(), torch.zeros(()))
+    x = torch.tensor(data.first(_LOOKED_AT).x.reshape(-1, *(network.shape or data.shape)))
+    try:
+        with torch.no_grad():
+            scores = module(x.to(like))
+        return scores if scores.shape[0] == len(x) and scores.dim() == 2 and scores.shape[1] else None
+    except Exception:  # noqa: BLE001 - whatever the user's module raises; what measures it tells why
+        return None
+
+
 def _content(weights: Iterable[Tensor]) -> list[bytes]:
     """Digests of the weights, in whatever order."""
     return sorted(sha256(weight.contiguous().cpu().numpy().tobytes()).digest() for weight in weights)
@@ -77,19 +90,14 @@ def _with_scores(network: Network, data: Examples) -> Network:
 
     Probabilities still order several classes, but a single one says nothing by its sign.
     """
-    module = network.module if isinstance(network.module, nn.Module) else ProgramModule(network.module)
-    like = next(module.parameters(), torch.zeros(()))
-    x = torch.tensor(data.first(_LOOKED_AT).x.reshape(-1, *(network.shape or data.shape)))
-    try:
-        with torch.no_grad():
-            scores = module(x.to(like))
-        columns = scores.shape[1] if scores.dim() == 2 else 0
-        between = bool(((scores >= 0) & (scores <= 1)).all())
-        labels = torch.tensor(data.y[:_LOOKED_AT] > 0, device=scores.device)
-        halved = bool(((scores[:, 0] > 0.5) == labels).sum() > ((scores[:, 0] > 0) == labels).sum())
-        summing = bool(((scores.double().sum(-1) - 1).abs() <= _SLACK).all())
-    except Exception:  # noqa: BLE001 - whatever the user's module raises; what measures it tells why
+    scores = first_scores(network, data)
+    if scores is None:
         return network
+    columns = scores.shape[1]
+    between = bool(((scores >= 0) & (scores <= 1)).all())
+    labels = torch.tensor(data.y[: len(scores)] > 0, device=scores.device)
+    halved = bool(((scores[:, 0] > 0.5) == labels).sum() > ((scores[:, 0] > 0) == labels).sum())
+    summing = bool(((scores.double().sum(-1) - 1).abs() <= _SLACK).all())
     if columns == 1 and between and halved:
         raise InvalidInput(
             f"network {network.name} returns one output, which lies in [0, 1] for all examples and tells the "

@@ -61,6 +61,10 @@ class Request:
             raise InvalidInput(f"steps is {self.steps}; give 0 or more ascent steps")
         if self.crown is not None and self.crown < 0:
             raise InvalidInput(f"crown is {self.crown}; give 0 or more examples for linear relaxation")
+        if self.crown is not None and self.crown > self.examples:
+            raise InvalidInput(
+                f"crown is {self.crown}, but examples is {self.examples}; ask for as many examples"
+            )
         if self.shape is not None and (not self.shape or min(self.shape) < 1):
             raise InvalidInput(f"shape is {self.shape}; give the sides of one example, each >= 1")
         if self.dtype not in DTYPES:

@@ -1,17 +1,44 @@
-"""Whether the scores of a network of the user's own can be attacked: a trial before any work."""
+"""What a few examples tell of a network of the user's own before work: does it fit, can it be attacked?"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from empirical.datasets import Examples
 from empirical.ensembles import Ensemble
+from empirical.own_network.loading import Network
+from empirical.own_network.preparation import first_scores
 from theory.types import InvalidInput, first_line
 
 # Examples that are tried, and by which share of the largest score rounding may change one, of the same batch
 # and of another, where parts in half precision are rounded otherwise.
 _TRIED, _ROUNDING, _ROUNDING_ALONE = 8, 1e-6, 1e-3
+# Examples from which on accuracy is compared with that of guessing.
+_ENOUGH = 20
+
+
+def guesses(network: Network, data: Examples) -> str | None:
+    """What to look at if the network is right at its first examples no more often than by chance, else None.
+
+    By chance: up to a standard deviation above what a class drawn at random gets right.
+    """
+    scores = first_scores(network, data)
+    if scores is None or len(scores) < _ENOUGH:
+        return None
+    found = scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
+    right, n = int((found.cpu().numpy() == data.y[: len(scores)]).sum()), len(scores)
+    chance = 1 / max(2, scores.shape[1])
+    if right > n * chance + math.sqrt(n * chance * (1 - chance)):
+        return None
+    return (
+        f"{network.name} is right at {right} of the first {n} examples, as by chance; their features range "
+        f"from {data.x.min():.3g} to {data.x.max():.3g}: store them scaled as in its training, and with its "
+        "order of classes"
+    )
 
 
 def check_attackable(name: str, ensemble: Ensemble, x: Float[Tensor, "n d"]) -> None:

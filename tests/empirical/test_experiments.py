@@ -91,7 +91,7 @@ def test_quick_replaces_entries_inside_tables(written):
         (("hidden = [8]", "hidden = []"), "needs hidden widths"),
         (("[0, 0.5]", "[0.1, 0.5]"), "rise from 0"),
         (("[0, 0.5]", "[0, 1.5]"), "sparsities is 1.5"),
-        (("[0, 0.5]", "0.5"), "sparsities is 0.5; it must be of type"),
+        (("[0, 0.5]", "0.5"), "sparsities is 0.5; give a list, each entry a number"),
         (
             ("[0, 0.5]", '[0, 0.3]\nconditions = ["n-of-4"]'),
             "with n-of-4, one of the sparsities is 0.3; of 4",
@@ -106,6 +106,11 @@ def test_quick_replaces_entries_inside_tables(written):
         (("[network]", 'attacks = ["fsg"]\n[network]'), r"attacks is \['fsg'\]"),
         (("[network]", 'conditions = ["dense", "dense"]\n[network]'), "choose different ones"),
         (("[network]", "first = 3\n[network]"), "first is 3; it must be a table"),
+        (("[network]", "box = [0, 1]\n[network]"), r"box is \[0, 1\]; give true or false"),
+        (
+            ("[network]", "first = {surgery = 3}\n[network]"),
+            "first.surgery is 3; give none: conditions set it",
+        ),
         (("[network]", "first = {epochs = -1}\n[network]"), "epochs is -1"),
         (("[network]", "[network"), "is no TOML file"),
     ],

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from empirical.datasets import load_test
+from empirical.cli.network import opened
+from empirical.datasets import Examples, load_test
 from empirical.own_network.check import Request, check
 from empirical.own_network.loading import Network, load_network
 from empirical.own_network.preparation import prepare
+from empirical.own_network.trial import guesses
 
 N, CPU = 8, torch.device("cpu")
 
@@ -129,3 +131,48 @@ def test_a_network_that_is_sure_of_itself_is_no_harder_to_attack(trained_digits,
         assert isinstance(other, pd.DataFrame)
         pd.testing.assert_frame_equal(one[keys], other[keys])
         np.testing.assert_allclose(one["value"], other["value"], rtol=1e-5, atol=1e-9)
+
+
+def separated(count: int, *, scale: float) -> Examples:
+    """Two classes, told apart by the sign of the first of two features around 1 / 2."""
+    x = np.random.default_rng(0).uniform(size=(count, 2))
+    return Examples("two", scale * x, (x[:, 0] > 0.5).astype(int))
+
+
+def of_sign(*, outputs: int) -> nn.Linear:
+    """Right at every example of scale 1, and always of class 1 at larger ones."""
+    layer = nn.Linear(2, outputs)
+    weights = torch.zeros(outputs, 2)
+    weights[-1, 0] = 1.0
+    layer.load_state_dict({"weight": weights, "bias": torch.tensor([0.0] * (outputs - 1) + [-0.5])})
+    return layer
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_network_that_guesses_is_shown_the_range_of_its_data(outputs):
+    net = network(of_sign(outputs=outputs), program=False)
+    assert guesses(net, separated(100, scale=1.0)) is None
+    said = guesses(net, separated(100, scale=255.0))
+    assert said is not None
+    assert "of the first 100 examples, as by chance; their features range from" in said
+    assert " to 254" in said
+
+
+def test_a_few_wrong_examples_are_no_guessing():
+    net = network(of_sign(outputs=2), program=False)
+    assert guesses(net, separated(19, scale=-1.0)) is None
+    assert guesses(net, separated(20, scale=-1.0)) is not None
+
+
+def test_a_network_for_other_data_is_left_to_what_says_so():
+    assert guesses(network(nn.Linear(3, 2), program=False), separated(100, scale=1.0)) is None
+
+
+def test_the_commands_say_it(tmp_path, capsys):
+    data = separated(100, scale=255.0)
+    torch.save(of_sign(outputs=2).state_dict(), tmp_path / "net.pt")
+    np.savez(tmp_path / "x.npz", x_test=data.x, y_test=data.y)
+    opened(tmp_path / "net.pt", None, "{}", str(tmp_path / "x.npz"), None, "cpu")
+    recognised, note = capsys.readouterr().err.splitlines()
+    assert "Note" not in recognised
+    assert note.startswith("Note: net.pt is right at ")
