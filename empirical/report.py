@@ -7,7 +7,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from empirical.claims.verdicts import GAIN
+from empirical.claims.verdicts import GAIN, OPTIMUM
 from empirical.locations import Location, make_folder
 from empirical.pages import Picture, save_picture, setting, write_page
 from paper_figures.gallery import caption, drawn
@@ -160,6 +160,8 @@ def _effect(row: pd.Series) -> str:
         form = "{:+.2f}"
     elif row["what"] == GAIN:
         form, scale, unit = "{:+.1f}", 100, " %"
+    elif row["what"] == OPTIMUM:
+        form = "{:g}"
     text = form.format(scale * row["effect"])
     if np.isfinite([row["low"], row["high"]]).all():
         text += f" [{form.format(scale * row['low'])}, {form.format(scale * row['high'])}]"

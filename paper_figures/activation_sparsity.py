@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
-from paper_figures.curves import Curve, arithmetic, intact, ratio_to_dense, uncapped
+from paper_figures.curves import Curve, arithmetic, intact, ratio_to_dense, uncapped_ratio
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, STRONG_LOOK, WEAK, WEAK_LOOK, Look, look_of
 from paper_figures.subjects import Subject, penalised, seed_values
@@ -62,7 +62,7 @@ def _radius(axes: Axes, subject: Subject, norm: str) -> None:
     held = [np.ones(1)]
     for method, look in ((WEAK[norm][0], WEAK_LOOK), ("best", STRONG_LOOK)):
         curve = arithmetic(ratio_to_dense(subject, _CONDITION, "mean_radius", method=method, norm=norm))
-        shown = uncapped(subject, _CONDITION, method=method, norm=norm)
+        shown = uncapped_ratio(subject, _CONDITION, method=method, norm=norm)
         held.append(_drawn(axes, subject, curve, look, shown, intact(subject, _CONDITION)))
     axes.axhline(1, color=GREY, linewidth=0.8)
     linear_limits(axes, held, zero=False)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
-from paper_figures.curves import arithmetic, intact, ratio_to_dense, reference, uncapped
+from paper_figures.curves import arithmetic, intact, ratio_to_dense, reference, uncapped_ratio
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, NORM, look_of
 from paper_figures.subjects import Subject, seed_values, subjects
@@ -57,7 +57,7 @@ def _gain(axes: Axes, subject: Subject, norm: str) -> None:
     held = [np.zeros(1)]
     for condition in _judged(subject):
         ratio = ratio_to_dense(subject, condition, "mean_radius", method="best", norm=norm)
-        shown = uncapped(subject, condition, method="best", norm=norm)
+        shown = uncapped_ratio(subject, condition, method="best", norm=norm)
         strong = draw(
             axes, arithmetic(100 * (ratio - 1)), look_of(condition), shown, intact(subject, condition)
         )

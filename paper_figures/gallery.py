@@ -67,7 +67,8 @@ ENTRIES = (
         "accuracy",
         "Clean accuracy against sparsity",
         accuracy.figure,
-        "Clean test accuracy ({over}); below the dotted level other figures draw thin lines.",
+        "Clean test accuracy ({over}). Other figures draw thin lines where any network lies more than 10 % "
+        "below the dense one of its seed; dotted: 10 % below the mean of the dense networks.",
     ),
     Entry(
         "controls",
@@ -119,8 +120,8 @@ ENTRIES = (
         "relaxation, and as CLEVER estimates it, which is never above a ball's radius. Mean Lipschitz "
         "constant of g_y - g_k on a ball around them: two bounds, CLEVER's estimate, and the largest sampled "
         "gradient, itself a lower bound (both geometric {over}). Share of these examples for which an attack "
-        "finds no point within 1.05 times the exact radius (arithmetic mean). Thin where accuracy lies more "
-        "than 10 % below the dense networks'.{unit}",
+        "finds no point within 1.05 times the exact radius (arithmetic mean). Thin where a network's "
+        "accuracy lies more than 10 % below the dense one's.{unit}",
         few=True,
     ),
     Entry(
@@ -137,24 +138,26 @@ ENTRIES = (
         "Expected Lipschitz constant under random masks",
         mask_ladder.figure,
         "Upper bounds on the expected Lipschitz constant of the ReLU network under random masks "
-        "(geometric {over}) (F and M are the paper's) above the Monte Carlo mean of the largest gradient "
-        "norm over test examples, itself a lower estimate.",
+        "(geometric {over}; F and M are the paper's) above the Monte Carlo mean of the largest gradient norm "
+        "over the first 32 test examples, itself a lower estimate; its bars: five times its standard error "
+        "over the masks, the mean of the seeds'.",
+        few=True,
     ),
     Entry(
         "mask_prediction",
         "Moment propagation under random masks",
         mask_prediction.figure,
         "Mean radius and accuracy of randomly masked networks, predicted by moment propagation and "
-        "measured ({over}); stars mark alpha*, the sparsity of the largest mean radius at which accuracy "
-        "is still within 10 % of that without masks. Curves are left out where more than 1 % of the examples "
-        "count with the cap.",
+        "measured ({over}); stars mark alpha*, the sparsity of the largest mean radius before the accuracy "
+        "of a network, measured or predicted, falls by more than 10 %. Radii are left out where the attacks "
+        "found nothing for an example of a network.",
     ),
 )
 
 
 _THIN = (
-    " A line is thin where accuracy lies more than 10 % below the dense networks', and a radius left out "
-    "where more than 1 % of the examples count with the cap."
+    " A line is thin where a network's accuracy lies more than 10 % below the dense one's, and a radius left "
+    "out where an attack found nothing for an example of a network."
 )
 _UNIT = " Distances in the unit of the inputs: for images the range of a pixel."
 _SURGERY = " Sparsity under network surgery: share that its thresholds cut at first; splicing leaves less."

@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from paper_figures.axes import STYLE, draw, halfway, linear_limits, sparsity_axis
-from paper_figures.curves import Curve, arithmetic, intact, most_telling, ratio_to_dense, uncapped
+from paper_figures.curves import (
+    Curve,
+    arithmetic,
+    intact,
+    most_telling,
+    ratio_to_dense,
+    uncapped,
+    uncapped_ratio,
+)
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, STRONG_LOOK, WEAK, WEAK_LOOK, look_of
 from paper_figures.subjects import Subject, relu, seed_values, subjects
@@ -48,7 +56,7 @@ def _against_dense(axes: Axes, subject: Subject, condition: str, norm: str) -> N
     curves, held = [], [np.ones(1)]
     for method, look in ((WEAK[norm][0], WEAK_LOOK), ("best", STRONG_LOOK)):
         curve = arithmetic(ratio_to_dense(subject, condition, "mean_radius", method=method, norm=norm))
-        shown = uncapped(subject, condition, method=method, norm=norm)
+        shown = uncapped_ratio(subject, condition, method=method, norm=norm)
         held.append(draw(axes, curve, look, shown, whole))
         kept = (shown & whole).reindex(curve.sparsity, fill_value=False).to_numpy(dtype=bool)
         values = np.where(kept & np.isfinite(curve.mean), curve.mean, -np.inf)

@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
+from empirical.claims import verdicts
 from empirical.cli.main import main as program
 from paper_figures import (
     accuracy,
     activation_sparsity,
     attacks,
     controls,
+    curves,
     gradient_masking,
     margin_gradient,
     mask_ladder,
@@ -230,9 +232,9 @@ def _collapsed(*, capped: float) -> pd.DataFrame:
     return table
 
 
-@pytest.mark.parametrize(("capped", "drawn"), [(3.0, True), (4.0, False)])
+@pytest.mark.parametrize(("capped", "drawn"), [(0.0, True), (1.0, False)])
 def test_collapsed_networks_never_look_robust(capped: float, drawn: bool) -> None:  # noqa: FBT001
-    """Thin while at most 1 % of the 360 examples are capped, then absent; never inside the axis."""
+    """Thin while none of their examples is capped, then absent; never inside the axis."""
     for axes in _panels(robustness.figure(_collapsed(capped=capped)))[:2]:
         label = "random, not retrained"
         assert np.isnan(_values(axes, label)[-1])
@@ -241,6 +243,24 @@ def test_collapsed_networks_never_look_robust(capped: float, drawn: bool) -> Non
         last = np.asarray(thin.get_ydata(), dtype=float)[-1]
         assert last == 50.0 if drawn else np.isnan(last)
         assert axes.get_ylim()[1] < 5
+
+
+@pytest.mark.parametrize("pruning", ["magnitude", "dense"])
+def test_one_capped_example_of_one_network_on_either_side_leaves_a_gain_out(pruning: str) -> None:
+    table = network_table(families=("linear",))
+    first = table["seed"] == table["seed"].min()
+    one = first & (table["sparsity"] == 0.5) & (table["quantity"] == "capped") & (table["pruning"] == pruning)
+    assert one.any()
+    levels = np.array([0.0, 0.5, 0.9])
+    for capped, lost in ((0.0, False), (1.0, True)):
+        table.loc[one, "value"] = capped
+        axes = _panels(controls.figure(table))[0]
+        gain = _values(axes, "magnitude, retrained")
+        np.testing.assert_array_equal(np.isnan(gain), lost & (levels == 0.5))
+
+
+def test_figures_and_claims_mean_the_same_by_collapse() -> None:
+    assert curves.COLLAPSE == verdicts.COLLAPSE
 
 
 @pytest.mark.parametrize(("levels", "dots"), [([0.0], [True]), ([0.0, 0.5], [])])

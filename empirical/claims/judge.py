@@ -54,15 +54,15 @@ CONDITIONS = (
 def judge(table: pd.DataFrame) -> pd.DataFrame:
     """Judge every claim the network-level rows of a table speak of; one row per claim, family and measure.
 
-    Raises: KeyError if the table lacks a documented column; InvalidInput if it holds several data sets of a
-    family.
+    Raises: KeyError if the table lacks a documented column; InvalidInput if it holds several data sets, or
+    runs of other settings, of a family: a seed's networks are compared with each other.
     """
     verdicts: list[Verdict] = []
-    for family, names in table.groupby("family", observed=True)["dataset"].unique().items():
-        if len(names) > 1:
-            raise InvalidInput(
-                f"table has {family} on {', '.join(sorted(map(str, names)))}; give the rows of one data set"
-            )
+    for column, joint, one in (("dataset", "on", "data set"), ("settings", "of the settings", "run")):
+        for family, names in table.groupby("family", observed=True)[column].unique().items():
+            if len(names) > 1:
+                named = ", ".join(sorted(map(str, names)))
+                raise InvalidInput(f"table has {family} {joint} {named}; give the rows of one {one}")
     families = [str(family) for family in table["family"].unique()]
     for family in sorted(families, key=lambda name: (name not in LINEAR, families.index(name))):
         verdicts += _linear(table, family) if family in LINEAR else _relu(table, family)

@@ -11,8 +11,10 @@ from numpy import ndarray as Array
 
 from empirical.claims.verdicts import (
     ALIKE,
+    LACKING,
     Verdict,
-    before_collapse,
+    accuracy_kept,
+    collapsed,
     curve,
     curve_of_kind,
     t_interval,
@@ -38,15 +40,16 @@ def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
     for pruning in ("random", "random-retrained", "magnitude"):
         measured = curve(table, family, pruning, ("", "mean_radius", norm, "best"))
         shared = predicted.columns.intersection(measured.columns)
-        seeds = predicted.index.intersection(measured.index)
+        kept = accuracy_kept(table, family, pruning)
+        seeds = predicted.index.intersection(measured.index).intersection(kept.index)
         if len(shared) < 2 or shared[0] != 0 or not len(seeds):
             continue
         label = f"R_{norm.removeprefix('l')}, {pruning}"
-        sound = before_collapse(table, family, pruning)
-        grid = shared[shared.isin([0, *sound])]
-        both = predicted.loc[seeds, grid] + measured.loc[seeds, grid]
-        lost = np.asarray((~np.isfinite(both.to_numpy())).any(axis=0))
-        gaps = "".join(f"; without {alpha:g}: a network has no value" for alpha in grid[lost])
+        kept = kept.reindex(index=seeds, columns=shared)
+        grid = shared[~collapsed(kept)]
+        every = predicted.loc[seeds, grid] + measured.loc[seeds, grid] + kept[grid]
+        lost = np.asarray((~np.isfinite(every.to_numpy())).any(axis=0))
+        gaps = "".join(f"; without {alpha:g}: {LACKING}" for alpha in grid[lost])
         grid = grid[~lost]
         if len(grid) < 2 or grid[0] != 0:
             note = f"no sparsity above 0 before collapse{gaps}"

@@ -40,7 +40,8 @@ def theorem(rows: pd.DataFrame, claim: str, label: str) -> Verdict:
     if "relative_error" in values:
         effect, what = float(values["relative_error"].max()), "largest relative error"
     else:
-        effect, what = float(values["tightness"].mean()), "mean of smaller side / larger side"
+        effect = float(values["tightness"].mean())
+        what = "mean of smaller side / larger side, 1 where both are 0"
     families = sorted(set(rows["family"].astype(str)))
     return verdict_on(
         claim,

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray as Array
 from scipy import stats
+from scipy.optimize import root_scalar
 from statsmodels.stats.power import TTestPower
 
 from empirical.claims.verdicts import (
@@ -16,6 +17,7 @@ from empirical.claims.verdicts import (
     GAIN,
     LEVEL,
     MARGIN,
+    OPTIMUM,
     Measure,
     Shares,
     Verdict,
@@ -31,7 +33,9 @@ from empirical.claims.verdicts import (
 
 # The probability with which an effect that is said to be detectable would be found; notes say "80 %".
 POWER = 0.8
-NO_TEST = "a paired test needs 2 seeds and a sparsity before collapse"
+FEWEST = 3  # sparsities, 0 among them, of a curve that may rise and fall
+QUADRATURE = 4000  # equally likely spreads
+NO_TEST = "a paired test needs 2 seeds and a sparsity above 0 at which their networks can be compared"
 
 
 def trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
@@ -77,6 +81,22 @@ def detectable(spread: float, seeds: int, alpha: float) -> float:
     return float(size * spread)
 
 
+def countable(spread: float, seeds: int, alpha: float, *, least: float = MARGIN) -> float:
+    """The effect that such a test would show with a probability of 80 %, and as no less than ``least``.
+
+    The seeds' mean and their spread are independent; the chance is averaged over the law of the latter.
+    """
+    places = (np.arange(QUADRATURE) + 0.5) / QUADRATURE
+    found = spread * np.sqrt(stats.chi2.ppf(places, seeds - 1) / (seeds - 1))
+    needed = np.maximum(least, stats.t.ppf(1 - alpha, seeds - 1) * found / np.sqrt(seeds))
+    error = spread / np.sqrt(seeds)
+
+    def missing(effect: float) -> float:
+        return POWER - float(stats.norm.sf((needed - effect) / error).mean())
+
+    return root_scalar(missing, bracket=(0.0, float(needed.max() + 9 * error)), xtol=1e-6 * error).root
+
+
 @dataclass(frozen=True)
 class BestGain:
     """One sparsity's gain, interval and test; the latter two allow for having tried all sparsities.
@@ -118,7 +138,7 @@ class BestGain:
         if self.p_value < LEVEL:
             return f"a gain; whether of {MARGIN:.0%} is open"
         sparsity, width = self.doubtful
-        gain = detectable(width, self.seeds, LEVEL / self.tried)
+        gain = countable(width, self.seeds, LEVEL / self.tried)
         return f"80 % power for a gain of {gain:.1%} at {sparsity:g}"
 
 
@@ -149,7 +169,14 @@ def best_gain(found: pd.DataFrame) -> BestGain:
 
 def _no_gain(shares: Shares) -> bool:
     """Whether every sparsity's simultaneous upper limit of the gain lies below the margin."""
-    return shares.complete and best_gain(gains(shares.most)).highest < MARGIN
+    found = gains(shares.most)
+    return shares.complete and len(found) > 1 and not found.empty and best_gain(found).highest < MARGIN
+
+
+def _judged(shares: Shares, *, none: bool) -> pd.DataFrame:
+    """The gains to tell of: those that no cap touches; the others where they alone show that none counts."""
+    found = gains(shares.values)
+    return gains(shares.most) if none and found.empty else found
 
 
 def holm(p_values: Float[Array, " tried"]) -> Float[Array, " tried"]:
@@ -168,13 +195,14 @@ def holm(p_values: Float[Array, " tried"]) -> Float[Array, " tried"]:
 def no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
     """C2: every sparsity's simultaneous upper limit of the gain must lie below the margin."""
     shares, label = share_of_dense(table, family, measure), measure[0]
-    found = gains(shares.values)
+    none = _no_gain(shares)
+    found = _judged(shares, none=none)
     if len(found) < 2 or found.empty:
         note = NO_TEST + shares.left_out
         return verdict_on("C2", family, label, "inconclusive", seeds=len(found), note=note)
     best = best_gain(found)
     note = f"at sparsity {best.sparsity:g}; p is for a gain"
-    if _no_gain(shares):
+    if none:
         verdict = "supported"
     elif best.counts:
         verdict = "refuted"
@@ -201,13 +229,14 @@ def some_improvement(
 ) -> Verdict:
     """C3, C6: one-sided paired tests of a gain at every sparsity, Holm-corrected."""
     shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
-    found = gains(shares.values)
+    none = _no_gain(shares)
+    found = _judged(shares, none=none)
     if len(found) < 2 or found.empty:
         note = NO_TEST + shares.left_out
         return verdict_on(claim, family, label, "inconclusive", seeds=len(found), note=note)
     best = best_gain(found)
     note = f"at sparsity {best.sparsity:g}"
-    if _no_gain(shares):
+    if none:
         verdict = "refuted"
         note += f"; no sparsity gains {MARGIN:.0%}"
     elif best.counts:
@@ -241,18 +270,18 @@ def falls_again(
     ``p_value`` is the rise's; the note has the fall's where it alone is in the way.
     """
     shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
-    grid, draws = shares.values.columns.to_numpy(), shares.values.to_numpy()
-    if len(draws) < 2 or len(grid) < 3 or grid[0] != 0:
-        note = "an optimum inside the grid needs 2 seeds, 3 sparsities from 0 on and some robustness"
+    never = _never_rises(shares)
+    told = shares.most if never and shares.values.shape[1] < FEWEST else shares.values
+    grid, draws = told.columns.to_numpy(), told.to_numpy()
+    if len(draws) < 2 or len(grid) < FEWEST or grid[0] != 0:
+        note = f"an optimum inside the grid needs 2 seeds, {FEWEST} sparsities from 0 on and some robustness"
         note += shares.left_out
         return verdict_on(claim, family, label, "inconclusive", seeds=len(draws), note=note)
     drawn, chances = resamples(len(draws))
     means = drawn @ draws
     low, high = percentiles(grid[means.argmax(axis=1)], chances)
     falls = percentiles(means[:, -1] / means.max(axis=1) - 1, chances)
-    rise, drop = (
-        best_gain(shares.values.iloc[:, 1:-1].sub(shares.values.iloc[:, end], axis=0)) for end in (0, -1)
-    )
+    rise, drop = (best_gain(told.iloc[:, 1:-1].sub(told.iloc[:, end], axis=0)) for end in (0, -1))
     inside = grid[0] < low and high < grid[-1]
     verdict = "supported" if inside and rise.p_value < LEVEL and falls[1] < -MARGIN else "inconclusive"
     mean = draws.mean(axis=0)
@@ -262,7 +291,7 @@ def falls_again(
         verdict, note = "inconclusive", f"{note}, p = {drop.p_value:.2g} for a fall"
     elif verdict == "inconclusive" and rise.same:
         note += f"; {rise.alike}"
-    if _never_rises(shares):
+    if never:
         verdict, note = (
             "refuted",
             f"no rise before the fall of {fall}" if falls[1] < 0 else f"no rise; {note}",
@@ -276,7 +305,7 @@ def falls_again(
         verdict,
         effect=float(grid[mean.argmax()]),
         interval=(low, high),
-        what="best sparsity alpha*",
+        what=OPTIMUM,
         test=f"paired t for a rise and for a fall, Holm; {bootstrap(len(draws))}",
         p_value=rise.p_value,
         seeds=len(draws),
@@ -287,7 +316,9 @@ def falls_again(
 def _never_rises(shares: Shares) -> bool:
     """Whether sparsity 0 is best in all but 2.5 % of the resamples, and no rise from there may reach 5 %."""
     most = shares.most
+    if not shares.complete or len(most) < 2 or most.shape[1] < FEWEST or most.columns[0] != 0:
+        return False
     drawn, chances = resamples(len(most))
     _, last = percentiles(most.columns.to_numpy()[(drawn @ most.to_numpy()).argmax(axis=1)], chances)
     rises = best_gain(most.iloc[:, 1:].sub(most.iloc[:, 0], axis=0))
-    return bool(shares.complete and last == most.columns[0] == 0 and rises.highest < MARGIN)
+    return bool(last == 0 and rises.highest < MARGIN)

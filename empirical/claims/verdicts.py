@@ -25,8 +25,11 @@ ENUMERATED = 10  # seeds whose 92,378 resamples are all looked at
 # A spread below this share of the largest value, or of the dense network's share of 1, is rounding.
 ROUNDING = 1e-12
 ALIKE = "the seeds do not differ"  # why nothing can be tested
+LACKING = "a network has no value"  # why a sparsity is left out
 
-GAIN = "best relative gain over the sparsities"  # what the effect is of a claim on gains
+# What the effect is of a claim on gains, and of one on a curve's shape.
+GAIN = "best relative gain over the sparsities"
+OPTIMUM = "best sparsity alpha*"
 
 Measure = tuple[str, str, str, str]  # label, quantity, norm, method
 ACCURACY: Measure = ("accuracy", "accuracy", "", "clean")
@@ -139,7 +142,7 @@ class Shares:
     def left_out(self) -> str:
         """What a verdict's note must add."""
         named = (
-            (self.lacking, "a network has no value"),
+            (self.lacking, LACKING),
             (self.withstood, "an example withstood the attack"),
         )
         return "".join(f"; without {', '.join(f'{a:g}' for a in some)}: {why}" for some, why in named if some)
@@ -156,8 +159,8 @@ def share_of_dense(
     """The shares of the seeds that have networks of both kinds."""
     pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
     seeds, grid = pruned.index.intersection(dense.index), pruned.columns
-    kept = _accuracy_kept(table, family, pruning).reindex(index=seeds, columns=grid)
-    grid = grid[~(kept < 1 - COLLAPSE).any()]
+    kept = accuracy_kept(table, family, pruning).reindex(index=seeds, columns=grid)
+    grid = grid[~collapsed(kept)]
     pruned, dense, kept = (frame.reindex(index=seeds, columns=grid) for frame in (pruned, dense, kept))
     shares = pruned / dense.where(dense > 0)
     known = _all(pd.DataFrame(np.isfinite(shares), seeds, grid) & kept.notna())
@@ -183,16 +186,16 @@ def _capped(table: pd.DataFrame, family: str, pruning: str, measure: Measure) ->
     return curve(table, family, pruning, ("", "capped", norm, method))
 
 
-def before_collapse(table: pd.DataFrame, family: str, pruning: str) -> set[float]:
-    """The sparsities at which no network of a pruning has collapsed."""
-    sound = (_accuracy_kept(table, family, pruning) >= 1 - COLLAPSE).all()
-    return set(sound.index[sound])
-
-
-def _accuracy_kept(table: pd.DataFrame, family: str, pruning: str) -> pd.DataFrame:
-    """Accuracy relative to the equally trained dense network's, seeds x sparsities."""
+def accuracy_kept(table: pd.DataFrame, family: str, pruning: str) -> pd.DataFrame:
+    """Accuracy relative to the equally trained dense network's, seeds with networks of both x sparsities."""
     kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
+    kept, reference = kept.align(reference, join="inner", axis=0)
     return kept / reference
+
+
+def collapsed(kept: pd.DataFrame) -> Bool[Array, " sparsities"]:
+    """Where a network has lost too much accuracy; one whose accuracy is not known has not."""
+    return ~_all(~(kept < 1 - COLLAPSE))
 
 
 def spread(values: Float[Array, "seeds *c"]) -> Float[Array, "*c"]:

@@ -580,15 +580,85 @@ def test_data_sets_are_not_pooled():
         judge(pd.concat([frame, frame.assign(dataset="other")]))
 
 
-def test_several_runs_are_not_averaged():
+def test_networks_of_several_runs_are_not_compared():
     frame = made_up(lambda alpha: 0.3 * alpha)
-    runs = pd.concat([frame, frame.assign(settings="t")])
-    with pytest.raises(
-        InvalidInput, match="linear, magnitude, for one seed and sparsity, of the settings s, t; give"
+    for rows in (
+        pd.concat([frame, frame.assign(settings="t")]),
+        frame.assign(settings=np.where(frame["seed"] < 4, "s", "t")),
+        frame.assign(settings=np.where(frame["pruning"] == "dense", "s", "t")),
     ):
-        judge(runs)
-    halves = frame.assign(settings=np.where(frame["seed"] < 4, "s", "t"))
-    pd.testing.assert_frame_equal(judge(halves), judge(frame))
+        with pytest.raises(InvalidInput, match="table has linear of the settings s, t; give the rows of one"):
+            judge(rows)
+    with pytest.raises(InvalidInput, match="magnitude, for one seed and sparsity, of the settings s; give"):
+        judge(pd.concat([frame, frame]))
+
+
+def of_seed(frame: pd.DataFrame, pruning: str) -> pd.Series:
+    return (frame["pruning"] == pruning) & (frame["seed"] == 5)
+
+
+@pytest.mark.parametrize("pruning", ["random", "dense"])
+def test_a_seed_without_its_counterpart_predicts_nothing(pruning):
+    frame = masked(1.5)
+    (whole,) = predictions(frame[frame["seed"] != 5], "mlp", "l2")
+    (lost,) = predictions(frame[~of_seed(frame, pruning)], "mlp", "l2")
+    assert lost == whole
+    assert (whole.verdict, whole.seeds) == ("refuted", 5)
+
+
+@pytest.mark.parametrize("pruning", ["random", "dense"])
+def test_a_prediction_without_its_networks_accuracy_is_left_out_by_name(pruning):
+    frame = masked(1.5)
+    hole = of_seed(frame, pruning) & (frame["sparsity"] == 0.6) & (frame["quantity"] == "accuracy")
+    (told,) = predictions(frame[~hole], "mlp", "l2")
+    assert told.note.endswith("; without 0.6: a network has no value")
+    wanted = 0.5 * np.mean([0.2 - 0.1 * alpha for alpha in (0.3, 0.9, 0.99)]) / 0.2
+    assert told.effect == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("gone", [(0.3, 0.6), (0.3, 0.6, 0.9), SPARSITIES[1:]])
+def test_where_every_pruned_network_withstood_an_example_none_gains_all_the_same(gone):
+    frame = made_up(lambda alpha: -0.3 * (alpha > 0), noise=1e-3)
+    for alpha in gone:
+        frame = with_capped(frame, "magnitude", alpha)
+    judged = judge(frame)
+    left_out = f"; without {', '.join(map(str, gone))}: an example withstood the attack"
+    for claim in ("C3", "C4"):
+        told = one(judged, claim, "R_inf, best attack")
+        assert (told["verdict"], told["note"].endswith(left_out)) == ("refuted", True)
+    gain = one(judged, "C3", "R_inf, best attack")["effect"]
+    assert gain == pytest.approx(-0.3, abs=0.01)
+
+
+def test_where_every_pruned_network_withstood_an_example_none_is_said_to_gain():
+    frame = made_up(lambda alpha: 0.3 * (alpha > 0), noise=1e-3)
+    for alpha in SPARSITIES[1:]:
+        frame = with_capped(frame, "magnitude", alpha)
+    told = one(judge(frame), "C3", "R_inf, best attack")
+    assert (told["verdict"], np.isnan(told["effect"])) == ("inconclusive", True)
+    assert told["note"].startswith(
+        "a paired test needs 2 seeds and a sparsity above 0 at which their networks"
+    )
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 12), st.floats(1e-3, 0.2), st.floats(0.01, 10))
+@example(2, 0.05 / 12, 1.0)
+def test_what_counts_is_what_statsmodels_says_where_all_of_it_does(seeds, alpha, spread):
+    expected = trends.detectable(spread, seeds, alpha)
+    assert trends.countable(spread, seeds, alpha, least=0.0) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(5, 0.02), (12, 0.045), (3, 0.2)])
+def test_the_gain_that_could_be_seen_is_seen_four_times_in_five(seeds, spread):
+    """As one that counts: significant, and of 5 % or more (limit: 4 standard errors)."""
+    trials, rng = 1500, np.random.default_rng(3)
+    said = trends.countable(spread, seeds, 0.05)
+    found = [
+        trends.best_gain(pd.DataFrame({0.5: said + spread * rng.normal(size=seeds)})).counts
+        for _ in range(trials)
+    ]
+    assert abs(np.mean(found) - 0.8) < 4 * (0.8 * 0.2 / trials) ** 0.5
 
 
 @pytest.mark.parametrize("kind", ["measured", "estimate"])
