@@ -29,6 +29,10 @@ class KLargest(nn.Module):
             raise InvalidInput(f"k is {k}; at least one unit must stay")
         self.k = k
 
+    def extra_repr(self) -> str:
+        """The k."""
+        return f"k={self.k}"
+
     def forward(self, x: Tensor) -> Tensor:
         """The same shape, (n, ...)."""
         flat = x.flatten(1)
@@ -50,6 +54,10 @@ class Above(nn.Module):
         if not 0 <= threshold < torch.inf:
             raise InvalidInput(f"threshold is {threshold}; it must be finite and not negative")
         self.threshold = threshold
+
+    def extra_repr(self) -> str:
+        """The threshold."""
+        return f"threshold={self.threshold}"
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
@@ -75,6 +83,9 @@ class _Applied:
 
     def __init__(self, activation: nn.Module) -> None:
         self.activation = activation
+
+    def __repr__(self) -> str:
+        return f"with {self.activation}"
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         return self.activation(inputs[0])

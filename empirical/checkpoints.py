@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from empirical.descent import Descent
 from empirical.ensembles import Ensemble, ModuleEnsemble
@@ -28,9 +28,16 @@ def training_id(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds:
         further = ensemble.biases
     elif isinstance(ensemble, ModuleEnsemble):
         further = tuple(ensemble.state.values())
+        found.update(json.dumps([_computation(ensemble.module), ensemble.shape]).encode())
     for tensor in (*ensemble.weights, *ensemble.masks, *further, x, y):
         _add(found, tensor)
     return found.hexdigest()
+
+
+def _computation(module: nn.Module) -> list[str]:
+    """What a module computes, as its layers describe themselves, and hooks that do."""
+    hooks = [hook for part in module.modules() for hook in part._forward_pre_hooks.values()]
+    return [str(module), *(str(hook) for hook in hooks if type(hook).__repr__ is not object.__repr__)]
 
 
 def write_tensors(path: Location, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

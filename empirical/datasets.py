@@ -44,6 +44,7 @@ class Dataset:
         for part, dtype in _TYPES.items():
             x = _features(f"x_{part}", getattr(self, f"x_{part}"), box=self.box, dtype=dtype)
             y = check_labels(f"y_{part}", getattr(self, f"y_{part}"), n=len(x), classes=self.classes)
+            y.setflags(write=False)  # as x: a data set in memory is everybody's
             object.__setattr__(self, f"x_{part}", x)
             object.__setattr__(self, f"y_{part}", y)
         width = self.x_train.shape[1]
@@ -130,8 +131,7 @@ class Examples:
         Raises: InvalidInput for another number of features, or sides that are not those of the examples.
         """
         wanted = wanted or self.shape
-        sides, own = ([side for side in shape if side != 1] for shape in (wanted, self.shape))
-        if math.prod(wanted) != math.prod(self.shape) or (len(sides) > 1 < len(own) and sides != own):
+        if math.prod(wanted) != math.prod(self.shape) or not _alike(wanted, self.shape):
             raise InvalidInput(
                 f"network takes examples of shape {wanted}; those of {self.name} have shape {self.shape}: "
                 "store them as it takes them"
@@ -185,9 +185,15 @@ def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -
     """The data set in these files, which have not changed since if the stamp is equal."""
     arrays = found.read(PARTS)
     y_train, y_test = (_joined(arrays[f"y_{part}"]) for part in ("train", "test"))
-    classes = NAMED[name].classes if name in NAMED else _classes(y_train)
     x_train, shape = _part(name, "train", arrays.pop("x_train"))
-    x_test, _ = _part(name, "test", arrays.pop("x_test"))
+    x_test, tested = _part(name, "test", arrays.pop("x_test"))
+    if not _alike(shape, tested):
+        raise InvalidInput(
+            f"x_test of {name} has examples of shape {tested}, x_train of shape {shape}; store them alike"
+        )
+    y_train = check_labels("y_train", y_train, n=len(x_train), classes=None)
+    y_test = check_labels("y_test", y_test, n=len(x_test), classes=None)
+    classes = NAMED[name].classes if name in NAMED else _classes(y_train, y_test)
     return Dataset(found.name, x_train, y_train, x_test, y_test, classes, shape=shape)
 
 
@@ -213,10 +219,28 @@ def _source(name: str, *, parts: Sequence[str] = PARTS) -> Source:
     )
 
 
-def _classes(y: np.ndarray) -> int:
-    """Number of classes: one more than the largest training label, at most one per training example."""
-    labels = check_labels("y_train", y, n=y.size, classes=max(y.size, 1))
-    return int(labels.max(initial=0)) + 1
+def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether one layout is the other or either is flat; axes of one entry do not count."""
+    sides, others = ([side for side in shape if side != 1] for shape in (one, other))
+    return sides == others or min(len(sides), len(others)) < 2
+
+
+def _classes(y_train: np.ndarray, y_test: np.ndarray) -> int:
+    """Number of classes: one more than the largest training label, at most one per training example.
+
+    Raises: InvalidInput if there is no training example of class 0, or of the largest test label's.
+    """
+    least, largest = int(y_train.min()), int(y_train.max())
+    if largest >= y_train.size or least > 0:
+        raise InvalidInput(
+            f"y_train has labels from {least} to {largest} for {y_train.size} examples; number the classes "
+            "from 0 on"
+        )
+    if y_test.max() > largest:
+        raise InvalidInput(
+            f"y_test has class {y_test.max()}, of which y_train has no example; leave it out of the test"
+        )
+    return largest + 1
 
 
 def _part(name: str, part: str, read: Sequence[np.ndarray]) -> tuple[np.ndarray, tuple[int, ...]]:

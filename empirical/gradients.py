@@ -187,6 +187,11 @@ class TrainedModule:
     def of(ensemble: ModuleEnsemble, *, compiled: str = "") -> TrainedModule:
         """A copy of the ensemble's values, and of its module in train mode, compiled for one on a GPU."""
         module, like = copy.deepcopy(ensemble.module).train(), ensemble.weights[0]
+        if frozen := [name for name, own in module.named_parameters() if not own.requires_grad]:
+            raise InvalidInput(
+                f"parameter {frozen[0]} is frozen, but training changes all; give networks whose parameters "
+                "have requires_grad set: module.requires_grad_()"
+            )
         if compiled and like.device.type == "cuda" and ensemble.members == 1:
             torch.compiler.reset()  # of earlier trainings' modules, which would fill its cache
             module.compile(mode=compiled)
@@ -217,7 +222,7 @@ class TrainedModule:
         loss = _loss(scores, y) / y.shape[1]
         if recipe.activation_l1:
             loss = loss + recipe.activation_l1 * active.abs().sum() / y.shape[1]
-        found = torch.autograd.grad(loss, leaves)
+        found = torch.autograd.grad(loss, leaves, materialize_grads=True)
         torch._foreach_copy_([*out[0].parts, *out[1].parts], list(found))
 
     def input_gradient(

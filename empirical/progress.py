@@ -44,8 +44,8 @@ class Progress:
                 self._tell(path)
 
     def _tell(self, path: Location) -> None:
-        del self._waiting[path]
         rows = read_table(path)
+        del self._waiting[path]
         self.commits.update(rows["commit"].unique().to_pylist())
         self._advance(*_stage(rows))
 

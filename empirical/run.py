@@ -20,6 +20,7 @@ from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.experiments.architectures import check_smaller
 from empirical.experiments.chains import Chain, NetworksLost, Place, blocks, speaks_of_masks
+from empirical.experiments.conditions import check_images
 from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment
 from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint
 from empirical.locations import Location, in_one_process, present
@@ -244,6 +245,8 @@ def _check_data(experiment: Experiment, data: Dataset) -> None:
             f"pair is {experiment.pair} in {experiment.name}; the data has {data.classes} classes, "
             f"so give two of 0 to {data.classes - 1}"
         )
+    if experiment.network.kind in CONVOLUTIONAL_KINDS:
+        check_images(experiment.network, data)
     if len(np.unique(data.y_test)) < 2:
         raise InvalidInput(
             f"test_examples is {len(data.y_test)} in {experiment.name}, and all of these are of one class; "

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -69,6 +70,7 @@ def train(
     others.
     """
     _check(ensemble, x, y, recipe, seeds)
+    y = y.long()
     if every < 1:
         raise InvalidInput(f"every is {every}; store the training after 1 epoch or more")
     device = ensemble.masks[0].device
@@ -97,8 +99,7 @@ def train(
         on_cores(share, states, device=device)
         stops = deadline.over and done < recipe.epochs
         if checkpoint and (stops or time.monotonic() - stored >= spacing):
-            make_folder(checkpoint.parent)
-            save_checkpoint(checkpoint, states, training=training(), epoch=done)
+            _store(checkpoint, states, training=training(), epoch=done)
             stored = time.monotonic()
         if stops:
             raise OutOfTime
@@ -119,7 +120,27 @@ def _finished(states: Sequence[Descent], seeds: Sequence[int], recipe: Recipe) -
     )
 
 
+def _store(checkpoint: Location, states: Sequence[Descent], *, training: str, epoch: int) -> None:
+    """Write the checkpoint, even if another process that is done with this training takes its folder."""
+    for last in (False, True):
+        make_folder(checkpoint.parent)
+        try:
+            return save_checkpoint(checkpoint, states, training=training, epoch=epoch)
+        except OSError as error:
+            if last or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+
+
 def _check(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds: Sequence[int]) -> None:
+    if x.ndim != 2:
+        raise InvalidInput(f"x has shape {tuple(x.shape)}; give (examples, features): x.flatten(1)")
+    if not torch.isfinite(x).all():
+        bad = ~torch.isfinite(x).all(1)
+        raise InvalidInput(f"x[{int(bad.nonzero()[0])}] holds NaN or infinity; leave it out or mend it")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
+        raise InvalidInput(
+            f"y is of {y.dtype} and shape {tuple(y.shape)}; give integers, one label per example: y.long()"
+        )
     if recipe.augmentation and not (isinstance(ensemble, ModuleEnsemble) and len(ensemble.shape) == 3):
         raise InvalidInput("augmentation needs networks of images, of shape (channels, height, width)")
     if x.shape[1] != ensemble.inputs:
@@ -129,6 +150,12 @@ def _check(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds: Sequ
     if int(y.min()) < 0 or int(y.max()) >= ensemble.classes:
         raise InvalidInput(
             f"y spans [{int(y.min())}, {int(y.max())}]; labels must lie in [0, {ensemble.classes})"
+        )
+    box = recipe.adversary.box if recipe.adversary else None
+    if box is not None and not box[0] <= float(x.min()) <= float(x.max()) <= box[1]:
+        raise InvalidInput(
+            f"x spans [{float(x.min()):g}, {float(x.max()):g}], but adversary.box is {list(box)}, into which "
+            "attacked examples are clipped; give the box that x lies in, or None"
         )
     if len(seeds) != ensemble.members:
         raise InvalidInput(f"seeds has {len(seeds)} entries; the ensemble has {ensemble.members} members")

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from empirical.ensembles.layers import Layer
-from empirical.ensembles.protocol import Cotangent, share_of_zeros
+from empirical.ensembles.protocol import Cotangent, check_masked, share_of_zeros
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, ReLUNetwork
 
 
@@ -48,6 +48,7 @@ class MLPEnsemble:
                 if values.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():
                     bad = ~torch.isfinite(values.flatten(1)).all(1)
                     raise InvalidInput(f"layer {i} of member {int(bad.nonzero()[0])} holds NaN or infinity")
+        check_masked(self.weights, self.masks)
 
     @property
     def members(self) -> int:

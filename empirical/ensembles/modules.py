@@ -23,7 +23,7 @@ from empirical.ensembles.assembling import assembled
 from empirical.ensembles.mlp import MLPEnsemble
 from empirical.ensembles.narrow import NarrowConvolutions
 from empirical.ensembles.programs import ProgramModule
-from empirical.ensembles.protocol import Cotangent, Ensemble, share_of_zeros
+from empirical.ensembles.protocol import Cotangent, Ensemble, check_masked, share_of_zeros
 from theory.types import InvalidInput, first_line
 
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,6 +66,7 @@ class ModuleEnsemble:
             raise InvalidInput("module has no linear or convolutional layer; nothing can be pruned")
         if [m.shape for m in self.masks] != [self.state[name].shape for name in names]:
             raise InvalidInput(f"masks must match the weights {', '.join(names)} in number and shape")
+        check_masked(self.weights, self.masks)
 
     @property
     def weights(self) -> tuple[Float[Tensor, "K *_"], ...]:
@@ -111,6 +112,12 @@ class ModuleEnsemble:
         layouts = {tuple((name, t.shape[1:]) for name, t in e.state.items()) for e in every}
         if len(layouts) != 1:
             raise InvalidInput(f"ensembles have {len(layouts)} different architectures; join equal ones only")
+        for other in others:
+            member = {name: tensor[0] for name, tensor in other.state.items()}
+            if not _compute_alike(self.module, other.module, member, self.shape):
+                raise InvalidInput(
+                    "ensembles have modules that differ in what they compute; join equal ones only"
+                )
         state = {name: torch.cat([e.state[name] for e in every]) for name in self.state}
         masks = tuple(torch.cat(layer) for layer in zip(*(e.masks for e in every), strict=True))
         return replace(self, state=state, masks=masks)
@@ -213,16 +220,15 @@ def _at_once(module: nn.Module, state: Mapping[str, Tensor], x: Tensor) -> Tenso
 
 
 def prunable_names(module: nn.Module) -> list[str]:
-    """Names of the weights of all linear and convolutional layers, in the module's order.
+    """Names of the weights of all linear and convolutional layers, in the module's order, shared ones once.
 
     A saved program has no layers; its module names the weights itself.
     """
     if isinstance(module, ProgramModule):
         return list(module.weights)
-    layers = module.named_modules()
-    names = [f"{name}.weight" if name else "weight" for name, layer in layers if isinstance(layer, PRUNABLE)]
-    own = dict(module.named_parameters())
-    return [name for name in names if name in own]
+    own = {id(parameter): name for name, parameter in module.named_parameters()}
+    layers = [layer for layer in module.modules() if isinstance(layer, PRUNABLE)]
+    return list(dict.fromkeys(own[id(layer.weight)] for layer in layers if id(layer.weight) in own))
 
 
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
@@ -257,10 +263,38 @@ def from_modules(modules: Sequence[nn.Module], *, shape: Sequence[int]) -> Modul
         raise InvalidInput("modules differ in parameters; an ensemble holds one architecture")
     template = copy.deepcopy(modules[0]).eval()
     outputs = _outputs(template, tuple(shape))
+    for k, (module, own) in enumerate(zip(modules[1:], states[1:], strict=True), start=1):
+        if not _compute_alike(template, copy.deepcopy(module).eval(), own, tuple(shape)):
+            raise InvalidInput(
+                f"modules 0 and {k} differ in what they compute; an ensemble holds one architecture"
+            )
     setattr(template, _CHANNELS_LAST, _takes_channels_last(template, tuple(shape)))
     state = {name: torch.stack([s[name].detach() for s in states]) for name in states[0]}
     masks = tuple(state[name] != 0 for name in prunable_names(template))
     return ModuleEnsemble(template, state, masks, tuple(shape), outputs)
+
+
+def _compute_alike(
+    module: nn.Module, other: nn.Module, state: Mapping[str, Tensor], shape: tuple[int, ...]
+) -> bool:
+    """Whether both modules, given this state, have the same scores at two random examples.
+
+    What cannot be evaluated is left to what measures it.
+    """
+    if module is other:
+        return True
+    like = next(iter(state.values()))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, *shape, generator=generator).to(like)
+    scores = []
+    for one in (module, other):
+        with torch.random.fork_rng(devices=()), torch.no_grad():
+            torch.manual_seed(0)
+            try:
+                scores.append(functional_call(one, dict(state), (x,)))
+            except Exception:  # noqa: BLE001 - whatever the user's code raises
+                return True
+    return torch.allclose(*scores, rtol=1e-3, atol=1e-5 * float(scores[0].abs().max()), equal_nan=True)
 
 
 def initialise_modules(

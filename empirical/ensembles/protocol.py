@@ -103,6 +103,15 @@ def concatenate(ensembles: Sequence[AnyEnsemble]) -> AnyEnsemble:
     return ensembles[0].joined(ensembles[1:])
 
 
+def check_masked(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """Raises: InvalidInput where a weight whose mask is False is not 0, and so takes part all the same."""
+    for i, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
+        if weight.masked_fill(mask, 0).any():
+            raise InvalidInput(
+                f"masks[{i}] is False at weights that are not 0; multiply the weights by the masks"
+            )
+
+
 def share_of_zeros(masks: Sequence[Bool[Tensor, "K *_"]]) -> Float[Tensor, " K"]:
     """Fraction of the entries of all masks that are False, per member."""
     kept = sum(m.flatten(1).sum(1) for m in masks)

@@ -147,19 +147,24 @@ class Bench:
 
         Raises: InvalidInput if the data are of another size, or channels come last.
         """
-        network, stored = self.experiment.network, self.data.shape
-        shape = image_shape(network)
-        if math.prod(stored) != math.prod(shape) or (len(stored) == 3 and stored != shape):
-            raise InvalidInput(
-                f"data {self.data.name} has examples of shape {stored}; network.kind "
-                f"{network.kind!r} takes {shape}, channels first"
-            )
-        return channels_of(self.data.x_train, shape[0]) if shape[0] > 1 else None
+        check_images(self.experiment.network, self.data)
+        colours = image_shape(self.experiment.network)[0]
+        return channels_of(self.data.x_train, colours) if colours > 1 else None
 
     def _modules(self, network: Network) -> Ensemble:
         """Networks of images. Raises: InvalidInput as :attr:`channels`."""
         made = module_builder(network, classes=self.data.classes, channels=self.channels)
         return initialise_modules(made, shape=image_shape(network), seeds=self.seeds, device=self.device)
+
+
+def check_images(network: Network, data: Dataset) -> None:
+    """Raises: InvalidInput if the data are no images of the size that networks of this kind take."""
+    stored, shape = data.shape, image_shape(network)
+    if math.prod(stored) != math.prod(shape) or (len(stored) == 3 and stored != shape):
+        raise InvalidInput(
+            f"data {data.name} has examples of shape {stored}; network.kind {network.kind!r} takes {shape}, "
+            "channels first"
+        )
 
 
 def derived_seed(seed: int, purpose: int, level: int) -> int:

@@ -169,8 +169,8 @@ class Experiment:
                         f"with {condition}, one of the sparsities is {alpha:g}, at which retrain would be "
                         f"refused: {error}; change retrain or sparsities, or leave {condition} out"
                     ) from error
-        if len(self.pair) != 2 or self.pair[0] == self.pair[1]:
-            raise InvalidInput(f"pair is {list(self.pair)}; name two different classes")
+        if len(self.pair) != 2 or self.pair[0] == self.pair[1] or min(self.pair) < 0:
+            raise InvalidInput(f"pair is {list(self.pair)}; name two different classes, from 0 on")
         for name, steps in (("eps", (self.eps,)), ("further_eps", self.further_eps)):
             if not all(0 < step < float("inf") for step in steps):
                 raise InvalidInput(

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from empirical import training
+from empirical.activations import KLargest, with_activation
 from empirical.adversarial import Adversary
 from empirical.augmentation import Augmentation
 from empirical.ensembles import MLPEnsemble, ModuleEnsemble, initialise, initialise_modules
@@ -166,6 +168,35 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     ]:
         with pytest.raises(InvalidInput, match="belongs to another"):
             train(*arguments, seeds=seeds, checkpoint=path)
+
+
+def test_a_checkpoint_of_networks_that_compute_something_else_is_refused(tmp_path):
+    path, recipe = tmp_path / "training.safetensors", Recipe(epochs=1, batch_size=10)
+    many, few = (with_activation(mlps(), KLargest(k)) for k in (4, 1))
+    train(many, *problem(), recipe, seeds=SEEDS, checkpoint=path)
+    train(with_activation(mlps(), KLargest(4)), *problem(), recipe, seeds=SEEDS, checkpoint=path)
+    with pytest.raises(InvalidInput, match="belongs to another"):
+        train(few, *problem(), recipe, seeds=SEEDS, checkpoint=path)
+
+
+def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkeypatch):
+    """Once: where it cannot be made the error is told."""
+    path, recipe, left = tmp_path / "unfinished" / "a", Recipe(epochs=1, batch_size=10), [1]
+
+    def taken(folder: Path) -> None:
+        made(folder)
+        if left:
+            left.pop()
+            folder.rmdir()
+
+    made = training.make_folder
+    monkeypatch.setattr(training, "make_folder", taken)
+    train(mlps(), *problem(), recipe, seeds=SEEDS, checkpoint=path)
+    assert path.is_file()
+    path.unlink()
+    left.extend([1, 1])
+    with pytest.raises(OSError, match="cannot be written"):
+        train(mlps(), *problem(), recipe, seeds=SEEDS, checkpoint=path)
 
 
 def test_every_is_checked(tmp_path):

@@ -103,6 +103,10 @@ def test_quick_replaces_entries_inside_tables(written):
         (("[network]", "masks = 1\n[network]"), "masks is 1"),
         (("[network]", "eps = nan\n[network]"), "eps is nan"),
         (("[network]", "pair = [1, 1]\n[network]"), r"pair is \[1, 1\]"),
+        (
+            ("[network]", "pair = [-1, 7]\n[network]"),
+            r"pair is \[-1, 7\]; name two different classes",
+        ),
         (("[network]", 'attacks = ["fsg"]\n[network]'), r"attacks is \['fsg'\]"),
         (("[network]", 'conditions = ["dense", "dense"]\n[network]'), "choose different ones"),
         (("[network]", "first = 3\n[network]"), "first is 3; it must be a table"),
@@ -149,6 +153,10 @@ def test_a_sparsity_that_no_widths_come_to_is_named_before_any_work(written, tmp
         (('"digits"', '"THREE"'), "pair is (1, 7) in mine; the data has 3 classes"),
         (("data =", "test_examples = 1\ndata ="), "all of these are of one class"),
         (("[network]", AUGMENTED + "[network]"), "retrain.augmentation in mine shifts"),
+        (
+            ('kind = "mlp"\nhidden = [8]', 'kind = "lenet-5"'),
+            "of shape (64,); network.kind 'lenet-5' takes",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -1,18 +1,22 @@
 """Ensembles of modules compute what the modules compute, and what the written-out MLP ensemble does."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from empirical.activations import KLargest, as_modules, with_activation
 from empirical.ensembles import (
+    MLPEnsemble,
     concatenate,
     from_modules,
     initialise,
     initialise_modules,
     to_module,
 )
+from empirical.pruning import magnitude_masks
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
@@ -31,6 +35,25 @@ class Small(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(x).relu().flatten(1))
+
+
+class Scaled(nn.Module):
+    """A linear layer times a number that is neither a parameter nor in its description."""
+
+    def __init__(self, factor: float, name: str = "") -> None:
+        super().__init__()
+        self.factor, self.name, self.layer = factor, name, nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * self.layer(x)
+
+
+def stack(between: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), between, nn.Linear(4, 2))
+
+
+def mlps() -> MLPEnsemble:
+    return initialise([3, 4, 2], seeds=[0, 1], device=CPU)
 
 
 def small(seeds: list[int], outputs: int = 3) -> list[nn.Module]:
@@ -149,11 +172,62 @@ def test_a_member_depends_on_its_seed_alone():
             lambda: concatenate([from_modules([nn.Linear(n, 2)], shape=(n,)) for n in (2, 3)]),
             "different architectures",
         ),
+        (
+            lambda: from_modules([stack(nn.ReLU()), stack(nn.Tanh())], shape=(3,)),
+            "modules 0 and 1 differ",
+        ),
+        (
+            lambda: from_modules([Scaled(1.0), Scaled(1.0), Scaled(2.0)], shape=(3,)),
+            "modules 0 and 2 differ in what they compute",
+        ),
+        (
+            lambda: concatenate([with_activation(mlps(), KLargest(k)) for k in (4, 4, 1)]),
+            "modules that differ in what they compute",
+        ),
+        (
+            lambda: MLPEnsemble(mlps().weights, mlps().biases, tuple(~mask for mask in mlps().masks)),
+            r"masks\[0\] is False at weights that are not 0",
+        ),
+        (
+            lambda: replace(as_modules(mlps()), masks=tuple(~mask for mask in mlps().masks)),
+            r"masks\[0\] is False at weights that are not 0",
+        ),
     ],
 )
 def test_bad_input_is_named(make, message):
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+def test_equal_modules_with_other_names_go_together():
+    """What a module does counts, not what else it holds."""
+    nets = [Scaled(2.0, name="first"), Scaled(2.0, name="second")]
+    together = from_modules(nets, shape=(3,))
+    x = torch.rand(4, 3)
+    for k, net in enumerate(nets):
+        torch.testing.assert_close(together.logits(x)[k], net(x).detach())
+    again = concatenate([with_activation(mlps(), KLargest(2)), with_activation(mlps(), KLargest(2))])
+    assert again.members == 4
+
+
+def test_a_shared_weight_is_pruned_under_whatever_name_it_has_first():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            a = nn.Linear(3, 3, bias=False)
+            self.penalised = nn.ParameterList([a.weight])
+            self.a, self.last = a, nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.a(self.a(x).relu()).relu())
+
+    nets = from_modules([Shared()], shape=(3,))
+    assert [tuple(weight.shape) for weight in nets.weights] == [(1, 3, 3), (1, 2, 3)]
+    pruned = nets.masked(magnitude_masks(nets, sparsity=0.9))
+    assert float(pruned.sparsity()) == pytest.approx(13 / 15)
+    assert [int((weight != 0).sum()) for weight in pruned.weights] == [1, 1]
+    x = torch.rand(4, 3)
+    torch.testing.assert_close(pruned.logits(x)[0], to_module(pruned, 0)(x).detach())
 
 
 def test_a_weight_that_is_not_finite_is_named():

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from empirical.progress import Progress
 from empirical.results import (
     SCHEMA,
     Members,
@@ -253,3 +254,16 @@ def test_units_are_computed_once_and_named_by_their_configuration(tmp_path):
     first.write_bytes(b"damaged")
     with pytest.raises(InvalidInput, match="is damaged"):
         run_unit(first, compute, PROVENANCE)
+
+
+def test_a_unit_that_could_not_be_read_is_heard_of_once_it_can(tmp_path):
+    path, heard = tmp_path / "unit.parquet", []
+    path.write_bytes(b"half of a file")
+    progress = Progress([path], lambda *told: heard.append(told), lambda *_: None)
+    with pytest.raises(InvalidInput, match="unit.parquet"):
+        progress.look()
+    write_table(path, table(both_levels(), provenance=PROVENANCE))
+    progress.look()
+    progress.look()
+    assert heard == [("mlp dense", "sparsity 0, accuracy 0.375")]
+    assert progress.commits == {"c"}

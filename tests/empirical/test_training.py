@@ -8,10 +8,12 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from empirical.activations import as_modules, last_layer
+from empirical.adversarial import Adversary
 from empirical.attacks.active import margins
 from empirical.ensembles import (
     MLPEnsemble,
     ModuleEnsemble,
+    from_modules,
     initialise,
     initialise_modules,
     modules,
@@ -481,6 +483,14 @@ def begin_surgery(rates: tuple[float, ...]) -> None:
         (lambda x, y, s: (x, y[:3], s), "3 labels for 50 examples"),
         (lambda x, y, s: (x, y + 1, s), r"labels must lie in \[0, 3\)"),
         (lambda x, y, s: (x, y, [0]), "seeds has 1 entries"),
+        (
+            lambda x, y, s: (x[:, None], y, s),
+            r"x has shape \(50, 1, 6\); give \(examples, features\): ",
+        ),
+        (lambda x, y, s: (x.log(), y, s), r"x\[0\] holds NaN or infinity"),
+        (lambda x, y, s: (x, y / 2, s), "y is of torch.float32 and shape .50,.; give integers"),
+        (lambda x, y, s: (x, y > 0, s), "y is of torch.bool"),
+        (lambda x, y, s: (x, y[:, None], s), r"y is of torch.int64 and shape \(50, 1\)"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -489,3 +499,42 @@ def test_bad_input_is_named(change, message):
     x, y, seeds = change(*problem(), [0, 1])
     with pytest.raises(InvalidInput, match=message):
         train(nets, x, y, Recipe(epochs=1), seeds=seeds)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.usefixtures("unchecked")
+def test_labels_of_every_whole_type_are_the_same(dtype):
+    nets, (x, y) = double(initialise([6, 4, 3], seeds=[0], device=CPU)), problem()
+    wanted, found = (train(nets, x, labels, Recipe(epochs=1), seeds=[0]) for labels in (y, y.to(dtype)))
+    assert torch.equal(found.weights[0], wanted.weights[0])
+
+
+def test_data_outside_the_adversarys_box_is_refused():
+    nets, (x, y) = double(initialise([6, 3], seeds=[0], device=CPU)), problem()
+    with pytest.raises(InvalidInput, match=r"x spans \[-.*\], but adversary.box is \[0.0, 1.0\]"):
+        train(nets, x, y, Recipe(epochs=1, adversary=Adversary(0.1, 0.1)), seeds=[0])
+    train(nets, x, y, Recipe(epochs=1, adversary=Adversary(0.1, 0.1, box=None)), seeds=[0])
+    train(nets, x.sigmoid(), y, Recipe(epochs=1, adversary=Adversary(0.1, 0.1)), seeds=[0])
+
+
+def test_a_frozen_parameter_is_not_trained_unasked():
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    net[0].requires_grad_(requires_grad=False)
+    nets, (x, y) = from_modules([net], shape=(6,)), problem()
+    with pytest.raises(InvalidInput, match="parameter 0.weight is frozen, but training changes all"):
+        train(nets, x.float(), y, Recipe(epochs=1), seeds=[0])
+
+
+def test_a_parameter_that_takes_no_part_stays():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(6, 3), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    nets, (x, y) = from_modules([Idle()], shape=(6,)), problem()
+    found = train(nets, x.float(), y, Recipe(epochs=1, weight_decay=0.0), seeds=[0])
+    assert torch.equal(found.state["idle.weight"], nets.state["idle.weight"])
+    assert not torch.equal(found.state["used.weight"], nets.state["used.weight"])
