@@ -27,8 +27,8 @@ def guesses(network: Network, data: Examples) -> str | None:
     By chance: up to a standard deviation above what a class drawn at random gets right.
     """
     scores = first_scores(network, data)
-    if scores is None or len(scores) < _ENOUGH:
-        return None
+    if scores is None or len(scores) < _ENOUGH or data.y.max() >= max(2, scores.shape[1]):
+        return None  # what measures it tells of labels that it has no score for
     found = scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
     right, n = int((found.cpu().numpy() == data.y[: len(scores)]).sum()), len(scores)
     chance = 1 / max(2, scores.shape[1])
