@@ -294,7 +294,11 @@ def _compute_alike(
                 scores.append(functional_call(one, dict(state), (x,)))
             except Exception:  # noqa: BLE001 - whatever the user's code raises
                 return True
-    return torch.allclose(*scores, rtol=1e-3, atol=1e-5 * float(scores[0].abs().max()), equal_nan=True)
+    first, second = scores
+    if not isinstance(second, Tensor) or second.shape != first.shape:
+        return False
+    size = float(first.abs().nan_to_num(posinf=0.0).max())
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-5 * size, equal_nan=True)
 
 
 def initialise_modules(

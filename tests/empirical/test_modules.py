@@ -48,6 +48,11 @@ class Scaled(nn.Module):
         return self.factor * self.layer(x)
 
 
+class Doubled(Scaled):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([super().forward(x)] * 2, dim=1)
+
+
 def stack(between: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), between, nn.Linear(4, 2))
 
@@ -180,6 +185,7 @@ def test_a_member_depends_on_its_seed_alone():
             lambda: from_modules([Scaled(1.0), Scaled(1.0), Scaled(2.0)], shape=(3,)),
             "modules 0 and 2 differ in what they compute",
         ),
+        (lambda: from_modules([Scaled(1.0), Doubled(1.0)], shape=(3,)), "modules 0 and 1 differ"),
         (
             lambda: concatenate([with_activation(mlps(), KLargest(k)) for k in (4, 4, 1)]),
             "modules that differ in what they compute",
