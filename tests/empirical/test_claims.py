@@ -507,6 +507,15 @@ def test_the_gain_that_could_be_seen_is_that_of_the_sparsity_in_doubt():
     assert float(best.doubt.partition("gain of ")[2].partition("%")[0]) / 100 > wild.std()
 
 
+def test_a_gain_below_the_margin_is_never_said_to_be_seen():
+    """It may be significant in nearly every table, and would count in few."""
+    noise = np.random.default_rng(0).normal(size=12)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    best = trends.best_gain(pd.DataFrame({0.5: 0.022 + 0.045 * noise}))
+    said = float(best.doubt.partition("80 % power for a gain of ")[2].partition("%")[0]) / 100
+    assert trends.detectable(0.045, 12, 0.05) < 0.04 < 0.055 < said
+
+
 def test_a_flat_curve_neither_rises_nor_falls():
     shares = 1 + 1e-3 * np.outer([0, 0, -1, -2, 0], [0, 1, 2, 1, 2])
     found = trends.falls_again(shown(shares), "mlp", BEST)
