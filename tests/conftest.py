@@ -18,10 +18,10 @@ from tests import typecheck
 
 torch.set_num_threads(1)
 
-# Checks the array shapes written in annotations on every call of the package under test; the laws pass
+# Checks the array shapes written in annotations whenever the package under test is called; the laws pass
 # Hypothesis strategies about, which cannot be checked at run time.
 CHECKED = [f"theory.{part.stem}" for part in Path(theory.__file__).parent.iterdir() if part.stem != "laws"]
-typecheck.check_all_calls([*CHECKED, "empirical"])
+typecheck.check_calls([*CHECKED, "empirical"])
 
 _SLOW_SETUP = [HealthCheck.too_slow]  # drawing arrays is slow on a loaded two-core machine
 settings.register_profile("dev", max_examples=30, deadline=None, suppress_health_check=_SLOW_SETUP)
@@ -54,6 +54,10 @@ def read_only():
     """What makes a folder, and all below it, one that this process cannot write in."""
     yield lambda folder: _read_only.append(str(folder))
     _read_only.clear()
+
+
+def pytest_runtest_setup():
+    typecheck.calls.clear()
 
 
 @pytest.fixture
