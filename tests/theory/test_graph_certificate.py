@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from theory.graph.bounds import node_bounds
 from theory.graph.certificate import centre_margins, certified_radius, margin_bounds
 from theory.graph.constants import lipschitz_constants
 from theory.graph.effort import relaxation_products
+from theory.graph.lipschitz import local_lipschitz
 from theory.graph.network import Graph, from_relu_network
 from theory.laws import graph as laws
 from theory.laws.strategies import arrays, attack_norms, graphs, relu_networks, tensors
@@ -349,6 +351,11 @@ def test_the_limit_is_not_rounded_up(domain):
         ({"p": 1.0}, "p is 1.0"),
         ({"y": torch.tensor([3])}, "labels must lie in"),
         ({"y": torch.tensor([0.5])}, "must be integers"),
+        (
+            {"y": torch.tensor([2**63 + 1], dtype=torch.uint64)},
+            "y holds 9223372036854775809..9223372036854775809",
+        ),
+        ({"x": torch.tensor(1.0)}, r"x has shape \(\)"),
         ({"x": torch.ones(1, 3)}, "x has shape"),
         ({"x": torch.tensor([[math.inf, 0.0]])}, "x has a NaN or infinite"),
         ({"domain_radius": -1.0}, "domain_radius is -1.0"),
@@ -363,6 +370,30 @@ def test_illegal_calls_name_the_argument(changes, message):
     arguments = {"x": torch.ones(1, 2), "y": torch.tensor([0]), "p": 2.0} | changes
     with pytest.raises(InvalidInput, match=message):
         certified_radius(from_relu_network(LINEAR), arguments.pop("x"), arguments.pop("y"), **arguments)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_of_any_whole_type(dtype):
+    graph, x, y = from_relu_network(LINEAR), torch.ones(2, 2), torch.tensor([0, 1])
+    assert torch.equal(graph.check_labels(y.to(dtype), examples=2), y)
+    expected = certified_radius(graph, x, y, p=2.0)
+    assert torch.equal(certified_radius(graph, x, y.to(dtype), p=2.0), expected)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_inputs_and_radii_must_hold_one_per_example():
+    graph, x, y = from_relu_network(LINEAR), torch.ones(2, 2), torch.tensor([0, 1])
+    with pytest.raises(InvalidInput, match=r"x has shape \(\)"):
+        centre_margins(graph, torch.tensor(1.0), y)
+    bounds: list[Any] = [margin_bounds, local_lipschitz]
+    for bound in bounds:
+        with pytest.raises(
+            InvalidInput, match=r"radius is 1.0; give a tensor \(2,\), one radius per example"
+        ):
+            bound(graph, x, y, p=2.0, radius=1.0)
+        with pytest.raises(InvalidInput, match=r"radius has shape \(\); expected \(2,\)"):
+            bound(graph, x, y, p=2.0, radius=torch.tensor(1.0))
 
 
 @settings(max_examples=40)

@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from empirical.models import resnet
 from theory.graph.certificate import certified_radius
+from theory.graph.lipschitz import local_lipschitz
 from theory.graph.network import Activation, Graph, Linear
 from theory.graph.reader import read, trace
 from theory.graph.windows import window_entries
@@ -214,6 +216,20 @@ WITH_NUMBER = {
     "place": lambda self, x: x[:, len(x) - 1].unsqueeze(1).expand(-1, 5),
     "range": lambda self, x: self.part(x)[:, :2] + x.narrow(1, len(x) - 2, 2),
     "mixed": lambda self, x: self.part(x.reshape(2, -1).roll(1, 1).reshape(-1, 5)),
+    "weight times it": lambda self, x: self.part(x) + self.part.bias * x.shape[0],
+    "weight plus it": lambda self, x: self.part(x) + (self.part.bias + x.shape[0]),
+    "weight over it": lambda self, x: self.part(x) + self.part.bias / x.shape[0],
+    "power": lambda self, x: self.part(x) + self.part.bias ** x.shape[0],
+    "filled": lambda self, x: self.part(x) * torch.full((5,), x.shape[0]),
+    "filled by share": lambda self, x: self.part(x) * torch.full((5,), 1.0 / x.shape[0]),
+    "tensor": lambda self, x: self.part(x) * torch.tensor(x.shape[0]),
+    "sum of range": lambda self, x: self.part(x) + torch.arange(x.shape[0]).sum(),
+    "part of a weight": lambda self, x: self.part(x) + self.part.bias[: x.shape[0]].sum(),
+    "filled at last": lambda self, x: self.part(x) * torch.full_like(self.part.bias, fill_value=len(x)),
+    "beyond a weight": lambda self, x: self.part(x) + self.part.bias[x.shape[0] + 2],
+    "beyond the entries": lambda self, x: self.part(x) + x[:, x.shape[0] + 2, None].expand(-1, 5),
+    "same for few": lambda self, x: self.part(x) + x.shape[0] // 4,
+    "same for few, alpha": lambda self, x: torch.add(self.part(x), x, alpha=x.shape[0] // 4 + 1),
 }
 
 
@@ -221,8 +237,84 @@ WITH_NUMBER = {
 def test_programs_of_any_batch_size_that_compute_with_it_are_refused(name):
     module = Function(WITH_NUMBER[name], part=nn.Linear(5, 5)).double().eval()
     program = trace(module, VECTOR)
-    with pytest.raises(InvalidInput, match="number of examples|mixes the examples"):
+    assert any(isinstance(side, torch.SymInt) for side in _input_of(program).shape)
+    with pytest.raises(InvalidInput, match="number of examples|mixes the examples|out of"):
         read(program, VECTOR)
+
+
+def _input_of(program: ExportedProgram) -> Tensor:
+    (name,) = program.graph_signature.user_inputs
+    (node,) = (node for node in program.graph.nodes if node.name == name)
+    return node.meta["val"]
+
+
+WITHOUT_NUMBER = {
+    "views": lambda self, x: self.part(x.reshape(x.shape[0] * 1, 5)),
+    "ones": lambda self, x: self.part(x) * torch.ones(x.shape[0], 1).mean(0),
+    "every example": lambda self, x: self.part(x[torch.arange(x.shape[0])]),
+    "constants": lambda self, x: self.part(x) * torch.full((x.shape[1],), x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_NUMBER)
+def test_programs_of_any_batch_size_that_only_name_it_are_read(name):
+    module = Function(WITHOUT_NUMBER[name], part=nn.Linear(5, 5)).double().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sides = ({0: torch.export.Dim("batch", min=2)},)
+        program = torch.export.export(module, (torch.zeros(4, 5).double(),), dynamic_shapes=sides)
+    laws.law_reads_the_module(read(program, VECTOR), module, torch.randn(6, 5).double())
+
+
+@torch.library.custom_op("graph_reader::relu", mutates_args=())
+def other_relu(x: Tensor) -> Tensor:
+    """Another function than ReLU, of the same name."""
+    return torch.where(x > 0, x, 5 * x)
+
+
+@other_relu.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("graph_reader::double", mutates_args={"x"})
+def double_in_place(x: Tensor) -> None:
+    """x becomes 2 x."""
+    x.mul_(2)
+
+
+def test_operations_of_other_libraries_are_refused_by_their_full_name():
+    with pytest.raises(InvalidInput, match=r"network uses graph_reader.relu.default, which is not"):
+        read(Function(lambda self, x: self.part(other_relu(x)), part=nn.Linear(5, 5)), VECTOR)
+
+    def forward(self, x):
+        double_in_place(self.part.bias)
+        return self.part(x)
+
+    part = nn.Linear(5, 5)
+    before = part.bias.clone()
+    with pytest.raises(InvalidInput, match=r"changes a constant in place by graph_reader.double.default"):
+        read(Function(forward, part=part), VECTOR)
+    assert torch.equal(part.bias, before)
+
+
+def test_constants_of_other_libraries_are_computed():
+    module = Function(lambda self, x: x * other_relu(self.part), part=nn.Parameter(-torch.ones(5))).double()
+    laws.law_reads_the_module(read(module, VECTOR), module, torch.randn(4, 5).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_upsampling_that_hangs_on_the_precision_is_refused(dtype):
+    """In float32 another pixel is chosen than in float64: a graph of either would be another network."""
+    for factor, side in ((2.3, 31), (2.3, 39)):
+        module = nn.Sequential(nn.Upsample(scale_factor=factor), nn.Flatten())
+        with pytest.raises(InvalidInput, match=r"upsample_nearest2d.* other entries in float32"):
+            read(module, (1, side, side), dtype=dtype)
+    for factor, side in ((2.3, 30), (2, 31), (1.7, 7), (0.5, 9)):
+        module = nn.Sequential(nn.Upsample(scale_factor=factor), nn.Flatten())
+        graph = read(module, (1, side, side), dtype=dtype)
+        x = torch.randn(2, 1, side, side)
+        assert torch.equal(graph.scores(x).float(), module(x))
 
 
 def test_padding_is_the_number_that_it_is_in_float64():
@@ -357,6 +449,8 @@ REFUSED = {
     "first two": (lambda self, x: x + x[:2], "traced on inputs of shape \\(3, 5\\)"),
     "part changed": (changed, "relu_.default has changed it in place"),
     "another type": (lambda self, x: x.view(torch.int32), "int32"),
+    "mask": (lambda self, x: x[:, torch.tensor([True, False, True, False, True])], "a choice by a mask"),
+    "all padded away": (lambda self, x: x + F.pad(x, (-5, 5), value=2.0), "without entries"),
     "no entries": (lambda self, x: torch.cat(x.split([0, 5], 1), 1), "without entries"),
     "matrix": (lambda self, x: self.part(x.view(-1, 1, 5).clone()), "one axis of several"),
 }
@@ -389,6 +483,75 @@ def test_operations_on_images_are_refused_by_name(name):
         read(Function(forward, part=nn.Conv2d(2, 2, 3)), IMAGE)
 
 
+def test_whole_numbers_are_not_taken_for_reals():
+    """A first parameter of whole numbers says nothing of the network's precision."""
+    places = nn.Parameter(torch.tensor([2, 0, 1, 4, 3]), requires_grad=False)
+    with pytest.raises(InvalidInput, match=r"computes aten.to.dtype in torch.int64"):
+        read(Function(lambda self, x: (x * 0.5).to(self.w.dtype) * self.w, w=places), VECTOR)
+    module = Function(
+        lambda self, x: self.last(x[:, self.w] * self.w), w=places, last=nn.Linear(5, 3)
+    ).double()
+    laws.law_reads_the_module(read(module, VECTOR), module, torch.randn(4, 5).double())
+
+
+def test_an_input_of_whole_numbers_is_only_copied_before_it_is_converted():
+    """Sums of whole numbers may wrap around."""
+
+    def program(forward):
+        module = Function(forward, part=nn.Linear(5, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return module, torch.export.export(module, (torch.ones(2, 1, 5, dtype=torch.uint8),))
+
+    with pytest.raises(InvalidInput, match=r"computes aten.add.Tensor in torch.uint8"):
+        read(program(lambda self, x: self.part((x + 200).flatten(1).float()))[1], (1, 5))
+    module, exported = program(lambda self, x: self.part(x.flatten(1).flip(1).to(self.part.weight) / 255))
+    x = torch.randint(256, (4, 1, 5)).double()
+    laws.law_reads_the_module(read(exported, (1, 5)), module.double(), x)
+
+
+def test_values_of_one_number_have_bounds():
+    """One number per example, without an axis: chosen, of a weight with one axis, and computed with."""
+
+    def forward(self, x):
+        first, second = x[:, 0], F.linear(x, self.weight)
+        difference = F.relu(first * 2 - second + 1).unsqueeze(1) - x[:, 1:].select(1, 2)[:, None]
+        return torch.cat([difference, x[:, 3].relu()[:, None, None].flatten(1), second[:, None]], 1)
+
+    module = Function(forward, weight=nn.Parameter(torch.randn(5))).double()
+    graph = read(module, VECTOR)
+    x = torch.randn(4, 5).double()
+    laws.law_reads_the_module(graph, module, x)
+    y = graph.scores(x).argmax(1)
+    for p in (2.0, math.inf):
+        radius = certified_radius(graph, x, y, p=p)
+        assert (radius > 0).all()
+        laws.law_no_attack_inside(radius, graph, x, y, p=p)
+        assert local_lipschitz(graph, x, y, p=p, radius=radius).isfinite().all()
+
+
+def test_dropout_in_evaluation_mode_is_an_identity_on_constants_too():
+    def forward(self, x):
+        hidden = self.part(x)
+        dropped = self.drop(hidden)
+        return hidden + dropped + F.linear(x, F.dropout(self.part.weight, 0.5, self.training))
+
+    module = Function(forward, part=nn.Linear(5, 3), drop=nn.Dropout(0.5, inplace=True)).double()
+    laws.law_reads_the_module(read(module, VECTOR), module.eval(), torch.randn(4, 5).double())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        training = torch.export.export(module.train(), (torch.zeros(2, 5).double(),))
+    with pytest.raises(InvalidInput, match=r"dropout.* in training mode"):
+        read(training, VECTOR)
+
+
+def test_shapes_are_sequences_of_whole_numbers():
+    part = nn.Linear(5, 2)
+    assert read(part, [5]).nodes[0].shape == VECTOR
+    assert read(part, torch.Size([5])).nodes[0].shape == VECTOR
+    assert trace(part, [5]).graph_signature.user_inputs == trace(part, VECTOR).graph_signature.user_inputs
+
+
 def test_two_inputs_are_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -411,6 +574,9 @@ def test_parameters_must_be_finite():
         ({"shape": ()}, "shape is \\(\\)"),
         ({"shape": (0,)}, "shape is \\(0,\\)"),
         ({"shape": (2.0,)}, "shape is \\(2.0,\\)"),
+        ({"shape": 5}, "shape is 5; give the sides"),
+        ({"shape": "5"}, "shape is '5'; give the sides"),
+        ({"shape": torch.tensor([5])}, "shape is tensor"),
         ({"dtype": torch.float16}, "dtype is torch.float16"),
         ({"shape": (4,)}, "cannot be traced on inputs of shape \\(2, 4\\)"),
     ],

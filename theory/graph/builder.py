@@ -40,7 +40,6 @@ class Place(int):
         return int(self)
 
 
-COMPUTES_WITH_NUMBER = "network computes with the number of examples; make it a constant"
 _BATCHED = "network uses a constant with a batch axis; only one per example is understood"
 
 
@@ -72,7 +71,15 @@ class Builder:
             if i in used:
                 used.update(self.nodes[i].inputs)
         place = {i: k for k, i in enumerate(sorted(used))}
-        nodes = (replace(self.nodes[i], inputs=tuple(place[j] for j in self.nodes[i].inputs)) for i in place)
+        nodes = (
+            replace(
+                node,
+                operation=_with_axis(node.operation),
+                inputs=tuple(place[j] for j in node.inputs),
+                shape=node.shape or (1,),
+            )
+            for node in (self.nodes[i] for i in place)
+        )
         return Graph(tuple(nodes), self.dtype, self.device)
 
     def add(
@@ -105,9 +112,9 @@ class Builder:
         places = torch.arange(self.examples * count, dtype=torch.float64).reshape(-1, *shape)
         found = operation(places).long()
         index = found[:1]
-        if not index.numel():
-            raise InvalidInput("network makes a value without entries; leave it out")
         inside = index >= 0
+        if not inside.any():
+            raise InvalidInput("network makes a value without entries, or of padding alone; leave it out")
         if not torch.equal(found, torch.where(inside, index + first, -1)) or int(index.max()) >= count:
             raise InvalidInput("network mixes the examples of a batch, or reads a single one of them")
         chosen = index[inside].to(self.device)
@@ -151,9 +158,12 @@ class Builder:
         *,
         parameters: Parameters = None,
     ) -> int:
-        """F.linear on vectors."""
+        """F.linear on vectors; a weight with one axis gives one number."""
         if len(self.nodes[x.at].shape) != 1:
             raise InvalidInput("network applies a linear layer along one axis of several; flatten first")
+        if weight.dim() == 1:
+            row = self.add(Dense(self._tensor(weight[None]), parameters), x.at, bias=bias, shape=(1,))
+            return self.reshape(Place(row))
         return self.add(Dense(self._tensor(weight), parameters), x.at, bias=bias)
 
     def addmm(self, bias: Tensor, x: Place, weight: Tensor, *, parameters: Parameters = None) -> int:
@@ -337,8 +347,6 @@ class Builder:
 
     def _constant(self, value: Any) -> Tensor:
         """A constant that broadcasts to one example, without a batch axis."""
-        if isinstance(value, torch.SymInt | torch.SymFloat):
-            raise InvalidInput(COMPUTES_WITH_NUMBER)
         value = torch.as_tensor(value, dtype=torch.float64)
         if value.dim() > len(self.output):
             if value.shape[0] != 1:
@@ -371,6 +379,19 @@ class Builder:
     def negative(self, x: Place) -> int:
         """-x."""
         return self.add(Combine((-1.0,)), x.at)
+
+
+def _with_axis(operation: Any) -> Any:
+    """An operation on values of one number without an axis, () per example, as one on (1,)."""
+    match operation:
+        case Gather(index, inputs):
+            return Gather(index.reshape(index.shape or (1,)), inputs or (1,))
+        case Reshape(inputs, outputs):
+            return Reshape(inputs or (1,), outputs or (1,))
+        case Transposed(base):
+            return Transposed(_with_axis(base))
+        case _:
+            return operation
 
 
 def _pair(value: Any) -> tuple[int, int]:

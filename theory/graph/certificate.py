@@ -76,7 +76,7 @@ def centre_margins(graph: Graph, x: Float[Tensor, "m *shape"], y: Int[Tensor, " 
 
     Raises: InvalidInput for bad x or y.
     """
-    still = torch.zeros(len(x), dtype=graph.dtype, device=graph.device)
+    still = torch.zeros(x.shape[:1], dtype=graph.dtype, device=graph.device)
     ball, labels = checked_ball(graph, x, y, p=math.inf, radius=still)
     # What rounding moved into the graph's type lies in a ball after all.
     part = affine_part(graph, q=ball.q, examples=len(x)) if ball.radius.any() else points_only(graph)

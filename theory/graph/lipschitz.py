@@ -160,9 +160,12 @@ def checked_ball(graph: Graph, x: Tensor, y: Tensor, *, p: float, radius: Tensor
 
     Raises: InvalidInput as :func:`local_lipschitz`.
     """
-    q, given, radius = dual(p), x.detach(), radius.detach()
+    q, given = dual(p), x.detach()
     x = graph.check_inputs(given)
     labels = graph.check_labels(y, examples=len(x))
+    if not isinstance(radius, Tensor):
+        raise InvalidInput(f"radius is {radius!r}; give a tensor ({len(x)},), one radius per example")
+    radius = radius.detach()
     if radius.shape != (len(x),):
         raise InvalidInput(f"radius has shape {tuple(radius.shape)}; expected ({len(x)},), one per example")
     if not (radius.isfinite() & (radius >= 0)).all():

@@ -348,11 +348,11 @@ class Graph:
             raise InvalidInput(f"y has shape {tuple(y.shape)}; expected ({examples},), one label per example")
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise InvalidInput(f"y has dtype {y.dtype}; labels must be integers in [0, {self.classes})")
-        if not ((y >= 0) & (y < self.classes)).all():
-            raise InvalidInput(
-                f"y holds {int(y.min())}..{int(y.max())}; labels must lie in [0, {self.classes})"
-            )
-        return y.to(self.device, torch.int64)
+        labels = y.to(self.device, torch.int64)  # beyond 2^63 negative
+        if not ((labels >= 0) & (labels < self.classes)).all():
+            given = y.tolist()
+            raise InvalidInput(f"y holds {min(given)}..{max(given)}; labels must lie in [0, {self.classes})")
+        return labels
 
 
 def combined(parts: list[Tensor], signs: tuple[float, ...]) -> Tensor:

@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from theory.graph.builder import COMPUTES_WITH_NUMBER, Builder, Place
+from theory.graph.builder import Builder, Place
 from theory.graph.network import Graph, Shape, check_number_type
 from theory.types import InvalidInput, first_line
 
+_COMPUTES_WITH_NUMBER = "network computes with the number of examples; make it a constant"
 # Examples in the traced calls: an operation that mixes examples changes this axis, and a network that
 # computes with their number is another one in the second call.
 _BATCHES = (2, 3)
 # Bytes of a constant that the network makes itself: masks and ranges, not what a few words could ask for.
 LARGEST_CONSTANT = 2**28
+_WHOLE_IN_FLOAT32 = 2**24  # all smaller whole numbers are float32's
 # Operations that change nothing when the network is evaluated.
 _DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-_IDENTITIES = {"alias", "detach", "detach_", "contiguous", "clone", "to", "_to_copy", "lift_fresh_copy"}
+_IDENTITIES = {"alias", "detach", "contiguous", "clone", "to", "_to_copy", "lift_fresh_copy"}
 _IDENTITIES |= _DROPOUTS
 _RESHAPES = {"flatten", "view", "reshape", "unsqueeze", "squeeze", "unflatten", "_unsafe_view"}
 # Operations that choose, order or copy entries, and those that give several such values at once.
@@ -65,11 +67,12 @@ _READERS: dict[str, Callable[..., int]] = {
 _READ = {*_READERS, *_RESHAPES, *_MOVES, *_SPLITS, "getitem"}
 _WEIGHTED = {"linear", "addmm", "matmul", "mm", "conv2d"}  # by a weight, the argument behind the value
 _TWO_SIDED = {"add", "sub", "rsub", "mul", "div"}  # the value may stand on either side, or on both
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)  # of what is computed with a number of examples
 
 
 def read(
     network: nn.Module | ExportedProgram,
-    shape: Shape,
+    shape: Sequence[int],
     *,
     dtype: torch.dtype = torch.float64,
     device: str | torch.device = "cpu",
@@ -80,14 +83,18 @@ def read(
     groups), average and max pooling, batch normalisation, ReLU, addition and subtraction, multiplication by a
     constant, padding, concatenation, all that only chooses, orders or copies entries and keeps the batch axis
     (reshapes, slices, permutations, splits), dropout. Parameters are converted to ``dtype``, float64 or
-    float32: the graph is the network of the converted parameters. What is folded (batch normalisation) is
-    folded in float64 first. The module itself is left as it is.
+    float32: the graph is the network of the converted parameters. Weights that the network computes itself
+    (weight normalisation) are computed in its own precision and then converted. What is folded (batch
+    normalisation) is folded in float64 first. The module itself is left as it is.
+
+    The network is read for two and for three examples, which must give the same graph: that one holds for
+    other numbers of them is not checked.
 
     Raises: InvalidInput, naming the operation, for anything else, for scores that are not (batch, c >= 2),
-      for NaN or infinite parameters, for a module that cannot be traced, or for a bad shape or dtype.
+      for NaN or infinite parameters, for nearest upsampling that copies other entries in float32 than in
+      float64, for a module that cannot be traced, or for a bad shape or dtype.
     """
-    if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
-        raise InvalidInput(f"shape is {shape!r}; give the sides of one example, positive integers")
+    shape = _checked_shape(shape)
     check_number_type(dtype, torch.device(device))
     place = torch.device(device)
 
@@ -96,7 +103,7 @@ def read(
 
     graph, other = (_Reading(program(m), Builder(shape, dtype, place), m).graph() for m in _BATCHES)
     if not _equal(graph, other):
-        raise InvalidInput(COMPUTES_WITH_NUMBER)
+        raise InvalidInput(_COMPUTES_WITH_NUMBER)
     return graph
 
 
@@ -111,19 +118,29 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def trace(module: nn.Module, shape: Shape, *, examples: int | None = None) -> ExportedProgram:
+def _checked_shape(shape: Any) -> Shape:
+    """A shape as a tuple. Raises: InvalidInput unless it is a sequence of positive integers."""
+    given = isinstance(shape, Sequence) and len(shape) > 0
+    if not given or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise InvalidInput(f"shape is {shape!r}; give the sides of one example, positive integers")
+    return tuple(shape)
+
+
+def trace(module: nn.Module, shape: Sequence[int], *, examples: int | None = None) -> ExportedProgram:
     """A module as a program of some examples, by default of any number where that can be had: an identity.
 
     The program is that of evaluation mode, without what cuts gradients for whole parts.
 
-    Raises: InvalidInput for a module that cannot be traced.
+    Raises: InvalidInput for a module that cannot be traced, or for a bad shape.
     """
+    shape = _checked_shape(shape)
     modes = {part: part.training for part in module.modules()}
-    parameter = next(iter(module.parameters()), torch.zeros(()))
-    if parameter.dtype in (torch.float16, torch.bfloat16):
-        module, parameter = copy.deepcopy(module).float(), parameter.float()  # exact
+    parameters = [*module.parameters(), torch.zeros(())]
+    dtype = next(parameter.dtype for parameter in parameters if parameter.is_floating_point())
+    if dtype in (torch.float16, torch.bfloat16):
+        module, dtype = copy.deepcopy(module).float(), torch.float32  # exact
     count = _BATCHES[0] if examples is None else examples
-    example = torch.zeros(count, *shape, dtype=parameter.dtype, device=parameter.device)
+    example = torch.zeros(count, *shape, dtype=dtype, device=parameters[0].device)
     batch = ({0: Dim.AUTO},) if examples is None else None
     disabled = logging.root.manager.disable
     try:
@@ -209,7 +226,11 @@ class _Reading:
         self._check_unchanged(traced)
         arguments = [self._value(a) for a in traced.args]
         keywords = {key: self._value(a) for key, a in traced.kwargs.items()}
-        in_place = name.endswith("_") and not name.startswith("_") and name not in _IDENTITIES
+        in_place = _changes(traced.target)
+        name = name.removesuffix("_") if in_place else name
+        in_place = in_place and name not in _IDENTITIES
+        if name in _DROPOUTS and arguments[2]:
+            raise InvalidInput(f"network uses {traced.target} in training mode; export it in evaluation mode")
         if not any(node.name in self.places or node.name in self.splits for node in traced.all_input_nodes):
             self._read_constant(traced, arguments, keywords, in_place=in_place)
             return
@@ -217,7 +238,6 @@ class _Reading:
         if isinstance(value, torch.SymInt | int):
             self.constants[traced.name] = value  # a side of a tensor
             return
-        name = name.removesuffix("_") if in_place else name
         if name not in _READ and (name not in _IDENTITIES or not isinstance(value, Tensor)):
             known = ", ".join(sorted(_READ))
             raise InvalidInput(f"network uses {traced.target}, which is not understood; known: {known}")
@@ -227,10 +247,6 @@ class _Reading:
             return
         self._check_result(traced, value)
         if name in _IDENTITIES:
-            if name in _DROPOUTS and arguments[2]:
-                raise InvalidInput(
-                    f"network uses {traced.target} in training mode; export it in evaluation mode"
-                )
             self.places[traced.name] = arguments[0].at
         else:
             self.builder.output = tuple(self._number(list(value.shape[1:])))
@@ -260,7 +276,8 @@ class _Reading:
                 )
 
     def _read_constant(self, traced: Any, arguments: list, keywords: dict, *, in_place: bool) -> None:
-        if torch.Tag.nondeterministic_seeded in getattr(traced.target, "tags", ()):
+        random = torch.Tag.nondeterministic_seeded in getattr(traced.target, "tags", ())
+        if random and _operation(traced).removesuffix("_") not in _DROPOUTS:
             raise InvalidInput(f"network draws random numbers by {traced.target}; make them constants")
         if in_place:
             raise InvalidInput(f"network changes a constant in place by {traced.target}; compute a new value")
@@ -271,10 +288,13 @@ class _Reading:
                 f"network makes a constant of shape {tuple(value.shape)} by {traced.target}; "
                 f"at most {LARGEST_CONSTANT:,} bytes are understood"
             )
+        if not isinstance(value, _SYMBOLS):
+            arguments, keywords = self._number(arguments), self._number(keywords)
         try:
             with torch.no_grad():
                 self.constants[traced.name] = traced.target(*arguments, **keywords)
-        except (RuntimeError, TypeError) as error:  # a side that hangs on the number of examples, for one
+        except (LookupError, RuntimeError, TypeError) as error:
+            # A side that depends on the number of examples, for one.
             raise InvalidInput(
                 f"network makes a constant by {traced.target} that cannot be computed beforehand "
                 f"({first_line(error)})"
@@ -290,7 +310,11 @@ class _Reading:
             raise InvalidInput(
                 f"network mixes the examples of a batch ({traced.target} gives {tuple(value.shape)})"
             )
-        if value.dtype not in (torch.float64, torch.float32, self.precision):
+        copies = _operation(traced) in _IDENTITIES | _RESHAPES | _MOVES
+        if copies and traced.args[0].meta["val"].dtype == value.dtype:
+            return  # of whole numbers, too, if the input is such
+        allowed = (torch.float64, torch.float32, self.precision)
+        if value.dtype not in allowed or not value.dtype.is_floating_point:
             raise InvalidInput(f"network computes {traced.target} in {value.dtype}; convert it to float32")
 
     def _call(self, traced: Any, name: str, arguments: list, keywords: dict) -> int:
@@ -311,9 +335,13 @@ class _Reading:
                 x, split = arguments[0]
                 return self.builder.move(x, lambda places: split(places)[arguments[1]])
             if name in _MOVES:
-                return self.builder.move(arguments[0], self._on_entries(traced.target, arguments, keywords))
+                choose = self._on_entries(traced.target, arguments, keywords)
+                choose = _in_any_precision(choose) if name == "upsample_nearest2d" else choose
+                return self.builder.move(arguments[0], choose)
+            if any(isinstance(self.constants.get(node.name), _SYMBOLS) for node in traced.all_input_nodes):
+                raise InvalidInput(_COMPUTES_WITH_NUMBER)
             return _READERS[name](self.builder, *arguments, **keywords)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (LookupError, RuntimeError, TypeError) as error:
             raise InvalidInput(f"network uses {traced.target} in a way not understood: {error}") from error
 
     def _value(self, argument: Any) -> Any:
@@ -329,30 +357,57 @@ class _Reading:
         return argument
 
     def _number(self, value: Any) -> Any:
-        """What a side of a tensor is for the examples at hand; all else as it is."""
+        """What is computed with the number of examples, as for those at hand; all else as it is."""
         if isinstance(value, list | tuple):
             return [self._number(v) for v in value]
-        if not isinstance(value, torch.SymInt):
+        if isinstance(value, dict):
+            return {key: self._number(v) for key, v in value.items()}
+        if not isinstance(value, _SYMBOLS):
             return value
-        if not isinstance(self.batch, torch.SymInt):
-            raise InvalidInput("network has a symbolic side other than the number of examples; fix its shape")
-        side = value.node.expr.subs(self.batch.node.expr, self.examples)
-        if not side.is_number:
-            raise InvalidInput("network has a symbolic side other than the number of examples; fix its shape")
-        return int(side)
+        number = value.node.expr
+        if isinstance(self.batch, torch.SymInt):
+            number = number.subs(self.batch.node.expr, self.examples)
+        if number.free_symbols:
+            raise InvalidInput(
+                "network has a side that depends on more than the number of examples (an input of any size, or "
+                "a choice by a mask); fix the size, and choose by places"
+            )
+        return value.node.pytype(number)
 
     def _on_entries(
         self, target: Callable[..., Any], arguments: list, keywords: dict
     ) -> Callable[[Tensor], Any]:
         """What an operation does to its first argument."""
-        rest = self._number(arguments[1:])
-        named = {key: self._number(value) for key, value in keywords.items()}
+        rest, named = self._number(arguments[1:]), self._number(keywords)
         return lambda entries: target(entries, *rest, **named)
 
 
+def _in_any_precision(choose: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A choice of entries by computed places, refused where float32 and float64 choose others."""
+
+    def chosen(places: Tensor) -> Tensor:
+        found = choose(places)
+        narrow = choose((places % _WHOLE_IN_FLOAT32).float())
+        if not torch.equal(narrow.double(), found % _WHOLE_IN_FLOAT32):
+            raise InvalidInput(
+                "network uses upsample_nearest2d, which here chooses other entries in float32 than in "
+                "float64; scale by another factor, a whole one if you can"
+            )
+        return found
+
+    return chosen
+
+
 def _operation(traced: Any) -> str:
-    """The name of what is called, without its overload."""
-    return traced.target.__name__.split(".")[0] if callable(traced.target) else str(traced.target)
+    """The name of what is called, without its overload; in full where it is none of PyTorch's own."""
+    target = traced.target
+    foreign = isinstance(target, torch._ops.OpOverload) and target.namespace != "aten"
+    return target.__name__.split(".")[0] if callable(target) and not foreign else str(target)
+
+
+def _changes(target: Any) -> bool:
+    """Whether an operation changes one of its arguments in place."""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
 
 
 def _determining(traced: Any) -> Sequence[Any]:
