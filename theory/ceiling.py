@@ -19,6 +19,7 @@ from theory.types import InvalidInput, check_labels, check_p, finite_array
 # More than the relative rounding of a distance between points of up to a million features.
 _ROUNDED_UP = 1 + 1e-9
 _SQUARES_LOST = 1e-140  # a distance below this has squares that underflow
+_ROUNDED_AWAY = 2.0**-1000  # a distance below this, of at most a million features, has lost digits or all
 
 
 def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) -> float:
@@ -31,13 +32,13 @@ def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) 
     edge m(v); pairing those others arbitrarily gives a perfect matching for the costs
     min(D_uv, m(u) + m(v)), and such a matching is a cover, so the assignment solves it exactly.
     Holds for linear models and deep nets, dense or sparse, with any number of classes; a smaller cap on the
-    radii changes nothing. x is (m, n), y is (m,) of non-negative labels; memory is O(m^2), time O(m^3);
-    ``blockwise_ceiling`` bounds larger sets.
+    radii changes nothing. A distance below 2^-1000 of the largest feature counts as that much. x is (m, n), y
+    is (m,) of non-negative labels; memory is O(m^2), time O(m^3); ``blockwise_ceiling`` bounds larger sets.
     Raises: InvalidInput for shapes that disagree, NaN, a single class, or unless p is 2 or inf.
     Source: this project; theory/symbolic.py::prove_triangle_ceiling.
     """
     x, y, exponent = _checked(x, y, p=p)
-    cost = _opponents(x, x, y, y, p=p)
+    cost = _opponents(x, x, y, y, p=p, exponent=exponent)
     return _unscaled(_cheapest_cover(cost, cost.min(axis=1)) / (2 * len(y)), exponent)
 
 
@@ -55,8 +56,8 @@ def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, 
         raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
     x, y, exponent = _checked(x, y, p=p)
     total = 0.0
-    for mine in _halves(x, block):
-        cost = _opponents(x[mine], x, y[mine], y, p=p)
+    for mine in _halves(np.ldexp(x, -exponent), block):
+        cost = _opponents(x[mine], x, y[mine], y, p=p, exponent=exponent)
         total += _cheapest_cover(cost[:, mine], cost.min(axis=1))
     return _unscaled(total / (2 * len(y)), exponent)
 
@@ -75,14 +76,13 @@ def _halves(x: Float[Array, "m n"], block: int) -> Iterator[Int[Array, " _"]]:
 
 
 def _checked(x: object, y: object, *, p: float) -> tuple[Array, Array, int]:
-    """Inputs scaled exactly by a power of two, away from overflow of their squares, labels, and the power."""
+    """Inputs and labels, and the power of two over which no square of an input overflows."""
     check_p(p)
     points = finite_array("x", x, ndim=2)
     labels = check_labels("y", y, n=points.shape[0], classes=np.iinfo(np.int64).max)
     if (labels == labels[0]).all():
         raise InvalidInput(f"y holds only the label {labels[0]}; a decision boundary needs two classes")
-    exponent = int(np.frexp(np.abs(points).max())[1])
-    return np.ldexp(points, -exponent), labels, exponent
+    return points, labels, int(np.frexp(np.abs(points).max())[1])
 
 
 def _unscaled(mean: float, exponent: int) -> float:
@@ -97,12 +97,15 @@ def _opponents(
     labels: Int[Array, " m"],
     *,
     p: float,
+    exponent: int = 0,
 ) -> Float[Array, "k m"]:
-    """l_p distances, inf between points of one label."""
-    cost = cdist(x, other, "euclidean" if p == 2 else "chebyshev")
+    """l_p distances in units of 2^exponent, inf between points of one label; of others never rounded to 0."""
+    mine, theirs = np.ldexp(x, -exponent), np.ldexp(other, -exponent)
+    cost = cdist(mine, theirs, "euclidean" if p == 2 else "chebyshev")
     cost[y[:, None] == labels] = np.inf
-    near = np.nonzero(cost < _SQUARES_LOST)
-    cost[near] = norm(x[near[0]] - other[near[1]], p=p)
+    near, to = np.nonzero(cost < _SQUARES_LOST)
+    apart = (x[near] != other[to]).any(axis=1)
+    cost[near, to] = np.where(apart, np.maximum(norm(mine[near] - theirs[to], p=p), _ROUNDED_AWAY), 0.0)
     return cost
 
 
@@ -192,7 +195,7 @@ class OpponentDistances:
     """Distances between points of different labels in blocks of a data set, for :func:`ceiling_in_blocks`.
 
     ``rows`` are the points of every block, ``costs`` their distances, inf between points of one label, in
-    units of 2^exponent.
+    units of 2^exponent, the size of the largest feature; one below 2^-1000 of that counts as much.
     """
 
     rows: tuple[Int[Array, " _"], ...]
@@ -205,20 +208,23 @@ def opponent_distances(
 ) -> OpponentDistances:
     """Distances inside blocks of at most ``block`` points, an identity: every so many-th point in one block.
 
-    One set of distances serves the ceilings of any number of classifiers. Memory O(m block), time
-    O(m block n). Raises: InvalidInput as ``universal_ceiling``, or unless block >= 2.
+    Distances below 2^-1000 of the largest feature are rounded up to that. One set of distances serves the
+    ceilings of any number of classifiers. Memory O(m block), time O(m block n).
+    Raises: InvalidInput as ``universal_ceiling``, or unless block >= 2.
     """
     if not block >= 2:
         raise InvalidInput(f"block is {block!r}; pass the number of points to match at a time, at least 2")
     x, y, exponent = _checked(x, y, p=p)
     blocks = -(-len(y) // block)
     rows = tuple(np.arange(start, len(y), blocks) for start in range(blocks))
-    return OpponentDistances(rows, tuple(_opponents(x[r], x[r], y[r], y[r], p=p) for r in rows), exponent)
+    costs = tuple(_opponents(x[r], x[r], y[r], y[r], p=p, exponent=exponent) for r in rows)
+    return OpponentDistances(rows, costs, exponent)
 
 
 def ceiling_in_blocks(distances: OpponentDistances, correct: Bool[Array, " m"]) -> float:
     """Ceiling at a given correct set by blocks, bound: equal to ``mean_radius_ceiling`` for one block.
 
+    Then, too, it is larger where distances that count are below 2^-1000 of the largest feature of all points.
     It is never below that: the constraints r_i + r_j <= D_ij are kept within blocks only, and fewer
     constraints can only raise the largest mean. inf where the correct points of a block have one label.
     Raises: InvalidInput unless ``correct`` is one flag per point.

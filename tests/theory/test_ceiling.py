@@ -123,6 +123,29 @@ def test_squares_of_small_distances_do_not_underflow():
     assert universal_ceiling(1.7e308 * np.array([[1.0, 1.0], [-1.0, -1.0]]), y, p=2.0) == math.inf
 
 
+FAR = np.array([[0.0, 0.0], [0.0, 1e-200], [1e200, 0.0], [1e200, 1e-200]])
+
+
+def test_distances_far_below_the_coordinates_lower_no_ceiling():
+    """In units of the largest coordinate 1e-200 is 0; a boundary half-way has a radius of 5e-201."""
+    y, everyone = np.array([0, 1, 0, 1]), np.ones(4, dtype=bool)
+    assert universal_ceiling(FAR, y, p=2.0) >= 5e-201
+    assert blockwise_ceiling(FAR, y, p=2.0, block=2) >= 5e-201
+    assert ceiling_in_blocks(opponent_distances(FAR, y, p=2.0), everyone) >= 5e-201
+    near = np.array([True, True, False, False])
+    exact = mean_radius_ceiling(FAR, y, near, p=2.0)
+    assert exact == pytest.approx(2.5e-201)
+    for block in (4, 2):
+        assert ceiling_in_blocks(opponent_distances(FAR, y, p=2.0, block=block), near) >= exact
+    twice = np.array([[0.0], [0.0], [1e200]])  # of a point that has two labels nothing is left
+    assert universal_ceiling(twice[:2], y[:2], p=2.0) == 0
+    both = np.array([True, True, False])
+    assert ceiling_in_blocks(opponent_distances(twice, np.array([0, 1, 0]), p=2.0), both) == 0
+    # Half of the smallest float is 0: at radius 0 both points may be right.
+    least = np.array([[0.0], [5e-324]])
+    assert robust_accuracy_ceiling(least, y[:2], everyone[:2], np.zeros(1), p=2.0) == [1.0]
+
+
 def test_ceiling_of_a_crowd_is_not_a_matching():
     """One point must serve as partner of four: their distances add up, and its own radius is 0."""
     x, y = CROWD

@@ -60,6 +60,13 @@ def test_halving_the_constant_is_seen_as_lipschitz_and_doubling_the_margin_as_ma
     assert smoother.remainder == pytest.approx(0, abs=1e-12)
 
 
+def test_no_change_is_carried_by_no_term():
+    scaled = replace(DENSE, margin=2 * DENSE.margin, lipschitz=2 * DENSE.lipschitz)
+    for pruned, dense in ((scaled, DENSE), (DENSE, scaled), (DENSE, DENSE)):
+        found = decompose(pruned, dense, cap=CAP)
+        assert (found.change, found.through) == (0, "remainder")
+
+
 def test_a_loss_is_charged_to_the_term_that_fell():
     worse = replace(DENSE, radius=DENSE.radius / 4, margin=DENSE.margin / 8, lipschitz=DENSE.lipschitz / 2)
     assert decompose(worse, DENSE, cap=CAP).through == "margin"
@@ -86,6 +93,10 @@ def swapped_sign(pruned, dense, *, cap) -> Decomposition:
     return replace(found, lipschitz=-found.lipschitz)
 
 
+def carried_by_the_margin(pruned, dense, *, cap) -> Decomposition:
+    return replace(decompose(pruned, dense, cap=cap), through="margin")
+
+
 def test_radii_of_the_largest_floats_have_a_mean():
     ones = np.ones(4)
     found = decompose(
@@ -99,8 +110,9 @@ def test_laws_reject_broken_formulas():
     for broken in (arithmetic_means, swapped_sign):
         with pytest.raises(AssertionError):
             laws.law_terms_add_up(broken, other, DENSE, cap=CAP)
-    with pytest.raises(AssertionError):
-        laws.law_scaling_is_not_robustness(swapped_sign, DENSE, 2.0, cap=CAP)
+    for broken in (swapped_sign, carried_by_the_margin):
+        with pytest.raises(AssertionError):
+            laws.law_scaling_is_not_robustness(broken, DENSE, 2.0, cap=CAP)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 from itertools import pairwise
 
 import numpy as np
@@ -349,6 +350,103 @@ def test_a_dead_unit_with_a_huge_bias_counts_for_nothing():
     here, there = predict(net, x, y, y + 1, alphas), predict(wider, x, y, y + 1, alphas)
     for name in ("margin", "accuracy", "gradient_l2", "gradient_l1"):
         np.testing.assert_allclose(getattr(there, name), getattr(here, name), rtol=1e-9)
+
+
+def fading(offset: float) -> ReLUNetwork:
+    """One unit, active with a probability that vanishes as ``offset`` falls, before two classes."""
+    return ReLUNetwork(
+        (np.array([[1.0]]), np.array([[1.0], [-1.0]])), (np.array([offset]), np.array([1.0, 0.0]))
+    )
+
+
+@pytest.mark.parametrize("hidden", [1, 2])
+@pytest.mark.parametrize("offset", [-10.0, -14.0, -15.0, -18.0])
+def test_gradients_too_small_for_their_squares_keep_their_norm(offset, hidden):
+    """The gradient is 2 m_2 m_1 D: with P = P(D = 1) the moments are powers of P, down to 1e-300."""
+    net = fading(offset)
+    if hidden == 2:
+        middle = np.eye(1), np.zeros(1)
+        net = ReLUNetwork(
+            (net.weights[0], middle[0], net.weights[1]), (net.biases[0], middle[1], net.biases[1])
+        )
+    x, y, alphas = np.array([[1.0]]), np.array([0]), np.array([[0.5] + [0.0] * hidden])
+    predictions = [
+        predict(net, x, y, y + 1, alphas),
+        predict(net, x, y, y + 1, alphas, covariance=False),
+        predict_sequential(as_sequential(net), x, y, y + 1, alphas),
+    ]
+    active = ndtr((offset + 0.5) / 0.5)
+    for found in predictions:
+        assert 0 < found.gradient_l2[0, 0] < 2 * math.sqrt(active)
+        assert found.gradient_l2[0, 0] < math.inf
+        radius = found.radius(p=2.0, cap=1e300)[0, 0]
+        assert radius == pytest.approx(found.margin[0, 0] / found.gradient_l2[0, 0])
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-30, 1.0, 1e70])
+def test_norm_means_scale_with_the_gradient(scale):
+    rng = np.random.default_rng(0)
+    root, mean = rng.normal(size=(3, 3)), rng.normal(size=(1, 3))
+    covariance = (root @ root.T)[None]
+    variance = np.diag(covariance[0])[None]
+    for shared in (covariance, None):
+        here = norm_means(Layer(mean, variance, shared))
+        scaled = None if shared is None else scale**2 * shared
+        there = norm_means(Layer(scale * mean, scale**2 * variance, scaled))
+        np.testing.assert_allclose(there, scale * here, rtol=1e-6)
+
+
+def test_a_radius_without_a_number_is_none():
+    margin = np.array([[1.0, math.nan, math.nan, 1.0, 0.0]])
+    size = np.array([[math.nan, 1.0, 0.0, 0.0, math.nan]])
+    radius = [[math.nan, math.nan, math.nan, 3.0, 0.0]]
+    found = Prediction(margin, margin, size, size)
+    drawn = Sample(margin[None], size[None], size[None])
+    for p, quantity in ((2.0, "radius_l2"), (math.inf, "radius_linf")):
+        np.testing.assert_array_equal(found.radius(p=p, cap=3.0), radius)
+        np.testing.assert_array_equal(drawn.values(quantity, caps=(3.0, 3.0)), [radius])
+
+
+def test_layers_are_found_by_the_names_of_the_model():
+    plain = as_sequential(random_network((3, 4, 3), seed=1))
+    named = nn.Sequential(OrderedDict(zip(("first", "rectified", "second"), plain, strict=True)))
+    x, y, alphas = np.ones((1, 3)), np.array([0]), np.array([[0.5, 0.5]])
+    here, there = (
+        sample(model, x, y, y + 1, alphas, masks=3, generator=torch.Generator().manual_seed(0))
+        for model in (plain, named)
+    )
+    np.testing.assert_array_equal(here.margin, there.margin)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_layers_that_moments_cannot_follow_are_named():
+    rng = np.random.default_rng(0)
+    y, rivals, generator = np.array([0, 1]), np.array([1, 0]), torch.Generator()
+    rows, images, vectors = rng.normal(size=(2, 2, 3)), rng.normal(size=(2, 1, 2, 2)), rng.normal(size=(2, 3))
+    linear, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    other.weight = linear.weight
+    relu = nn.ReLU()
+    channels = [nn.Conv2d(1, 2, 1), relu, nn.Linear(2, 2), relu, nn.Flatten(), nn.Linear(8, 2)]
+    indices = [nn.MaxPool2d(2, return_indices=True), nn.Flatten(), nn.Linear(1, 2)]
+    cases = [
+        ([nn.Linear(3, 2), relu, nn.Flatten(), nn.Linear(4, 2)], rows, r"model\[0\] is Linear.*Flatten"),
+        (channels, images, r"model\[2\] is Linear.*Flatten"),
+        ([nn.Flatten(0), nn.Linear(4, 2)], images[:1], r"model\[1\] is Linear.*Flatten"),
+        (indices, images, r"model\[0\] is MaxPool2d.*return_indices"),
+        ([linear, relu, linear], vectors, r"model\[2\] is Linear.*the weight of model\[0\].*copy"),
+        ([linear, relu, other], vectors, r"model\[2\] is Linear.*the weight of model\[0\].*copy"),
+    ]
+    for layers, x, message in cases:
+        model = nn.Sequential(*layers).double()
+        alphas = np.full((1, sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in layers)), 0.5)
+        with pytest.raises(InvalidInput, match=message):
+            predict_sequential(model, x, y[: len(x)], rivals[: len(x)], alphas)
+        with pytest.raises(InvalidInput, match=message):
+            sample(model, x, y[: len(x)], rivals[: len(x)], alphas, masks=2, generator=generator)
+    twice = nn.Sequential(
+        linear, relu, nn.Linear(3, 3), relu, nn.Linear(3, 3)
+    ).double()  # a shared ReLU is none
+    assert predict_sequential(twice, vectors, y, rivals, np.zeros((1, 3))).margin.shape == (1, 2)
 
 
 def test_radius_conventions_and_best_sparsity():

@@ -22,6 +22,7 @@ from theory.relu.oversparsification import (
     oversparse_kept_fraction,
     path_probability,
     radius_curve,
+    smallest_expected_margin,
 )
 from theory.types import InvalidInput, LinearClassifier, ReLUNetwork
 
@@ -128,6 +129,21 @@ def test_margin_moments_of_one_layer_and_two_classes_are_exact(case: Case):
     assert (np.abs(mean[0] - probabilities @ margins) <= slack).all()
     size = np.abs(margins).max() + 1.0
     assert (np.abs(square[0] - probabilities @ margins**2) <= slack * size).all()
+
+
+def test_the_second_moment_of_one_layer_counts_mistakes_too():
+    """X = m_1 - m_2 and X = m_1 + 2 m_2 over masks kept half the time: E X^2, and E max(X, 0)^2 if X >= 0."""
+    x, y, half = np.ones((1, 2)), np.array([0]), np.array([0.5])
+    for net, whole, positive in (
+        (net_of([[1, 0], [0, 1]]), 0.5, 0.25),
+        (net_of([[1, 2], [0, 0]]), 3.5, 3.5),
+    ):
+        probabilities, weights = relu_laws.all_masks(net, half)
+        margins = laws.masked_margins(net, weights, x, y)[:, 0]
+        assert probabilities @ margins**2 == whole
+        assert probabilities @ np.maximum(margins, 0) ** 2 == positive
+        _, square = margin_moment_bounds(net, x, y, half[None])
+        assert whole <= square[0, 0] <= whole * (1 + 1e-12)
 
 
 @given(case=masked_problems())
@@ -311,6 +327,55 @@ def test_laws_reject_broken_formulas():
         laws.law_sparser_than_kappa_is_worse(lambda *_: np.array([0.9]), cancelling, one, first, sparse)
 
 
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@pytest.mark.parametrize("exponents", [(0, -515), (0, 515), (-515, 0), (515, 0), (900, -800), (-900, 300)])
+def test_units_of_inputs_and_weights_change_nothing_else(exponents, p):
+    """Powers of 2, whose squares leave the floats, pass through; so do those of the biases with them."""
+    inputs, layer = exponents
+    for net, x, y, alphas in (WIDE, LINEAR):
+        powers = [inputs + layer * (j + 1) for j in range(len(net.weights))]
+        if max(map(abs, powers)) > 1000:
+            continue
+        scaled = ReLUNetwork(
+            tuple(np.ldexp(w, layer) for w in net.weights),
+            tuple(np.ldexp(b, power) for b, power in zip(net.biases, powers, strict=True)),
+        )
+        both = np.stack([alphas, 0 * alphas])
+        for cap in (1.0, math.inf):
+            here = expected_radius_lower_bound(net, x, y, both, p=p, domain_radius=cap)
+            there = expected_radius_lower_bound(
+                scaled, np.ldexp(x, inputs), y, both, p=p, domain_radius=np.ldexp(cap, inputs)
+            )
+            assert (here > 0).all()
+            np.testing.assert_array_equal(there, np.ldexp(here, inputs))
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@pytest.mark.parametrize("scale", [1.0, 1e-155, 1e155])
+def test_without_masks_it_is_margin_over_constant_whatever_the_scale(scale, p):
+    """With two classes a certificate; with three less than the best, which divides class by class."""
+    y, dense, x = np.array([0]), np.zeros((1, 1)), np.ones((1, 2))
+    two, three = net_of([[scale, 0], [0, scale / 2]]), net_of([[scale, scale], [0, scale], [scale, 0]])
+    for net, point, size in ((two, x, 1.0), (net_of([[1, 0], [0, 0.5]]), scale * x, scale)):
+        found = expected_radius_lower_bound(net, point, y, dense, p=p)
+        truth = size * 0.5 / (math.hypot(1, 0.5) if p == 2 else 1.5)
+        np.testing.assert_allclose(found, truth, rtol=1e-12)
+    found = expected_radius_lower_bound(three, x, y, dense, p=p)[0, 0]
+    constant = np.min(expected_lipschitz(three, dense, 0, p=p)) / scale
+    assert found == pytest.approx(1 / constant, rel=1e-12)
+    assert found < certified_radius(three, x, y, p=p)[0]
+
+
+def test_limits_far_from_the_inputs_stay_limits():
+    """Their ratio to the inputs is no float; a constant that is right has every radius."""
+    net = ReLUNetwork((np.zeros((2, 1)),), (np.array([1.0, 0.0]),))
+    y, dense = np.array([0]), np.zeros((1, 1))
+    for size, cap in ((1e-300, 1e300), (1e300, 1e-300), (1e-20, 1e-300)):
+        found = expected_radius_lower_bound(net, np.array([[size]]), y, dense, p=2.0, domain_radius=cap)
+        assert 0 < found[0, 0] <= cap
+        assert found[0, 0] == pytest.approx(cap, rel=1e-2)
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1e-150, 1e150, 1e200, 1e300])
 def test_extreme_scales_never_give_nan_or_a_crossing(scale):
     net = net_of([[scale, scale]], [[1.0], [-1.0]])
@@ -353,5 +418,20 @@ def test_illegal_calls_name_the_argument():
     drawn = np.zeros((1, 5, 2))
     with pytest.raises(InvalidInput, match="delta is 1"):
         expected_radius_confidence(net, x, y, alphas[None], drawn, p=2.0, delta=1.0)
-    with pytest.raises(InvalidInput, match="margins has shape"):
-        expected_radius_confidence(net, x[:1], y[:1], alphas[None], drawn, p=2.0)
+    for wrong in (drawn, drawn[0]):
+        with pytest.raises(InvalidInput, match="margins has shape"):
+            expected_radius_confidence(net, x[:1], y[:1], alphas[None], wrong, p=2.0)
+    three = np.concatenate([x, x[:1]])
+    for points, labels in ((x[:1], np.array([0, 1])), (three, y[:1]), (x[:1], np.array([2]))):
+        sampled = np.full((1, 5, len(points)), 0.5)
+        with pytest.raises(InvalidInput, match="^y"):
+            expected_radius_lower_bound(net, points, labels, alphas[None], p=2.0)
+        with pytest.raises(InvalidInput, match="^y"):
+            expected_radius_confidence(net, points, labels, alphas[None], sampled, p=2.0)
+        with pytest.raises(InvalidInput, match="^y"):
+            smallest_expected_margin(net, points, labels, alphas[None])
+    for points in (x[:, :0], x * math.nan):
+        with pytest.raises(InvalidInput, match="^x"):
+            expected_radius_confidence(net, points, y, alphas[None], drawn, p=2.0)
+    with pytest.raises(InvalidInput, match="alphas has shape"):
+        expected_radius_confidence(net, x, y, alphas[None, :1], drawn, p=2.0)

@@ -17,7 +17,8 @@ from theory.laws.strategies import arrays, attack_norms, masked_networks, relu_n
 from theory.relu import halfcut, masks
 from theory.relu.active_masks import best_active_bound
 from theory.relu.lipschitz import gradient_norms, lipschitz_constants, path_norm
-from theory.relu.mask_margins import expected_margin_bound
+from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
+from theory.relu.mask_tails import high_probability_bound
 from theory.relu.masks import (
     bernstein_bound,
     best_bound,
@@ -29,6 +30,14 @@ from theory.relu.masks import (
     ladder,
     monte_carlo,
     second_moment_bound,
+)
+from theory.relu.moments import predict
+from theory.relu.oversparsification import (
+    expected_lipschitz,
+    expected_radius_confidence,
+    expected_radius_lower_bound,
+    expected_radius_upper_bound,
+    path_probability,
 )
 from theory.types import InvalidInput, ReLUNetwork
 
@@ -55,6 +64,21 @@ RUNGS = [  # with the attack norm whose dual each one bounds
     (column_sum_bound, math.inf),
 ]
 MONOTONE = [frobenius_bound, second_moment_bound, expected_path_norm, column_sum_bound]
+# Every other function of sparsities, called for one network, input and label.
+OF_SPARSITIES = [
+    lambda net, x, y, a: high_probability_bound(net, a, PAIR, p=2.0, delta=1e-4),
+    lambda net, x, y, a: high_probability_bound(net, a, PAIR, p=math.inf, delta=0.3),
+    lambda net, x, y, a: ladder(net, a, PAIR, p=2.0)["S"],
+    lambda net, x, y, a: best_active_bound(net, a, PAIR, [1] * (len(a) - 1), p=2.0),
+    lambda net, x, y, a: path_probability(net, x[0], a[None], PAIR),
+    lambda net, x, y, a: margin_moment_bounds(net, x, y, a[None]),
+    lambda net, x, y, a: expected_margin_bound(net, x, a[None], PAIR),
+    lambda net, x, y, a: expected_lipschitz(net, a[None], 0, p=math.inf),
+    lambda net, x, y, a: expected_radius_lower_bound(net, x, y, a[None], p=2.0, domain_radius=0.1),
+    lambda net, x, y, a: expected_radius_upper_bound(net, x, y, a[None], p=2.0, domain_radius=0.1),
+    lambda net, x, y, a: expected_radius_confidence(net, x, y, a[None], np.ones((1, 900, 1)), p=2.0),
+    lambda net, x, y, a: predict(net, x, y, y + 1, a[None]).margin,
+]
 # Five standard errors: a correct estimator of 4000 masks fails once in 3.5 million seeds.
 STANDARD_ERRORS = 5
 
@@ -130,6 +154,19 @@ def test_path_rungs_agree_with_rational_enumeration():
     slack = 1 + Fraction(laws.IDENTITY_TOLERANCE)
     assert first <= p1 <= first * slack
     assert second <= p2**2 <= second * slack**2
+
+
+@pytest.mark.parametrize(
+    ("rung", "share", "least"), [(expected_path_norm, 0.5, -299), (second_moment_bound, math.sqrt(0.5), -149)]
+)
+def test_path_rungs_are_identities_down_to_their_floor_and_bounds_below(rung, share, least):
+    """One path, through the smaller of two units: its size times its probability, or the root of that."""
+    for exponent in (-20, least, least - 12, 2 * least):
+        path = 2.0**exponent
+        net = net_of([[1, 0], [0, path]], [[0, 1], [0, 0]])
+        found = float(rung(net, np.array([0.5, 0.0]), PAIR))
+        assert found >= share * path
+        assert (found <= share * path * (1 + 1e-12)) == (exponent >= least)
 
 
 @given(case=masked_networks(relu_networks(max_depth=4)))
@@ -228,6 +265,21 @@ def test_sparsities_of_few_digits_are_rounded_no_further(net, data, kind):
     alphas = np.array([data.draw(sparsities()) for _ in net.weights], dtype=kind)
     for rung in {rung for rung, _ in RUNGS}:
         assert rung(net, alphas, PAIR) == rung(net, alphas.astype(np.float64), PAIR)
+    x, y = np.ones((1, net.weights[0].shape[1])), np.array([0])
+    for value in OF_SPARSITIES:
+        np.testing.assert_array_equal(value(net, x, y, alphas), value(net, x, y, alphas.astype(np.float64)))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("alpha", "kind"), [(3e-4, np.float16), (2.0**-25, np.float32)])
+def test_a_radius_bound_of_sparsities_of_few_digits_is_no_smaller_than_the_radius(alpha, kind):
+    """The margin 2 m_2 + m_1 is its own slope: the radius is R unless both are cut, R (1 - alpha^2)."""
+    net, x, alphas = net_of([[-1], [2]]), np.ones((1, 1)), np.array([[alpha]], dtype=kind)
+    rounded = Fraction(float(alphas[0, 0]))
+    joined = path_probability(net, x[0], alphas, PAIR)[0]
+    assert Fraction(joined) >= 1 - rounded**2
+    upper = expected_radius_upper_bound(net, x, np.array([1]), alphas, p=2.0, domain_radius=0.1)[0, 0]
+    assert Fraction(upper) >= Fraction(0.1) * (1 - rounded**2)
 
 
 @pytest.mark.usefixtures("unchecked")

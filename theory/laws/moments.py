@@ -281,5 +281,6 @@ def law_scaling_is_not_robustness(
     scaled = Robustness(dense.radius, factor * dense.margin, factor * dense.lipschitz)
     found = candidate(scaled, dense, cap=cap)
     assert found.change == 0
+    assert found.through == "remainder"
     assert math.isclose(found.margin, math.log(factor), rel_tol=1e-9, abs_tol=1e-9)
     assert math.isclose(found.lipschitz, -math.log(factor), rel_tol=1e-9, abs_tol=1e-9)

@@ -68,7 +68,7 @@ def local_certified_radius(
     Raises: InvalidInput as :func:`certified_radius`.
     Reference: the paper, section 3.2; Weng et al. 2018, section 3.4 (Fast-Lip).
     """
-    x, y = _checked(net, x, y)
+    x, y = check_examples(net, x, y)
     everywhere = lipschitz_constants(net, p=p)
     start = certified_radius(net, x, y, p=p, lipschitz=everywhere, domain_radius=domain_radius)
     margins = margin_lower_bounds(net, x, y)
@@ -97,7 +97,7 @@ def crown_certified_radius(
     Raises: InvalidInput as :func:`certified_radius`.
     Reference: Zhang et al. 2018 (CROWN).
     """
-    x, y = _checked(net, x, y)
+    x, y = check_examples(net, x, y)
     start = certified_radius(net, x, y, p=p, domain_radius=domain_radius)
 
     def certify(rows: Int[Array, " k"], radius: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -107,7 +107,8 @@ def crown_certified_radius(
     return _largest_certified(net, start, certify, domain_radius=domain_radius, iterations=iterations)
 
 
-def _checked(net: ReLUNetwork, x: object, y: object) -> tuple[Float[Array, "m n"], Int[Array, " m"]]:
+def check_examples(net: ReLUNetwork, x: object, y: object) -> tuple[Float[Array, "m n"], Int[Array, " m"]]:
+    """Return x as float64 and y as int64. Raises: InvalidInput unless they are examples of the network."""
     x = check_inputs(x, width=net.weights[0].shape[1])
     return x, check_labels("y", y, n=len(x), classes=net.classes)
 

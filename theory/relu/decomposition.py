@@ -122,8 +122,8 @@ def usable(network: Robustness) -> Bool[Array, " m"]:
 def _through(
     change: float, margin: float, lipschitz: float, remainder: float
 ) -> Literal["margin", "lipschitz", "remainder"]:
-    """The term that carries the change: of its sign and at least as large as the remainder."""
-    sign = math.copysign(1.0, change)
-    if max(sign * margin, sign * lipschitz) <= max(abs(remainder), 0.0):
+    """The term that carries the change: of its sign, which 0 has not, and larger than the remainder."""
+    sign = float(np.sign(change))
+    if max(sign * margin, sign * lipschitz) <= abs(remainder):
         return "remainder"
     return "margin" if sign * margin > sign * lipschitz else "lipschitz"

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from theory.relu.lipschitz import EPS, TINY, outward
+from theory.relu.masked_layers import check_sparsities
 from theory.relu.moments import check_keep
 from theory.types import ReLUNetwork, check_inputs, check_labels, check_pair
 
@@ -36,7 +37,8 @@ def margin_moment_bounds(
 
     With mu_k the mean of a margin and V_k its variance, n = c - 1 margins: E min_k >= min_k mu_k -
     sqrt((n-1)/n sum_k V_k) (Aven), and the second moment is at most min_k (mu_k^2 + V_k). For one layer and
-    two classes both are equal to the moments. Overflow gives -inf and inf.
+    two classes the first is E X and the second E X^2, which is E max(X, 0)^2 where no mask errs. Overflow
+    gives -inf and inf.
 
     Raises: InvalidInput for bad x, y or alphas.
     Reference: Aven 1985, Upper (lower) bounds on the mean of the maximum (minimum) of a number of random
@@ -44,7 +46,7 @@ def margin_moment_bounds(
     """
     x = check_inputs(x, width=net.weights[0].shape[1])
     y = check_labels("y", y, n=len(x), classes=net.classes)
-    keep = check_keep(alphas, layers=len(net.weights))
+    alphas, keep = check_sparsities(alphas), check_keep(alphas, layers=len(net.weights))
     mean, square = np.empty((2, len(keep), len(x)))
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for a, kept in enumerate(keep):
@@ -130,7 +132,7 @@ def expected_margin_bound(
     Raises: InvalidInput for bad x or alphas, or a pair that is not two different classes.
     """
     x = check_inputs(x, width=net.weights[0].shape[1])
-    keep = check_keep(alphas, layers=len(net.weights))
+    alphas, keep = check_sparsities(alphas), check_keep(alphas, layers=len(net.weights))
     check_pair(pair, classes=net.classes)
     i, k = pair
     last, offset = net.weights[-1], abs(net.biases[-1][i] - net.biases[-1][k])

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from torch import Tensor, nn
 
-from theory.relu.moments import Prediction, check_keep, check_rivals
+from theory.relu.moments import Prediction, check_keep, check_rivals, first_order_radius
 from theory.relu.sequential_moments import MASKED, layer_steps
 from theory.types import InvalidInput, check_labels, check_p
 
@@ -41,9 +41,7 @@ class Sample:
         if quantity == "margin":
             return positive
         size, cap = (self.gradient_l2, caps[0]) if quantity == "radius_l2" else (self.gradient_l1, caps[1])
-        ratio = np.full(positive.shape, math.inf)
-        np.divide(positive, size, out=ratio, where=size > 0)
-        return np.where(positive > 0, np.minimum(ratio, cap), 0.0)
+        return first_order_radius(positive, size, cap=cap)
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def sample(
     if masks < 2:
         raise InvalidInput(f"masks is {masks}; a standard error needs two")
     parameters = {name: value.detach().double() for name, value in model.named_parameters()}
-    names = [f"{i}.weight" for i, module in enumerate(model) if isinstance(module, MASKED)]
+    names = [f"{name}.weight" for name, module in model.named_children() if isinstance(module, MASKED)]
     out = np.zeros((3, len(keep), masks, len(images)))
     for a, kept in enumerate(keep):
         for draw in range(masks):

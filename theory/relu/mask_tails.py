@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 from theory.norms import dual
 from theory.relu.halfcut import halfcut_bound
 from theory.relu.lipschitz import TINY, l1_from_l2, outward, path_norm, product, scaled, spectral_norm
-from theory.relu.masked_layers import keep_probabilities, last_layer
+from theory.relu.masked_layers import check_sparsities, keep_probabilities, last_layer
 from theory.relu.masks import expected_path_norm, second_moment_bound
 from theory.relu.trace_moments import ORDERS, noise_norm, noise_sums
 from theory.types import InvalidInput, ReLUNetwork
@@ -34,7 +34,7 @@ def high_probability_bound(
     q = dual(p)
     if not 0 < delta < 1:
         raise InvalidInput(f"delta is {delta}; give a probability strictly between 0 and 1")
-    keep = keep_probabilities(net, alphas)
+    alphas, keep = check_sparsities(alphas), keep_probabilities(net, alphas)
     roots = math.sqrt(delta) * (1 - 1e-15)
     squares = np.minimum(second_moment_bound(net, alphas, pair), halfcut_bound(net, alphas, pair))
     with np.errstate(over="ignore"):

@@ -15,16 +15,19 @@ def keep_probabilities(net: ReLUNetwork, alphas: Float[Array, "*batch d"]) -> Fl
 
     Raises: InvalidInput for alphas outside [0, 1], of another length than the layers, or that are no array.
     """
-    check_sparsities(alphas)
+    alphas = check_sparsities(alphas)
     if alphas.shape[-1] != len(net.weights):
         raise InvalidInput(
             f"alphas has shape {alphas.shape}; the last axis needs {len(net.weights)}, one per layer"
         )
-    return 1.0 - alphas.astype(np.float64)
+    return 1.0 - alphas
 
 
-def check_sparsities(alphas: Float[Array, "*batch d"]) -> None:
-    """Refuse sparsities outside [0, 1]. Raises: InvalidInput if there is one, or a NaN, or no array."""
+def check_sparsities(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """Return sparsities as float64: a type of fewer digits would round what is computed from them.
+
+    Raises: InvalidInput for one outside [0, 1], a NaN, or what is no array of real numbers.
+    """
     if not isinstance(alphas, np.ndarray) or alphas.ndim == 0 or alphas.dtype.kind not in "iuf":
         raise InvalidInput(
             f"alphas is {alphas!r}; pass a NumPy array of real numbers, one sparsity per layer in its last "
@@ -32,6 +35,7 @@ def check_sparsities(alphas: Float[Array, "*batch d"]) -> None:
         )
     if not ((alphas >= 0) & (alphas <= 1)).all():
         raise InvalidInput("alphas has an entry outside [0, 1]; sparsity is the fraction of weights removed")
+    return alphas.astype(np.float64)
 
 
 def last_layer(

@@ -99,7 +99,9 @@ def expected_path_norm(
     """Rung P1, an identity for the expected path norm, so a bound of E sup ||J||_1.
 
     E || |W_1|' ... |W_{d-1}|' |v| ||_1 = prod_j (1 - alpha_j) || |W_1|' ... |W_{d-1}|' E|v| ||_1 (hidden
-    j): every path is a product of distinct, independent mask entries.
+    j): every path is a product of distinct, independent mask entries. So computed where weights, and path
+    sums from the margin to a unit, are within 2^-299 of the largest of their layer and E|v_u| of the largest
+    weight of its rows; smaller ones are raised, and a bound is left.
 
     Raises: InvalidInput as :func:`frobenius_bound`.
     Reference: this project; the path norm is that of Neyshabur, Tomioka, Srebro 2015.
@@ -121,7 +123,8 @@ def second_moment_bound(
 
     With B the product of the masked |W_{d-1}| ... |W_1|, H = E[B B'] follows from the input upwards,
     H <- k^2 |W| H |W|' + k (1-k) diag( |W|^2 diag H ), H = I at the input, whatever the pair; then
-    E||B'|v|||^2 = E|v|' H E|v| + sum_u Var|v_u| H_uu.
+    E||B'|v|||^2 = E|v|' H E|v| + sum_u Var|v_u| H_uu. So computed where weights and E|v_u| are as in P1 and
+    entries of H within 2^-299 of its largest, path sums thus within 2^-149; else a bound.
 
     Raises: InvalidInput as :func:`frobenius_bound`.
     Reference: this project.
@@ -297,12 +300,12 @@ def _masked_gradients(
 
 
 def _hidden_sparsities(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch h"]:
-    check_sparsities(alphas)
+    alphas = check_sparsities(alphas)
     if alphas[..., -1].any():
         raise InvalidInput(
             "alphas masks the last layer; eta needs alphas[..., -1] == 0, use the rung instead"
         )
-    return alphas[..., :-1].astype(np.float64)
+    return alphas[..., :-1]
 
 
 def _expected_largest_row_sum(rows: Float[Array, "r s"], alpha: float) -> float:

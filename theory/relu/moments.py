@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from scipy.special import gammaln, ndtri
 
+from theory.relu.masked_layers import check_sparsities
 from theory.relu.rectified import folded_mean, rectified_moments
 from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
 
@@ -48,9 +49,16 @@ class Prediction:
     def radius(self, *, p: float, cap: float = math.inf) -> Float[Array, "a m"]:
         """First-order radius, an estimate of E[rho_p]: min(margin / ||gradient||_q, cap); 0 at margin 0."""
         size = self.gradient_l2 if check_p(p) == 2 else self.gradient_l1
-        ratio = np.full(self.margin.shape, math.inf)
-        np.divide(self.margin, size, out=ratio, where=size > 0)
-        return np.where(self.margin > 0, np.minimum(ratio, cap), 0.0)
+        return first_order_radius(self.margin, size, cap=cap)
+
+
+def first_order_radius(
+    margin: Float[Array, "*s"], size: Float[Array, "*s"], *, cap: float
+) -> Float[Array, "*s"]:
+    """min(margin / size, cap) for gradients of norm ``size``, an estimate: 0 at margin <= 0, NaN for NaN."""
+    ratio = np.where(np.isnan(margin), math.nan, math.inf)
+    np.divide(margin, size, out=ratio, where=size != 0)
+    return np.where(margin <= 0, 0.0, np.minimum(ratio, cap))
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def predict(
     powers = [_exponent(weight) for weight in net.weights]
     weights = [np.ldexp(weight, -power) for weight, power in zip(net.weights, powers, strict=True)]
     steepness = sum(powers)
-    net, exponent = _near_one(net)
+    net, x, _, exponent = near_one(net, x)
     for first in range(0, len(x), chunk):
         rows = slice(first, first + chunk)
         for a, kept in enumerate(keep):
@@ -114,22 +122,23 @@ def predict(
     return Prediction(*out)
 
 
-def _near_one(net: ReLUNetwork) -> tuple[ReLUNetwork, int]:
-    """The network with each layer over a power of 2, and the power of its scores: an identity.
+def near_one(net: ReLUNetwork, x: Float[Array, "m n"]) -> tuple[ReLUNetwork, Float[Array, "m n"], int, int]:
+    """Network and inputs over powers of 2, with the powers of x and of the scores: an identity.
 
-    ReLU passes positive factors on, so all activation patterns stay. The network itself and 0 where its
-    biases would be far from its weights.
+    ReLU passes positive factors on, so all activation patterns stay; what underflows of a bias is lost. x, or
+    both, stay as they are, with the power 0, where the biases would be far above the rest.
     """
-    power, weights, biases = 0, [], []
-    for weight, bias in zip(net.weights, net.biases, strict=True):
-        exponent = _exponent(weight)
-        power += exponent
-        weights.append(np.ldexp(weight, -exponent))
-        with np.errstate(over="ignore"):
-            biases.append(np.ldexp(bias, -power))
-    if any((np.abs(bias) > FARTHEST).any() for bias in biases):
-        return net, 0
-    return ReLUNetwork(tuple(weights), tuple(biases)), power
+    for start in (_exponent(x), 0):
+        power, weights, biases = start, [], []
+        for weight, bias in zip(net.weights, net.biases, strict=True):
+            exponent = _exponent(weight)
+            power += exponent
+            weights.append(np.ldexp(weight, -exponent))
+            with np.errstate(over="ignore"):
+                biases.append(np.ldexp(bias, -power))
+        if all((np.abs(bias) <= FARTHEST).all() for bias in biases):
+            return ReLUNetwork(tuple(weights), tuple(biases)), np.ldexp(x, -start), start, power
+    return net, x, 0, 0
 
 
 def _exponent(values: Array) -> int:
@@ -142,13 +151,10 @@ def _exponent(values: Array) -> int:
 
 def check_keep(alphas: Float[Array, "a d"], *, layers: int) -> Float[Array, "a d"]:
     """Return 1 - alphas. Raises: InvalidInput unless each row holds one sparsity in [0, 1] per layer."""
-    if not isinstance(alphas, np.ndarray):
-        raise InvalidInput(f"alphas is {alphas!r}; pass a NumPy array of shape (a, {layers})")
+    alphas = check_sparsities(alphas)
     if alphas.ndim != 2 or alphas.shape[1] != layers:
         raise InvalidInput(f"alphas has shape {alphas.shape}; expected (a, {layers}), one column per layer")
-    if not ((alphas >= 0) & (alphas <= 1)).all():
-        raise InvalidInput("alphas has an entry outside [0, 1]; sparsity is the fraction of weights removed")
-    return 1.0 - alphas.astype(np.float64)
+    return 1.0 - alphas
 
 
 def check_rivals(rivals: Int[Array, " m"], y: Int[Array, " m"], *, classes: int) -> Int[Array, " m"]:
@@ -295,11 +301,14 @@ def norm_means(gradient: Layer) -> Float[Array, "2 m"]:
     ||J||_2^2 has mean t = sum (E J)^2 + Var J and, for Gaussian J, variance v = 2 tr C^2 + 4 E J' C E J; the
     root of the gamma variable with these two has mean sqrt(t / s) Gamma(s + 1/2) / Gamma(s), s = t^2 / v.
     """
-    mean, variance, covariance = gradient.mean, gradient.variance, gradient.covariance
+    largest = np.maximum(np.abs(gradient.mean), np.sqrt(gradient.variance)).max(axis=1, keepdims=True)
+    power = np.frexp(largest)[1]  # of 2: squares of gradients over it, and squares of those, are floats
+    mean, variance = np.ldexp(gradient.mean, -power), np.ldexp(gradient.variance, -2 * power)
     total = (variance + mean**2).sum(axis=1)
-    if covariance is None:
+    if gradient.covariance is None:
         spread = 2 * (variance**2).sum(axis=1) + 4 * (variance * mean**2).sum(axis=1)
     else:
+        covariance = np.ldexp(gradient.covariance, -2 * power[:, :, None])
         along = np.einsum("mi,mij,mj->m", mean, covariance, mean)
         spread = 2 * (covariance**2).sum(axis=(1, 2)) + 4 * np.maximum(along, 0.0)
     # Gamma(s + 1/2) / (Gamma(s) sqrt s) = 1 - 1/(8 s) + O(s^-2), the better form for large s.
@@ -307,7 +316,8 @@ def norm_means(gradient: Layer) -> Float[Array, "2 m"]:
     shape = 1 / np.clip(inverse, 1 / LARGE_SHAPE, None)
     exact = np.exp(gammaln(shape + 0.5) - gammaln(shape)) / np.sqrt(shape)
     factor = np.where(shape < LARGE_SHAPE, exact, 1 - inverse / 8)
-    return np.stack([np.sqrt(total) * factor, folded_mean(mean, variance).sum(axis=1)])
+    euclidean = np.ldexp(np.sqrt(total) * factor, power[:, 0])
+    return np.stack([euclidean, folded_mean(gradient.mean, gradient.variance).sum(axis=1)])
 
 
 def best_sparsity(

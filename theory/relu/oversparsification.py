@@ -25,16 +25,16 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from theory.norms import norm
-from theory.relu.certificate import margin_lower_bounds
-from theory.relu.lipschitz import EPS, outward
+from theory.relu.certificate import check_examples, margin_lower_bounds
+from theory.relu.lipschitz import EPS, SMALLEST, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
+from theory.relu.masked_layers import check_sparsities
 from theory.relu.masks import best_bound, second_moment_bound, unsigned_ladder
-from theory.relu.moments import check_keep
+from theory.relu.moments import check_keep, near_one
 from theory.types import (
     InvalidInput,
     ReLUNetwork,
     check_inputs,
-    check_labels,
     check_p,
     check_pair,
     finite_array,
@@ -92,24 +92,34 @@ def expected_radius_lower_bound(
     """E_M[gamma] from below, a bound, without sampling: the better of the two forms above.
 
     Moments of the margin by :func:`theory.relu.mask_margins.margin_moment_bounds`; 0 where the lower end of
-    its mean is not positive. At alpha = 0 the certificate of the network itself, up to rounding and the
-    loss of min(u, R) >= u R / (u + R) where R is finite.
+    its mean is not positive. At alpha = 0 the margin over the smaller constant of :func:`expected_lipschitz`,
+    up to rounding and the loss of min(u, R) >= u R / (u + R) where R is finite: for two classes a certificate
+    by a constant of the whole network, for more at most the smallest of such certificates against each class.
+    Powers of 2 of x and of each layer are carried apart where the entries of each lie within 1e120 of one
+    another and the biases near their products; elsewhere squares may overflow or vanish, and less is left.
 
     Raises: InvalidInput for bad x, y, alphas or p, or domain_radius not positive.
     """
     _check_radius(domain_radius)
-    mean, square = margin_moment_bounds(net, x, y, alphas)
-    lipschitz, root_square = _expected_lipschitz_rows(net, y, alphas, p=p)
+    x, y = check_examples(net, x, y)
+    near, inputs, power, _ = near_one(net, x)
+    with np.errstate(over="ignore", under="ignore"):
+        reach = float(np.ldexp(float(domain_radius), -power))
+        if np.ldexp(reach, power) != domain_radius:
+            near, inputs, power, reach = net, x, 0, domain_radius
+    # What a bias loses to underflow is less than the margins are widened by.
+    mean, square = margin_moment_bounds(near, inputs, y, alphas)
+    lipschitz, root_square = _expected_lipschitz_rows(near, y, alphas, p=p)
     root = np.sqrt(square)
     # Hölder: mean * ratio^2 with ratio = mean / root <= 1 in exact arithmetic.
     known = (mean > 0) & np.isfinite(root)
     ratio = np.divide(mean, root, out=np.zeros_like(mean), where=known)
     mean = np.where(known, mean, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):
-        first = _quotient(mean * ratio**2, lipschitz + root / domain_radius)
-        second = _quotient(mean * ratio, root_square + root / domain_radius)
-    found = np.where(known, np.maximum(first, second) * INWARD, 0.0)
-    return np.minimum(found, domain_radius)
+        first = _quotient(mean * ratio**2, lipschitz + root / reach)
+        second = _quotient(mean * ratio, root_square + root / reach)
+        found = np.ldexp(np.where(known, np.maximum(first, second) * INWARD, 0.0), power)
+    return np.clip(found - SMALLEST, 0.0, domain_radius)  # a number below the normal ones was rounded
 
 
 def expected_radius_confidence(
@@ -136,7 +146,9 @@ def expected_radius_confidence(
     _check_radius(domain_radius)
     if not 0 < delta < 1:
         raise InvalidInput(f"delta is {delta!r}; a probability of failure lies in (0, 1)")
-    if margins[:, 0].shape != (len(alphas), len(x)) or margins.shape[1] < 2:
+    x, y = check_examples(net, x, y)
+    check_keep(alphas, layers=len(net.weights))
+    if margins.ndim != 3 or margins.shape[::2] != (len(alphas), len(x)) or margins.shape[1] < 2:
         raise InvalidInput(
             f"margins has shape {margins.shape}; expected ({len(alphas)}, masks > 1, {len(x)})"
         )
@@ -174,8 +186,7 @@ def expected_radius_upper_bound(
     """
     _check_radius(domain_radius)
     check_p(p)
-    x = check_inputs(x, width=net.weights[0].shape[1])
-    y = check_labels("y", y, n=len(x), classes=net.classes)
+    x, y = check_examples(net, x, y)
     check_keep(alphas, layers=len(net.weights))
     if any(bias.any() for bias in net.biases):
         return np.full((len(alphas), len(x)), domain_radius)
@@ -199,7 +210,7 @@ def path_probability(
     Raises: InvalidInput for a bad x or pair, or alphas outside [0, 1] or of another length than the layers.
     Reference: Harris 1960; Fortuin, Kasteleyn, Ginibre 1971.
     """
-    keep = check_keep(alphas, layers=len(net.weights))
+    alphas, keep = check_sparsities(alphas), check_keep(alphas, layers=len(net.weights))
     check_pair(pair, classes=net.classes)
     x = check_inputs(np.asarray(x)[None], width=net.weights[0].shape[1])[0]
     reached = np.broadcast_to((x != 0).astype(float), (len(keep), len(x)))
@@ -236,8 +247,7 @@ def oversparse_kept_fraction(
 
     Raises: InvalidInput for bad x or y, or a network with a bias.
     """
-    x = check_inputs(x, width=net.weights[0].shape[1])
-    y = check_labels("y", y, n=len(x), classes=net.classes)
+    x, y = check_examples(net, x, y)
     if any(bias.any() for bias in net.biases):
         raise InvalidInput("net has a bias that is not 0; the threshold needs a network without biases")
     margins = np.maximum(margin_lower_bounds(net, x, y).min(axis=1), 0.0)
@@ -251,8 +261,10 @@ def smallest_expected_margin(
 ) -> Float[Array, "a m"]:
     """min_k of :func:`theory.relu.mask_margins.expected_margin_bound`, a bound of E max(X, 0).
 
-    Raises: InvalidInput as there.
+    Raises: InvalidInput for bad x, y or alphas.
     """
+    x, y = check_examples(net, x, y)
+    check_keep(alphas, layers=len(net.weights))
     out = np.full((len(alphas), len(x)), math.inf)
     for label in np.unique(y):
         rows = np.flatnonzero(y == label)

@@ -109,9 +109,11 @@ def predict_sequential(
 def layer_steps(model: nn.Sequential, shape: tuple[int, ...]) -> list[Step]:
     """The layers in float64 with the shapes they see, an identity.
 
-    Raises: InvalidInput for a layer that is not supported or does not take the shape, naming it.
+    Raises: InvalidInput for a layer that is not supported, does not take the shape, acts on more than one
+      vector per example (Linear), or shares its weight with another, naming it.
     """
     steps, seen = [], torch.zeros(1, *shape, dtype=torch.float64)
+    owners: dict[int, int] = {}  # which layer a masked weight belongs to
     for i, module in enumerate(model):
         if not isinstance(module, (*LINEAR, nn.ReLU, nn.MaxPool2d, nn.Flatten)):
             raise InvalidInput(
@@ -121,11 +123,26 @@ def layer_steps(model: nn.Sequential, shape: tuple[int, ...]) -> list[Step]:
             module.padding_mode != "zeros" or isinstance(module.padding, str)
         ):
             raise InvalidInput(f"model[{i}] is {module}; give its zero padding as integers")
-        if isinstance(module, nn.MaxPool2d) and (module.padding not in (0, (0, 0)) or module.ceil_mode):
+        if isinstance(module, nn.MaxPool2d) and (
+            module.padding not in (0, (0, 0)) or module.ceil_mode or module.return_indices
+        ):
             raise InvalidInput(
-                f"model[{i}] is {module}; max-pooling is supported without padding or ceil_mode"
+                f"model[{i}] is {module}; max-pooling is supported without padding, ceil_mode and "
+                "return_indices"
             )
         before = tuple(seen.shape[1:])
+        if isinstance(module, nn.Linear) and len(before) != 1:
+            raise InvalidInput(
+                f"model[{i}] is {module}, and an example has shape {before} there; put nn.Flatten() before "
+                "it, for one vector per example"
+            )
+        if isinstance(module, MASKED):
+            first = owners.setdefault(id(module.weight), i)
+            if first != i:
+                raise InvalidInput(
+                    f"model[{i}] is {module} with the weight of model[{first}], so their masks are not "
+                    "independent; give it a copy of its own"
+                )
         try:
             with torch.no_grad():
                 seen = _call(module, seen)

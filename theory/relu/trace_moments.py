@@ -155,7 +155,8 @@ def product_sums(weights: tuple[Float[Array, "*several _ _"], ...], p: int) -> S
     Z = X_1 ... X_L, X_l = W_l * M_l. The trace sums prod of the 2 p entries that a closed walk takes in every
     layer; their expectation is the sum over set partitions of prod of joint cumulants, which vanish unless
     all entries of a block are the same one. Each value is (sum, number of partitions); of ``several``
-    products at once, the sum is (*several).
+    products at once, the sum is (*several). Scale the matrices first: powers 2 p of their largest entries,
+    and products of these over the layers, must be floats, or the sums are lost.
     """
     # Inner levels are summed out first, then the wider end.
     tall = weights[0].shape[-2] > weights[-1].shape[-1]
@@ -206,6 +207,8 @@ def product_norm(
 
     The n eigenvalues of (Z Z')^p have the mean m_p / n and the mean square m_2p / n, so the largest one is at
     most m_p / n + sqrt( (n-1)/n (m_2p - m_p^2 / n) ); its expectation follows with M for m by Jensen.
+    Scale the matrices first: powers 4 p of their largest entries, and products of these over the layers, must
+    be floats, or the bound is lost.
 
     Reference: Wolkowicz, Styan 1980, for one matrix; this project for the expectation.
     """
