@@ -99,17 +99,38 @@ def check_labels(name: str, y: object, *, n: int, classes: int | None) -> np.nda
     """
     array = np.asarray(y)
     if array.shape != (n,):
-        raise InvalidInput(f"{name} has shape {array.shape}; expected ({n},), one label per example")
+        told = f"{name} has shape {array.shape}; expected ({n},), one label per example"
+        raise InvalidInput(told + _as_vector(name, array, n))
     most = np.iinfo(np.int64).max if classes is None else classes
     allowed = "from 0 on" if classes is None else f"in [0, {classes})"
     if array.dtype.kind not in "iu":
-        raise InvalidInput(f"{name} has dtype {array.dtype}; labels must be integers {allowed}")
+        told = f"{name} has dtype {array.dtype}; labels must be integers {allowed}"
+        raise InvalidInput(told + _as_integers(name, array))
     bad = np.flatnonzero((array < 0) | (array >= most))
     if bad.size:
         raise InvalidInput(
             f"{name}[{bad[0]}] is {array[bad[0]]}; labels must lie {allowed}: number the classes from 0"
         )
     return array.astype(np.int64)
+
+
+def _as_vector(name: str, array: np.ndarray, n: int) -> str:
+    """What makes labels of a column, or of rows with a single 1; empty for others."""
+    if array.shape == (n, 1):
+        return f": {name}.ravel()"
+    numeric = array.shape[:1] == (n,) and array.ndim == 2 and array.dtype.kind in "biuf"
+    one_hot = numeric and bool(np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all())
+    return f": {name}.argmax(1)" if one_hot else ""
+
+
+def _as_integers(name: str, array: np.ndarray) -> str:
+    """What makes integers of labels that are whole numbers, or names; empty for others."""
+    whole = array.dtype.kind == "f" and bool((np.isfinite(array) & (array == np.floor(array))).all())
+    if whole or array.dtype.kind == "b":
+        return f": {name}.astype(int)"
+    if array.dtype.kind in "US":
+        return f": np.unique({name}, return_inverse=True)[1]"
+    return ""
 
 
 @dataclass(frozen=True)

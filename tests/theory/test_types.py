@@ -175,3 +175,37 @@ def test_relu_network_with_one_layer_scores_like_a_linear_classifier():
     np.testing.assert_array_equal(net.scores(X), LinearClassifier(weight, bias).scores(X))
     hidden = ReLUNetwork((weight, np.eye(2)), (bias, np.zeros(2)))
     np.testing.assert_array_equal(hidden.scores(X), np.maximum(net.scores(X), 0))
+
+
+NAMES = np.array(["cat", "dog", "cat"])
+REMEDIES = {
+    ".ravel()": (np.array([[0], [1], [0]]), lambda y: y.ravel()),
+    ".argmax(1)": (np.eye(2)[[0, 1, 0]], lambda y: y.argmax(1)),
+    ".astype(int)": (np.array([0.0, 1.0, 0.0]), lambda y: y.astype(int)),
+}
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+def test_labels_of_another_form_are_told_what_makes_them_labels(remedy):
+    given, mend = REMEDIES[remedy]
+    with pytest.raises(InvalidInput) as caught:
+        check_labels("y_test", given, n=3, classes=2)
+    assert str(caught.value).endswith(f": y_test{remedy}")
+    assert check_labels("y_test", mend(given), n=3, classes=2).tolist() == [0, 1, 0]
+
+
+def test_names_are_numbered():
+    with pytest.raises(InvalidInput, match=r"<U3; .*: np.unique\(y_test, return_inverse=True\)\[1\]$"):
+        check_labels("y_test", NAMES, n=3, classes=2)
+    numbered = np.unique(NAMES, return_inverse=True)[1]
+    assert check_labels("y_test", numbered, n=3, classes=2).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [np.array([0.5, 1, 0]), np.array([0, np.nan, 1]), np.array([0, np.inf, 1]), np.full((3, 2), 0.5),
+     np.array([0, 1]), np.array([None, 1, 0])],
+)  # fmt: skip
+def test_no_remedy_is_told_where_none_is_known(other):
+    with pytest.raises(InvalidInput, match=r"(one label per example|labels must be integers in \[0, 2\))$"):
+        check_labels("y_test", other, n=3, classes=2)
