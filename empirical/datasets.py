@@ -17,8 +17,12 @@ from empirical.data.files import PARTS, Source, shards, single
 from empirical.data.named import NAMED, channels_first, named_source
 from theory.types import InvalidInput, check_labels, check_p, finite_array
 
+# What stores images as networks take them, of arrays with their channels last.
+CHANNELS_FIRST = "np.moveaxis(x_test, -1, 1)"
 # Training is done in float32, and its examples are many; measurements and proofs are in float64.
 _TYPES = {"train": np.float32, "test": np.float64}
+# Features stored as uint8 that never exceed this are hardly pixels of the range that they are divided by.
+_HALF = 127
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,14 @@ class Dataset:
 class Examples:
     """Labelled examples in their own shape and scale, as a given network takes them.
 
-    x: (n, *shape) float64; y: (n,) int64. Raises: InvalidInput for NaN or infinity, no example, negative
-    labels, or lengths that disagree.
+    x: (n, *shape) float64; y: (n,) int64. ``doubt`` is what to look at in how they were read, or None.
+    Raises: InvalidInput for NaN or infinity, no example, negative labels, or lengths that disagree.
     """
 
     name: str
     x: Float[Array, "n *shape"]
     y: Integer[Array, " n"]
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         x = finite_array("x_test", self.x, ndim=self.x.ndim)
@@ -132,11 +137,21 @@ class Examples:
         """
         wanted = wanted or self.shape
         if math.prod(wanted) != math.prod(self.shape) or not _alike(wanted, self.shape):
-            raise InvalidInput(
-                f"network takes examples of shape {wanted}; those of {self.name} have shape {self.shape}: "
-                "store them as it takes them"
-            )
+            told = f"network takes examples of shape {wanted}; those of {self.name} have shape {self.shape}"
+            taken, given = math.prod(wanted), math.prod(self.shape)
+            if taken != given:
+                raise InvalidInput(
+                    f"{told}, {given} features instead of {taken}: give data that it takes, or another shape"
+                )
+            last = wanted == self.channels_first
+            remedy = f"channels last: store {CHANNELS_FIRST}" if last else "store them as it takes them"
+            raise InvalidInput(f"{told}: {remedy}")
         return wanted
+
+    @property
+    def channels_first(self) -> tuple[int, ...]:
+        """The shape of one example if its last axis were the first."""
+        return self.shape[-1:] + self.shape[:-1]
 
     def first(self, count: int) -> Examples:
         """The first ``count`` examples, or all if there are fewer. Raises: InvalidInput if count < 1."""
@@ -157,8 +172,9 @@ def load_test(name: str) -> Examples:
         return Examples(name, digits.x_test, digits.y_test)
     found = _source(name, parts=("test",))
     arrays = found.read(("test",))
+    doubt = _range_doubt(arrays["x_test"])
     x, shape = _part(name, "test", arrays["x_test"])
-    return Examples(found.name, x.reshape(-1, *shape), _joined(arrays["y_test"]))
+    return Examples(found.name, x.reshape(-1, *shape), _joined(arrays["y_test"]), doubt)
 
 
 def load(name: str) -> Dataset:
@@ -260,6 +276,17 @@ def _part(name: str, part: str, read: Sequence[np.ndarray]) -> tuple[np.ndarray,
         start += len(x)
     scaled.setflags(write=False)
     return scaled.reshape(len(scaled), -1), shape[1:]
+
+
+def _range_doubt(read: Sequence[np.ndarray]) -> str | None:
+    """What to look at if features are stored as uint8, but fill no more than half of its range; else None."""
+    largest = max((int(x.max()) for x in read if x.dtype == np.uint8 and x.size), default=_HALF + 1)
+    if largest > _HALF:
+        return None
+    return (
+        f"uint8 features are divided by 255 and range to {largest / 255:.2g} then; if the network was "
+        "trained on another scale, store them as floats on that one"
+    )
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -57,7 +57,7 @@ def write_report(
 
 
 def claims_table(claims: pd.DataFrame) -> Table:
-    """The verdicts for a terminal of 80 columns or more, the statements below them."""
+    """The verdicts for a terminal of 80 columns or more, remarks below effects, statements below all."""
     statements = claims.drop_duplicates("claim")
     legend = "\n".join(f"{row['claim']}  {row['statement']}" for _, row in statements.iterrows())
     shown = Table(
@@ -67,7 +67,7 @@ def claims_table(claims: pd.DataFrame) -> Table:
     shown.add_column("Family", no_wrap=True)
     shown.add_column("Measure", overflow="fold")
     shown.add_column("Verdict", no_wrap=True)
-    shown.add_column("Effect [95 %]", overflow="fold")
+    shown.add_column("Effect [95 %], remark", overflow="fold")
     shown.add_column("p", no_wrap=True, justify="right")
     for _, row in claims.iterrows():
         told = _claim(row)
@@ -76,10 +76,18 @@ def claims_table(claims: pd.DataFrame) -> Table:
             Text(told["family"]),
             Text(told["measure"]),
             Text(told["verdict"], style=_VERDICTS[told["verdict"]]),
-            Text(told["effect"] if told["violations"] == "–" else f"{told['violations']} violations"),
+            _effect_and_remark(told),
             told["p"],
         )
     return shown
+
+
+def _effect_and_remark(told: dict[str, str]) -> Text:
+    """Both in one cell: a column for remarks leaves narrow terminals no room."""
+    if told["violations"] != "–":
+        return Text(told["remark"])
+    remark = Text(told["remark"], style="dim")
+    return Text("\n").join([Text(told["effect"]), remark] if remark else [Text(told["effect"])])
 
 
 def claims_markdown(claims: pd.DataFrame) -> str:
@@ -89,8 +97,7 @@ def claims_markdown(claims: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in map(_claim, (row for _, row in claims.iterrows())):
-        remark = f"{row['violations']} violations, {row['test']}" if row["violations"] != "–" else row["note"]
-        cells = [row["claim"], row["family"], row["measure"], row["verdict"], row["effect"], row["p"], remark]
+        cells = [row[name] for name in ("claim", "family", "measure", "verdict", "effect", "p", "remark")]
         lines.append(f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in cells)} |")
     lines.append("")
     for claim, statement in claims[["claim", "statement"]].drop_duplicates().itertuples(index=False):
@@ -134,6 +141,7 @@ def summary(table: pd.DataFrame, claims: pd.DataFrame, failed: pd.DataFrame) -> 
 
 def _claim(row: pd.Series) -> dict[str, str]:
     """A verdict as text, ready to show."""
+    violations = "–" if pd.isna(row["violations"]) else f"{int(row['violations']):,}"
     return {
         "claim": row["claim"],
         "statement": row["statement"],
@@ -146,8 +154,9 @@ def _claim(row: pd.Series) -> dict[str, str]:
         "test": row["test"],
         "p": _p_value(row["p_value"]),
         "seeds": str(row["seeds"]),
-        "violations": "–" if pd.isna(row["violations"]) else f"{int(row['violations']):,}",
+        "violations": violations,
         "note": row["note"],
+        "remark": row["note"] if violations == "–" else f"{violations} violations, {row['test']}",
     }
 
 

@@ -33,25 +33,25 @@ from theory.types import InvalidInput, first_line
 
 SCHEMA_VERSION = "1"
 _DIGEST = "sha256"  # in settings.json, of all its other entries
-_TEXT = pa.dictionary(pa.int32(), pa.string())
+TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
-        ("settings", _TEXT),
-        ("version", _TEXT),
-        ("commit", _TEXT),
-        ("device", _TEXT),
-        ("dtype", _TEXT),
-        ("dataset", _TEXT),
-        ("family", _TEXT),
-        ("pruning", _TEXT),
+        ("settings", TEXT),
+        ("version", TEXT),
+        ("commit", TEXT),
+        ("device", TEXT),
+        ("dtype", TEXT),
+        ("dataset", TEXT),
+        ("family", TEXT),
+        ("pruning", TEXT),
         ("sparsity", pa.float64()),
         ("achieved_sparsity", pa.float64()),
         ("seed", pa.int64()),
         ("example", pa.int32()),
-        ("norm", _TEXT),
-        ("quantity", _TEXT),
-        ("method", _TEXT),
-        ("kind", _TEXT),
+        ("norm", TEXT),
+        ("quantity", TEXT),
+        ("method", TEXT),
+        ("kind", TEXT),
         ("eps", pa.float64()),
         ("value", pa.float64()),
     ],
@@ -60,21 +60,21 @@ SCHEMA = pa.schema(
 # The table of bounds of one network; docs/bounds.md explains its columns.
 BOUNDS = pa.schema(
     [
-        ("settings", _TEXT),
-        ("model", _TEXT),
-        ("model_sha256", _TEXT),
-        ("data", _TEXT),
-        ("version", _TEXT),
-        ("commit", _TEXT),
-        ("device", _TEXT),
-        ("dtype", _TEXT),
+        ("settings", TEXT),
+        ("model", TEXT),
+        ("model_sha256", TEXT),
+        ("data", TEXT),
+        ("version", TEXT),
+        ("commit", TEXT),
+        ("device", TEXT),
+        ("dtype", TEXT),
         ("examples", pa.int64()),
         ("seconds", pa.float64()),
-        ("quantity", _TEXT),
-        ("norm", _TEXT),
-        ("method", _TEXT),
-        ("nature", _TEXT),
-        ("pair", _TEXT),
+        ("quantity", TEXT),
+        ("norm", TEXT),
+        ("method", TEXT),
+        ("nature", TEXT),
+        ("pair", TEXT),
         ("radius", pa.float64()),
         ("sparsity", pa.float64()),
         ("example", pa.int32()),
@@ -269,6 +269,11 @@ def _check_same(note: Location, settings: dict[str, object]) -> None:
         raise InvalidInput(
             f"out is {note.parent}, a run of {', '.join(map(str, there))}, not of "
             f"{', '.join(map(str, wanted))}; choose a new folder"
+        )
+    if {"model", "model_sha256"} & set(changed):
+        raise InvalidInput(
+            f"out is {note.parent}, a run of another network, {found.get('model')}, whose content or name "
+            f"differs from that of {settings.get('model')}; choose a new folder"
         )
     if changed:
         key = changed[0]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from paper_figures.curves import Curve
-from paper_figures.looks import Look
+from paper_figures.looks import GREY, Look
 
 STYLE = Path(__file__).with_name("style.mplstyle")
 # In the order in which ticks are tried after the ends; one is left out where it would touch another.
@@ -91,6 +91,13 @@ def draw(
     return np.concatenate([mean, low, high])
 
 
+def say_not_measured(axes: Axes, sparsities: np.ndarray) -> None:
+    """A panel without anything to show says so, beside the others' sparsities and without a scale."""
+    sparsity_axis(axes, sparsities)
+    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
+    axes.set_yticks([])
+
+
 def linear_limits(axes: Axes, values: list[np.ndarray], *, zero: bool = True) -> None:
     """From 0 to a little above the largest value; without ``zero`` a little wider than the finite values."""
     if zero:
@@ -104,11 +111,15 @@ def linear_limits(axes: Axes, values: list[np.ndarray], *, zero: bool = True) ->
 
 
 def log_limits(axes: Axes, values: list[np.ndarray]) -> None:
-    """A logarithmic axis a little wider than the positive values, if any; plain decimals on a short one."""
+    """A logarithmic axis a little wider than the positive values; plain decimals on a short one.
+
+    Without any there is no scale.
+    """
     positive = np.concatenate(values)
     positive = positive[np.isfinite(positive) & (positive > 0)]
     if not positive.size:
-        return  # nothing to show: a logarithmic axis would refuse
+        axes.set_yticks([])  # a logarithmic axis would refuse
+        return
     axes.set_yscale("log")
     low, high = positive.min(), positive.max()
     pad = max((high / low) ** 0.06, 1.05)

@@ -8,11 +8,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
+from paper_figures.axes import STYLE, draw, linear_limits, say_not_measured, sparsity_axis
 from paper_figures.curves import arithmetic, intact, ratio_to_dense, reference, uncapped_ratio
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, NORM, look_of
-from paper_figures.subjects import Subject, seed_values, subjects
+from paper_figures.subjects import Subject, is_measured, seed_values, subjects
 
 _LOWEST = -100.0  # percent: a radius cannot lose more
 _ROWS = (r"gain in $R_2$ (%)", r"gain in $R_\infty$ (%)", "change of accuracy (points)")
@@ -33,9 +33,6 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             for axes, norm in zip(gains, NORM, strict=True):
                 _gain(axes, subject, norm)
             _accuracy(accuracy, subject)
-            for axes in (*gains, accuracy):
-                axes.axhline(0, color=GREY, linewidth=0.8)
-                sparsity_axis(axes, subject.levels)
         grid.label(_ROWS, [subject.title for subject in found], below="sparsity (%)")
         legend_above(
             grid.figure, condition_handles(found, {name for subject in found for name in _judged(subject)})
@@ -54,6 +51,9 @@ def _judged(subject: Subject) -> list[str]:
 
 
 def _gain(axes: Axes, subject: Subject, norm: str) -> None:
+    if not is_measured(subject, "mean_radius", method="best", norm=norm):
+        say_not_measured(axes, subject.levels)
+        return
     held = [np.zeros(1)]
     for condition in _judged(subject):
         ratio = ratio_to_dense(subject, condition, "mean_radius", method="best", norm=norm)
@@ -62,7 +62,7 @@ def _gain(axes: Axes, subject: Subject, norm: str) -> None:
             axes, arithmetic(100 * (ratio - 1)), look_of(condition), shown, intact(subject, condition)
         )
         held.append(np.maximum(strong, _LOWEST))
-    linear_limits(axes, held, zero=False)
+    _finish(axes, subject, held)
 
 
 def _accuracy(axes: Axes, subject: Subject) -> None:
@@ -73,4 +73,10 @@ def _accuracy(axes: Axes, subject: Subject) -> None:
         change = change.dropna(axis="columns", how="all").dropna(axis="index", how="all")
         whole = intact(subject, condition)
         held.append(draw(axes, arithmetic(change), look_of(condition), whole | True, whole))
+    _finish(axes, subject, held)
+
+
+def _finish(axes: Axes, subject: Subject, held: list[np.ndarray]) -> None:
     linear_limits(axes, held, zero=False)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    sparsity_axis(axes, subject.levels)

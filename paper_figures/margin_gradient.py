@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures.axes import STYLE, draw, log_limits, sparsity_axis
+from paper_figures.axes import STYLE, draw, log_limits, say_not_measured, sparsity_axis
 from paper_figures.curves import geometric, intact, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, look_of
-from paper_figures.subjects import Subject, relu, seed_values, subjects
+from paper_figures.subjects import Subject, is_measured, relu, seed_values, subjects
 
 _ROWS = {"margin": "mean margin", "gradient_norm": "mean gradient norm", "radius": "mean radius"}
 
@@ -39,6 +39,9 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
 
 
 def _panel(axes: Axes, subject: Subject, *, quantity: str, norm: str) -> None:
+    if quantity == "radius" and not is_measured(subject, "mean_radius", method="best", norm=norm):
+        say_not_measured(axes, subject.levels)
+        return
     held = []
     for condition in subject.conditions:
 

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from paper_figures.axes import STYLE, draw, largest, linear_limits, sparsity_axis
+from paper_figures.axes import STYLE, draw, largest, linear_limits, say_not_measured, sparsity_axis
 from paper_figures.curves import Curve, arithmetic, intact, uncapped
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import BOUND, GREY, look_of
-from paper_figures.subjects import Subject, seed_values, subjects
+from paper_figures.subjects import Subject, is_measured, seed_values, subjects
 
 # quantity, norm and method of a row of panels, and its label
 _ROWS = (
@@ -44,10 +44,15 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     Rows used: ``mean_radius`` (best, exact, certificate, Jensen, Hölder on the support, universal ceiling)
     and ``fgs_accuracy`` (fgs in the box, fgs, Markov). The exact radius is drawn for every condition; bounds
     belong to the magnitude-pruned networks; the ceiling is the dense networks' highest.
-    A curve is thin where accuracy has collapsed, and ends where the cap dominates its mean.
+    A curve is thin where accuracy has collapsed, and ends where the cap dominates its mean. A row that was
+    measured of no subject is left out.
     """
     found = subjects(table)
-    rows = [row for row in _ROWS if ((table["quantity"] == row[0]) & (table["method"] == row[2])).any()]
+    rows = [
+        row
+        for row in _ROWS
+        if any(is_measured(subject, row[0], method=row[2], norm=row[1]) for subject in found)
+    ]
     if not found or not rows:
         return None
     with rc_context(fname=STYLE):
@@ -62,6 +67,9 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
 
 
 def _panel(axes: Axes, subject: Subject, *, quantity: str, norm: str, method: str) -> None:
+    if not is_measured(subject, quantity, method=method, norm=norm):
+        say_not_measured(axes, subject.levels)
+        return
     values: list[np.ndarray] = []
     ceiling = 0.0
     for condition in subject.conditions:

@@ -96,6 +96,14 @@ def seed_values(
     return found.dropna(axis="columns", how="all")
 
 
+def is_measured(subject: Subject, quantity: str, *, method: str, norm: str = "") -> bool:
+    """Whether any of its networks was measured so: not every attack is asked for."""
+    return any(
+        seed_values(subject, condition, quantity, method=method, norm=norm).size
+        for condition in subject.conditions
+    )
+
+
 def _split(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Title and rows of every family on every data set."""
     families = in_order(set(table["family"].unique()), FAMILIES)

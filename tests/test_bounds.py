@@ -591,6 +591,7 @@ def broken(tmp_path_factory) -> Path:
     with zipfile.ZipFile(folder / "other.pt2", "w") as archive:
         archive.writestr("other/readme", "nothing")
     (folder / "own_broken.py").write_text(ARCHITECTURE)
+    (folder / "own_empty.py").write_text("from torch.nn import Linear\n")
     small = renamed(net)
     torch.save(small, folder / "small.pt")
     torch.save({**small, "extra": torch.zeros(1)}, folder / "more.pt")
@@ -620,11 +621,12 @@ def broken(tmp_path_factory) -> Path:
         (["small.pt", "--arch", "own_broken:Small"], "first.weight has shape (5, 64), not (6, 64)"),
         (["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"depth": 5}'], "TypeError"),
         (["small.pt", "--arch", "own_broken:Small", "--arch-args", "width=5"], "give a JSON object"),
-        (["small.pt", "--arch", "own_broken:Large"], "has no attribute 'Large'"),
+        (["small.pt", "--arch", "own_broken:Large"], "own_broken has no 'Large'; choose Small"),
         (["small.pt", "--arch", "own_absent:Small"], "ModuleNotFoundError"),
         (["small.pt", "--arch", "own_broken"], "give package.module:name, or FILE.py:name"),
-        (["small.pt", "--arch", "absent/own.py:Small"], "No such file"),
-        (["small.pt", "--arch", "own_broken.py:Large"], "has no attribute 'Large'"),
+        (["small.pt", "--arch", "absent/own.py:Small"], "arch is 'absent/own.py:Small'; no such file"),
+        (["small.pt", "--arch", "own_broken.py:Large"], "own_broken.py has no 'Large'; choose Small"),
+        (["small.pt", "--arch", "own_empty.py:Large"], "has no 'Large'; it defines no torch.nn.Module"),
         (["small.pt", "--arch", "own_broken:number"], "makes a int; it must make a torch.nn.Module"),
         (
             ["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5, "activation": "tanh"}'],
@@ -632,7 +634,7 @@ def broken(tmp_path_factory) -> Path:
         ),
         (
             ["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}', "--shape", "8,8"],
-            "cannot be",
+            "does not take examples of shape (8, 8) (mat1 and mat2 shapes cannot be multiplied",
         ),
         (["net.pt", "--data", "only_train.npz"], "lacks x_test, y_test; it needs x_test, y_test"),
         (["net.pt", "--data", "absent.npz"], "no such file"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from torch import nn
 
 from empirical.cli.main import main
 from empirical.datasets import load, load_test
-from empirical.own_network import problem
+from empirical.own_network import against, problem
+from empirical.own_network.accuracies import MORE
+from empirical.own_network.check import Findings
 from empirical.own_network.check_facts import harmless, layers
 from empirical.own_network.loading import Network, load_network
 from empirical.results import BOUNDS, read_table
@@ -99,6 +101,10 @@ def test_accuracy_and_sparsity_are_those_of_scikit_learn(finished):
     score = finished.classifier.score(x, y)
     assert one(measured, quantity="accuracy", method="clean") == pytest.approx(score)
     assert f"Clean accuracy is {100 * score:.1f} %" in finished.page
+    every = finished.classifier.score(data.x_test, data.y_test)  # which takes no attack
+    assert re.search(
+        rf"Clean accuracy +{100 * every:.3g} % \[.* measured +{len(data.y_test)}", finished.result.stdout
+    )
     zeros = sum(int((weight == 0).sum()) for weight in finished.classifier.coefs_)
     assert f"{zeros:,} of {24 * 64 + 16 * 24 + 160:,} weights are zero" in finished.page
 
@@ -117,8 +123,9 @@ def test_further_pruning_is_what_zeroing_the_smallest_does_in_scikit_learn(finis
                 weight[:] = original
                 weight.flat[order[:removed]] = 0.0
             own = rows[(rows["pruning"] == "one-shot") & (rows["sparsity"] == level)]
-            score = finished.classifier.score(data.x_test[:N], data.y_test[:N])
-            assert one(own, quantity="accuracy") == pytest.approx(score)
+            for method, n in (("clean", N), (MORE, len(data.y_test))):
+                score = finished.classifier.score(data.x_test[:n], data.y_test[:n])
+                assert one(own, quantity="accuracy", method=method) == pytest.approx(score)
             share = 1 - sum(map(np.count_nonzero, finished.classifier.coefs_)) / sum(w.size for w in kept)
             assert own["achieved_sparsity"].iloc[0] == pytest.approx(share)
     finally:
@@ -251,6 +258,131 @@ def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def beside(finished) -> Finished:
+    """The finished run continued, beside the same network with random first weights in place of the zeros."""
+    state = torch.load(finished.arguments[0], weights_only=True)
+    first = state["0.weight"]
+    state["0.weight"] = torch.where(first == 0, 0.05 * torch.randn(first.shape, generator=seeded(0)), first)
+    torch.save(state, finished.folder.parent / "dense.pt")
+    folder = finished.folder.parent / "beside"
+    shutil.copytree(finished.folder, folder)
+    tables = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    arguments = (*finished.arguments[:-1], folder, "--against", finished.folder.parent / "dense.pt")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert {path: path.stat().st_mtime_ns for path in tables} == tables  # what was there is only read
+    return replace(finished, folder=folder, arguments=arguments, result=result)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def comparison(folder: Path) -> pd.DataFrame:
+    table = read_table(folder / "against" / "dense" / "comparison.parquet", schema=against.COMPARISON)
+    return table.to_pandas().set_index(["quantity", "norm", "nature"])
+
+
+def test_the_comparison_is_that_of_both_networks_own_tables(beside):
+    """Accuracy from the files' weights, radii from the tables of the two networks, example by example."""
+    found = comparison(beside.folder)
+    data = load("digits")
+    right = []
+    for name in ("dense.pt", "sk<b>.pt"):
+        state = torch.load(beside.folder.parent / name, weights_only=True)
+        h = torch.tensor(data.x_test)
+        for i in range(3):
+            h = h @ state[f"{i}.weight"].double().T + state[f"{i}.bias"].double()
+            h = h if i == 2 else h.relu()
+        right.append(h.argmax(1).numpy() == data.y_test)
+    accuracy = found.loc["accuracy", "", "measured"]
+    assert (accuracy["dense"], accuracy["pruned"]) == tuple(map(np.mean, right))
+    assert accuracy["low"] < accuracy["change"] < accuracy["high"]
+    assert found.loc["sparsity", "", "identity"][["dense", "examples"]].tolist() == [0.0, len(data.y_test)]
+    for norm in ("linf", "l2"):
+        radii = {}
+        for side, folder in (("dense", beside.folder / "against" / "dense"), ("pruned", beside.folder)):
+            measured = read_table(folder / "measure" / "measure.parquet").to_pandas()
+            proved = read_table(folder / "bounds" / "bounds.parquet", schema=BOUNDS).to_pandas()
+            radii[side] = [
+                own[(own["norm"] == norm) & (own["quantity"] == "radius") & own["example"].notna()]
+                .groupby("example")["value"]
+                .agg(how)
+                .to_numpy()
+                for own, how in ((proved, "max"), (measured, "min"))
+            ]
+        (least, most), (low, high) = radii["dense"], radii["pruned"]
+        mean = found.loc["mean_radius", norm, "measured"]
+        assert mean["dense"] == pytest.approx(most.mean())
+        assert mean["change"] == pytest.approx(high.mean() / most.mean() - 1)
+        sure = found.loc["mean_radius", norm, against.BOUNDED]
+        assert sure["low"] == pytest.approx(low.mean() / most.mean() - 1)
+        assert sure["high"] == pytest.approx(high.mean() / least.mean() - 1)
+        assert sure["low"] <= mean["change"] <= sure["high"]
+        each = found.loc["more_robust", norm, against.BOUNDED]
+        assert each["pruned"] == np.mean([a > b for a, b in zip(low, most, strict=True)])
+        assert each["dense"] == np.mean([a > b for a, b in zip(least, high, strict=True)])
+    assert re.search(r"Mean radius, l_2, beside dense.pt +[+-]", beside.result.stdout)
+    assert 'id="beside"' in beside.page
+    assert (beside.folder / "figures" / "against.svg").stat().st_size > 10_000
+
+
+def test_a_finished_comparison_is_only_reported_again(beside, monkeypatch):
+    monkeypatch.setattr("empirical.own_network.measuring.measure", None)
+    monkeypatch.setattr(against, "rows", None)
+    assert run(*beside.arguments).exit_code == 0
+    alone = run(*beside.arguments[:-2])
+    assert alone.exit_code == 0
+    assert "beside dense.pt" not in alone.stdout
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("absent.pt", "no such file"),
+        ("twelve.pt", "against is twelve.pt, which has 12 classes; sk<b>.pt has 10"),
+        ("other/dense.pt", "a run of another network"),
+    ],
+)
+def test_another_reference_is_refused(beside, tmp_path, monkeypatch, reference, message):
+    monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
+    torch.save({"0.weight": torch.ones(10, 64), "0.bias": torch.arange(10.0)}, "other/dense.pt")
+    torch.save({"0.weight": torch.ones(12, 64), "0.bias": torch.arange(12.0)}, "twelve.pt")
+    before = (beside.folder / "report.html").read_bytes()
+    result = run(*beside.arguments[:-1], reference)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert (beside.folder / "report.html").read_bytes() == before
+
+
+def test_intervals_of_paired_examples():
+    """Beside the delta method for the ratio; exchanging the networks turns both around."""
+    rng = np.random.default_rng(0)
+    before = rng.gamma(2.0, size=400)
+    after = before * rng.uniform(0.6, 1.2, size=400)
+    value, low, high = against.ratio_of_means(before, after)
+    assert value == pytest.approx(after.mean() / before.mean() - 1)
+    spread = (after - (1 + value) * before).std(ddof=1) / before.mean() / math.sqrt(400)
+    assert (value - low, high - value) == pytest.approx((1.96 * spread, 1.96 * spread), rel=0.1)
+    back, *ends = against.ratio_of_means(after, before)
+    assert (1 + back) * (1 + value) == pytest.approx(1)
+    assert [(1 + end) for end in ends] == pytest.approx([1 / (1 + high), 1 / (1 + low)], rel=5e-3)
+    none = against.ratio_of_means(np.zeros(5), np.ones(5))
+    assert none[0] == math.inf
+    assert np.isnan(none[1:]).all()
+
+    right, other = rng.random(300) < 0.9, rng.random(300) < 0.8
+    value, low, high = against.difference_of_shares(right, other)
+    assert value == pytest.approx(other.mean() - right.mean())
+    assert low < value < high
+    assert against.difference_of_shares(other, right) == pytest.approx((-value, -high, -low))
+    same, low, high = against.difference_of_shares(right, right)
+    assert same == 0
+    assert -0.02 < low < 0 < high == -low
+
+
+@pytest.fixture(scope="module")
 def convolutional(tmp_path_factory) -> Path:
     """A folder with a CNN that plain PyTorch saved as a state dict and as a program bound to one example."""
     folder = tmp_path_factory.mktemp("cnn")
@@ -357,11 +489,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(convolutional, monkeypatch, un
 
 def test_facts_of_the_finished_run(finished):
     """The level up to which accuracy holds, from a table in which it comes back after it was lost."""
-    from empirical.own_network.check import Findings
-
     rows = pd.DataFrame(
         {
             "quantity": "accuracy",
+            "method": MORE,
             "pruning": "one-shot",
             "sparsity": [0.0, 0.1, 0.5, 0.9],
             "value": [0.9, 0.89, 0.7, 0.9],
@@ -371,8 +502,9 @@ def test_facts_of_the_finished_run(finished):
     conv[0, 2:5, 0, 1] = 1.0  # three channels in a row, two of them in one group
     weights = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.zeros(2, 2), "c": conv}
     network = Network("net", "0", "a network", nn.Identity(), None, weights)
-    findings = Findings(network, "none", rows[:0], rows, 0, "", "", {}, {})
+    findings = Findings(network, "none", rows[:0], rows, 0, "", "", 1000, 0.1, None, {}, {})
     assert harmless(findings) == 0.1
+    assert harmless(replace(findings, constant=0.89)) is None  # the interval of 0.9 of 1000 reaches below it
     found = layers(findings)
     assert [layer.sparsity for layer in found] == [0.5, 1.0, 21 / 24, 26 / 30]
     assert [layer.densest for layer in found] == [None, None, 2, 2]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.shell_completion import ShellComplete
@@ -92,13 +93,27 @@ def test_a_table_about_examples_alone_is_refused(tmp_path):
     assert result.stderr == f"Error: {told}\n"
 
 
-def test_a_table_of_one_network_has_nothing_to_compare(tmp_path):
-    rows = read_table(DIGITS).slice(0, 3)
+@pytest.mark.parametrize("prunings", [["given"], ["given", "one-shot", "random"], ["dense"]])
+def test_a_table_of_which_no_claim_speaks_is_refused(tmp_path, prunings):
+    """As those that ``measure`` and ``check`` leave, of one network and what pruning it further gives."""
+    rows = read_table(DIGITS)
+    rows = rows.filter(pc.field("kind") != "check").slice(0, 3)
     place = rows.schema.get_field_index("pruning")
-    given = pa.array(["given"] * 3).cast(rows.schema.field(place).type)
-    pq.write_table(rows.set_column(place, rows.schema.field(place), given), tmp_path / "measure.parquet")
-    result = CliRunner().invoke(main, ["claims", str(tmp_path / "measure.parquet")])
-    assert (result.exit_code, "of one network, and claims compare sparsities" in result.stderr) == (2, True)
+    made = pa.array((prunings * 3)[:3]).cast(rows.schema.field(place).type)
+    table = tmp_path / "measure.parquet"
+    pq.write_table(rows.set_column(place, rows.schema.field(place), made), table)
+    result = CliRunner().invoke(main, ["claims", str(table)])
+    told = "they compare pruned networks with dense ones, seed by seed; give the results.parquet of a run"
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"Error: table is {table}, which no claim speaks of: {told}\n"
+
+
+def test_the_folder_of_a_check_makes_no_claims(tmp_path):
+    (tmp_path / "further_pruning.parquet").write_bytes(b"")
+    result = CliRunner().invoke(main, ["claims", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: table is {tmp_path}, which is no folder of a finished run")
+    assert "a check or measure of one network makes no claims; give the results.parquet" in result.stderr
 
 
 def test_what_is_completed_is_what_there_is():

@@ -55,6 +55,18 @@ def test_laws_that_hold_are_a_line_each_and_rows_of_a_table(tmp_path):
     assert list(csv.DictReader(out.read_text().splitlines())) == rows  # nothing was left to do
 
 
+def test_what_simplifies_a_counterexample_is_said_to_be_counted(tmp_path):
+    (tmp_path / "mine.py").write_text(FALSE)
+    result = falsify("--conjecture", tmp_path / "mine.py", "--examples", 200, "--jobs", 1)
+    assert result.exit_code == 1
+    last = result.stdout.splitlines()[-1]
+    assert re.fullmatch(
+        r"1 of 1 falsified in \d+ examples of 1 conjectures, with those that simplify a counterexample\.",
+        last,
+    )
+    assert "with those" not in falsify("linear.fgs", "--examples", 20, "--jobs", 1).stdout
+
+
 def test_a_hunt_goes_on_where_its_file_ends(tmp_path, monkeypatch):
     """Two hunts into one file find what one of as many examples finds, and know it without the cases."""
     for place in ("theory.laws.hunt.ROUND", "empirical.cli.hunt_book.ROUND"):

@@ -177,6 +177,40 @@ def test_number_of_examples_follows_from_shares_where_no_check_counts_them() -> 
     assert caption(ENTRIES[0], table).endswith("n = 500 test examples.")
 
 
+def _attacked_in(norm: str, **settings) -> pd.DataFrame:
+    """Networks that no attack was asked for in the other norm; certificates and ceilings have both."""
+    table = network_table(**settings)
+    attacked = table["method"].isin(["fgs", "deepfool", "best"]) & (table["quantity"] != "fgs_accuracy")
+    return table[~attacked | (table["norm"] == norm)]
+
+
+def _not_measured(figure: Figure | None) -> list[bool]:
+    """Which panels say so; these have no scale."""
+    found = []
+    for axes in _panels(figure):
+        found.append([text.get_text() for text in axes.texts] == ["not measured"])
+        assert found[-1] == (not len(axes.get_yticks()))
+    return found
+
+
+def test_a_norm_without_an_attack_is_left_out_or_said_not_to_be_measured() -> None:
+    table = _attacked_in("linf", families=("mlp",))
+    figure = robustness.figure(table)
+    labels = [axes.get_ylabel() for axes in _panels(figure) if axes.get_ylabel()]
+    assert labels[0] == r"mean radius $R_\infty$"
+    assert not any(_not_measured(figure))
+    assert _not_measured(margin_gradient.figure(table)) == [False] * 4 + [True, False]
+    assert _not_measured(controls.figure(_attacked_in("l2", families=("mlp",)))) == [False, True, False]
+
+
+def test_a_family_that_was_attacked_less_says_so_beside_the_others() -> None:
+    both = pd.concat([network_table(families=("linear",)), _attacked_in("linf", families=("mlp",))])
+    figure = robustness.figure(both)
+    assert _not_measured(figure) == [False, True] + [False] * 6
+    assert figure is not None
+    _assert_laid_out(figure)
+
+
 def test_captions_say_that_surgery_leaves_less_than_its_thresholds_cut() -> None:
     for condition in ("surgery", "magnitude"):
         table = network_table(families=("mlp",), conditions=("dense", condition))

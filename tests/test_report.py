@@ -168,6 +168,28 @@ def test_terminal_table_fits(width) -> None:
         assert shown in text
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_table_says_where_an_effect_is(width) -> None:
+    """And what could have been seen: as the Markdown's remarks, in the same words."""
+    remark = "at sparsity 0.98; 80 % power for a gain of 16.0% at 0.98"
+    claims = _claims().assign(note=remark, family="linear-binary")
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(claims_table(claims))
+    words = captured.get().split("\n\n")[0].split()
+    assert all(words.count(word) >= 3 for word in remark.split())
+    if width == 200:
+        assert captured.get().count(remark) == 3
+    assert remark in claims_markdown(claims)
+
+
+def test_a_run_without_claims_says_so(tmp_path) -> None:
+    table = network_table(families=("mlp",), conditions=("dense",), sparsities=(0.0,), seeds=1)
+    none = judge(table).iloc[:0]
+    write_report(tmp_path, table, none, _failed(0), _SETTINGS)
+    assert "None is judged" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_names_of_families_are_shown_as_they_are() -> None:
     """Also such as a terminal's or Markdown's tables would obey."""
     hostile = judge(network_table(families=("net[/]",))).assign(family="net[/] a|b\nc")

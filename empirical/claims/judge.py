@@ -9,7 +9,7 @@ import pandas as pd
 from empirical.claims.predictions import predictions
 from empirical.claims.theorems import THEOREMS, theorem
 from empirical.claims.trends import falls_again, no_improvement, some_improvement, trend
-from empirical.claims.verdicts import Measure, Verdict
+from empirical.claims.verdicts import Measure, Verdict, is_measured
 from theory.types import InvalidInput
 
 STATEMENTS = {
@@ -54,6 +54,7 @@ CONDITIONS = (
 def judge(table: pd.DataFrame) -> pd.DataFrame:
     """Judge every claim the network-level rows of a table speak of; one row per claim, family and measure.
 
+    What was not measured of any pruned network is no claim: there is no row for it.
     Raises: KeyError if the table lacks a documented column; InvalidInput if it holds several data sets, or
     runs of other settings, of a family: a seed's networks are compared with each other.
     """
@@ -77,19 +78,23 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _linear(table: pd.DataFrame, family: str) -> list[Verdict]:
+    l2, linf = (
+        [measure for measure in measures if is_measured(table, family, "magnitude", measure)]
+        for measures in (LINEAR_L2, LINEAR_LINF)
+    )
     return [
-        *(trend(table, family, measure) for measure in LINEAR_LINF),
-        *(no_improvement(table, family, measure) for measure in LINEAR_L2),
+        *(trend(table, family, measure) for measure in linf),
+        *(no_improvement(table, family, measure) for measure in l2),
     ]
 
 
 def _relu(table: pd.DataFrame, family: str) -> list[Verdict]:
     found: list[Verdict] = []
-    seen = set(table.loc[table["family"] == family, "pruning"].astype(str))
     for pruning, rise, fall, rises, falls in CONDITIONS:
-        if pruning not in seen and (pruning != "magnitude" or seen - {"dense", "given"}):
-            continue
-        for label, quantity, norm, method in RELU:
+        for measure in RELU:
+            if not is_measured(table, family, pruning, measure):
+                continue
+            label, quantity, norm, method = measure
             up, down = ((label + mark, quantity, norm, method) for mark in (rises, falls))
             found.append(some_improvement(table, family, up, claim=rise, pruning=pruning))
             found.append(falls_again(table, family, down, claim=fall, pruning=pruning))

@@ -14,6 +14,7 @@ from statsmodels.stats.power import TTestPower
 
 from empirical.claims.verdicts import (
     ALIKE,
+    FEWEST_SEEDS,
     GAIN,
     LEVEL,
     MARGIN,
@@ -267,7 +268,8 @@ def falls_again(
     Best is where most is left of what the equally trained dense network has: a rise of both is training.
     The best of many sparsities lies above the first and the last by chance alone, in every resample too; so
     the rise and the fall must also be significant by paired tests of the sparsities between, Holm-corrected.
-    ``p_value`` is the rise's; the note has the fall's where it alone is in the way.
+    ``p_value`` is the rise's; the note has the fall's where it alone is in the way. No interval is
+    told of fewer than 5 seeds: two have three resamples.
     """
     shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
     never = _never_rises(shares)
@@ -285,7 +287,8 @@ def falls_again(
     inside = grid[0] < low and high < grid[-1]
     verdict = "supported" if inside and rise.p_value < LEVEL and falls[1] < -MARGIN else "inconclusive"
     mean = draws.mean(axis=0)
-    fall = f"{mean[-1] / mean.max() - 1:+.0%} [{falls[0]:+.0%}, {falls[1]:+.0%}] at {grid[-1]:g}"
+    reach = f" [{falls[0]:+.0%}, {falls[1]:+.0%}]" if len(draws) >= FEWEST_SEEDS else ""
+    fall = f"{mean[-1] / mean.max() - 1:+.0%}{reach} at {grid[-1]:g}"
     note = f"then {fall}"
     if verdict == "supported" and drop.p_value >= LEVEL:
         verdict, note = "inconclusive", f"{note}, p = {drop.p_value:.2g} for a fall"
@@ -298,13 +301,15 @@ def falls_again(
         )
     elif low == grid[-1]:
         note = "best at the last sparsity before collapse: no fall seen"
+    if not reach:
+        note += f"; an interval needs {FEWEST_SEEDS} seeds"
     return verdict_on(
         claim,
         family,
         label,
         verdict,
         effect=float(grid[mean.argmax()]),
-        interval=(low, high),
+        interval=(low, high) if reach else (np.nan, np.nan),
         what=OPTIMUM,
         test=f"paired t for a rise and for a fall, Holm; {bootstrap(len(draws))}",
         p_value=rise.p_value,

@@ -22,6 +22,8 @@ MARGIN = 0.05
 COLLAPSE = 0.10
 RESAMPLES = 2000
 ENUMERATED = 10  # seeds whose 92,378 resamples are all looked at
+# Seeds below which percentiles of the resamples, three of two seeds, are no interval to print.
+FEWEST_SEEDS = 5
 # A spread below this share of the largest value, or of the dense network's share of 1, is rounding.
 ROUNDING = 1e-12
 ALIKE = "the seeds do not differ"  # why nothing can be tested
@@ -100,15 +102,8 @@ def curve_of_kind(
 
     Raises: InvalidInput if a seed has several values at a sparsity: their mean would be nobody's.
     """
-    _, quantity, norm, method = measure
-    chosen = table[
-        (table["family"] == family)
-        & (table["pruning"] == pruning)
-        & (table["quantity"] == quantity)
-        & (table["norm"] == norm)
-        & (table["method"] == method)
-        & table["kind"].isin(kinds)
-    ]
+    _, quantity, _, method = measure
+    chosen = table[_rows(table, family, pruning, measure) & table["kind"].isin(kinds)]
     if chosen.duplicated(["seed", "sparsity"]).any():
         named = ", ".join(sorted(map(str, chosen["settings"].unique())))
         raise InvalidInput(
@@ -116,6 +111,23 @@ def curve_of_kind(
             f"sparsity, of the settings {named}; give the rows of one run"
         )
     return chosen.pivot_table(index="seed", columns="sparsity", values="value", observed=True)
+
+
+def is_measured(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> bool:
+    """Whether the table speaks of it at all: an attack that nobody asked for is no claim."""
+    return bool(_rows(table, family, pruning, measure).any())
+
+
+def _rows(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> pd.Series:
+    """Which rows hold it."""
+    _, quantity, norm, method = measure
+    return (
+        (table["family"] == family)
+        & (table["pruning"] == pruning)
+        & (table["quantity"] == quantity)
+        & (table["norm"] == norm)
+        & (table["method"] == method)
+    )
 
 
 @dataclass(frozen=True)

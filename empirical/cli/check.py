@@ -17,6 +17,12 @@ from empirical.interrupts import uninterrupted
 @click.command()
 @network_options(examples=100, folder="check")
 @attacks_option("fgs,deepfool,fmn,fmn-init")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="DENSE",
+    help="The dense network that MODEL was pruned from, to compare it with; --arch holds for both.",
+)
 @click.option("--eps", default=0.1, show_default=True, help="Step of the one-step attack.")
 @click.option("--box", nargs=2, type=float, metavar="LO HI", help="Keep attacks in this box.")
 @click.option(
@@ -38,6 +44,7 @@ def check(
     shape: str | None,
     examples: int,
     attacks: str,
+    against: Path | None,
     eps: float,
     box: tuple[float, float] | None,
     removed: str | None,
@@ -50,8 +57,9 @@ def check(
     """Everything about your own network MODEL on one page: sparsity, certificates, attacks, further pruning.
 
     MODEL is a torch.export program (.pt2), or a checkpoint (.safetensors, or a state dict in .pt or .pth)
-    with --arch, or one of plain linear layers, between which ReLUs are assumed. The run leaves report.html,
-    its tables and figures; one that was killed goes on, a finished one is only reported again.
+    with --arch, or one of plain linear layers, between which ReLUs are assumed. With --against the page says
+    what sparsity did to this network: both are attacked and certified at the same examples. The run leaves
+    report.html, its tables and figures; one that was killed goes on, a finished one is only reported again.
     """
     started = time.perf_counter()
     with one_line_errors():
@@ -59,6 +67,7 @@ def check(
             from empirical.own_network.check import LEVELS, Request, default_folder, total_steps
             from empirical.own_network.check import check as run
             from empirical.own_network.check_report import summary_table, write_check
+            from empirical.own_network.loading import is_program
             from empirical.provenance import log_command
 
         request = Request(
@@ -70,10 +79,17 @@ def check(
             box=box or None,
             shape=numbers("shape", shape, int) or None,
         )
-        network, given, chosen = opened(model, arch, arch_args, data, request.shape, device)
+        alone = against is None or is_program(against) or not is_program(model)  # --arch is about MODEL
+        network, given, chosen = opened(
+            model, arch if alone else None, arch_args, data, request.shape, device
+        )
+        dense = None
+        if against is not None:
+            made = None if is_program(against) else arch
+            dense, _, _ = opened(against, made, arch_args, given, request.shape, device)
         folder = out or default_folder(network)
-        with progress(total_steps(request)) as advance:
-            findings = run(network, given, request, folder, device=chosen, advance=advance)
+        with progress(total_steps(request, dense=dense is not None)) as advance:
+            findings = run(network, given, request, folder, device=chosen, dense=dense, advance=advance)
             advance("report")
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         parts = [folder, *(folder / name for name in ("bounds", "measure") if (folder / name).is_dir())]

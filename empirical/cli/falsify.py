@@ -30,7 +30,13 @@ _RULE_OF_THREE = 3
 
 @click.command()
 @click.argument("laws", nargs=-1, metavar="[LAW ...]", shell_complete=complete_law)
-@click.option("--examples", default=1000, show_default=True, metavar="N", help="Cases to try per law.")
+@click.option(
+    "--examples",
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Cases to try per law; simplifying a counterexample tries more.",
+)
 @click.option(
     "--seed",
     default=0,
@@ -207,7 +213,8 @@ def _print_results(results: list[tuple[Law, Tally]], *, conjectures: bool) -> No
     tried = sum(tally.examples for _, tally in results)
     count = "Nothing" if not falsified else f"{falsified} of {len(results)}"
     kind = "conjectures" if conjectures else "laws"
-    click.echo(f"{count} falsified in {tried:,} examples of {len(results)} {kind}.")
+    simplifying = ", with those that simplify a counterexample" if falsified else ""
+    click.echo(f"{count} falsified in {tried:,} examples of {len(results)} {kind}{simplifying}.")
 
 
 def _print_evidence(law: Law, tally: Tally) -> None:

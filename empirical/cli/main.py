@@ -75,21 +75,29 @@ def claims(table: Location, *, markdown: bool) -> None:
 
         remedy = "give the results.parquet of a run"
         if isinstance(table, Path) and table.is_dir():
-            table = table / "results.parquet"
+            folder, table = table, table / "results.parquet"
+            if not table.is_file():
+                raise InvalidInput(
+                    f"table is {folder}, which is no folder of a finished run: it has no {table}, and a "
+                    f"check or measure of one network makes no claims; {remedy}"
+                )
         if not table.is_file():
             raise InvalidInput(f"table is {table}, which does not exist; {remedy}")
         content = read_table(table, remedy=remedy)
         networks = content.filter(pc.field("example").is_null())
         if not networks.num_rows:
             raise InvalidInput(f"table is {table}, which has no rows about whole networks; {remedy}")
-        if networks["pruning"].unique().to_pylist() == ["given"]:
-            raise InvalidInput(f"table is {table}, of one network, and claims compare sparsities; {remedy}")
-        judged = judge(networks.to_pandas())
+        judged, failed = judge(networks.to_pandas()), violations(content)
+        if judged.empty and failed.empty:
+            raise InvalidInput(
+                f"table is {table}, which no claim speaks of: they compare pruned networks with dense ones, "
+                f"seed by seed; {remedy}"
+            )
     if markdown:
         click.echo(claims_markdown(judged))
     else:
         console().print(claims_table(judged))
-    violated = judged["violations"].gt(0).any() or not violations(content).empty
+    violated = judged["violations"].gt(0).any() or not failed.empty
     sys.exit(VIOLATED if violated else OK)
 
 

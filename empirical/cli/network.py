@@ -83,7 +83,12 @@ def attacks_option(default: str) -> Callable[[Callable[..., None]], Callable[...
 
 
 def opened(
-    model: Path, arch: str | None, arch_args: str, data: str, shape: tuple[int, ...] | None, device: str
+    model: Path,
+    arch: str | None,
+    arch_args: str,
+    data: str | Examples,
+    shape: tuple[int, ...] | None,
+    device: str,
 ) -> tuple[Network, Examples, torch.device]:
     """The network, said aloud what it is and what is odd, the data, and the device. Raises: InvalidInput."""
     from empirical.datasets import load_test
@@ -94,10 +99,11 @@ def opened(
 
     chosen = choose_device(device)
     network = load_network(model, arch=arch, arch_args=_json_arguments(arch_args))
-    examples = load_test(data)
+    examples = load_test(data) if isinstance(data, str) else data
     network = prepare(network, examples, shape)
     click.echo(f"{network.name}: {network.recognised}", err=True)
-    if doubt := guesses(network, examples):
+    read = examples.doubt if isinstance(data, str) else None  # else it was said when they were read
+    for doubt in filter(None, (read, guesses(network, examples))):
         click.echo(f"Note: {doubt}", err=True)
     return network, examples, chosen
 

@@ -192,6 +192,8 @@ def run(
         with uninterrupted():
             from empirical.experiments import read_experiment
 
+        for name in experiments:
+            _check_there(name)
         chosen = [_changed(read_experiment(name, quick=quick), changes) for name in experiments]
     _execute(
         chosen,
@@ -205,6 +207,14 @@ def run(
         part=part,
         minutes=minutes,
     )
+
+
+def _check_there(name: str) -> None:
+    """Raise InvalidInput for a file of the user's own that is missing; other names are looked up."""
+    from theory.types import InvalidInput
+
+    if name.endswith(".toml") and not Path(name).is_file():
+        raise InvalidInput(f"experiment is {name!r}; no such file")
 
 
 def _changed(experiment: Experiment, changes: dict[str, object]) -> Experiment:
@@ -275,7 +285,10 @@ def _execute(
             log()
             write_report(folder, outcome.networks, outcome.claims, outcome.violations, outcome.settings)
     shown = console()
-    shown.print(claims_table(outcome.claims))
+    if outcome.claims.empty:
+        shown.print("No claim is judged: they compare pruned networks with dense ones.", highlight=False)
+    else:
+        shown.print(claims_table(outcome.claims))
     _print_violations(outcome.violations)
     seconds = time.perf_counter() - started
     files = listed(("Report", folder / "report.html"), ("Table", outcome.path))

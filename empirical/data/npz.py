@@ -50,6 +50,11 @@ def read_npz(path: Path, keys: Sequence[str], *, room: int = LARGEST) -> dict[st
             arrays = _members(file, keys, path.stat().st_size, room=room)
     except InvalidInput:
         raise
+    except _Pickled as error:
+        kind = "int" if error.key.startswith("y") else "float"
+        raise InvalidInput(
+            f"data {str(path)!r} cannot be read as .npz ({error}); store {error.key}.astype({kind})"
+        ) from error
     except Exception as error:  # zip, each compressor and NumPy's header have their own ways to fail
         what = str(error) or type(error).__name__
         raise InvalidInput(
@@ -59,6 +64,14 @@ def read_npz(path: Path, keys: Sequence[str], *, room: int = LARGEST) -> dict[st
     if missing:
         raise InvalidInput(f"data {str(path)!r} lacks {', '.join(missing)}; it needs {', '.join(keys)}")
     return arrays
+
+
+class _Pickled(ValueError):
+    """An array of objects, which exporting it again makes no better."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"{key}.npy holds pickled objects, which could run code")
+        self.key = key
 
 
 def _members(file: BufferedReader, keys: Sequence[str], size: int, *, room: int) -> dict[str, np.ndarray]:
@@ -85,7 +98,7 @@ def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
         _check_dictionary(archive, info)
     shape, dtype, begin = _header(archive, info)
     if dtype.hasobject:
-        raise ValueError(f"{name} holds pickled objects, which could run code")
+        raise _Pickled(name.removesuffix(".npy"))
     if dtype.itemsize == 0 or any(side < 0 for side in shape):
         raise ValueError(f"{name} has type {dtype} and shape {shape}")
     if begin + prod(shape) * dtype.itemsize != info.file_size:

@@ -414,7 +414,7 @@ def _outputs(module: nn.Module, shape: tuple[int, ...]) -> int:
     except Exception as error:  # whatever the user's code raises
         raise InvalidInput(
             f"the module does not take examples of shape {shape} ({first_line(error)}); "
-            "give the shape that it takes, such as --shape 1,28,28"
+            "give the shape that it takes (--shape)"
         ) from error
     if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != 2:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

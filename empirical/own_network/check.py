@@ -11,20 +11,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
 
 from empirical.datasets import Dataset, Examples
 from empirical.ensembles import Ensemble, MLPEnsemble, from_networks
-from empirical.own_network import bounds, measuring, problem
+from empirical.own_network import accuracies, against, bounds, measuring, problem
 from empirical.own_network.further_pruning import check_levels, units
 from empirical.own_network.loading import Network
 from empirical.own_network.mask_bounds import unmaskable
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem
+from empirical.own_network.sandwiches import sandwiches
 from empirical.provenance import commit, device_name, package_version
-from empirical.results import open_run, read_table, write_table
+from empirical.results import NORMS, open_run, read_table, write_table
 from empirical.sweep import run_unit, settings_id, unit_path
 from theory.types import InvalidInput
 
@@ -70,7 +72,8 @@ class Findings:
 
     ``bounds`` is a table of ``bounds`` or the reason why nothing could be proved; ``further`` is about whole
     networks; ``crown`` says how many examples linear relaxation certified, ``unmasked`` why no bound speaks
-    of random masks and ``moments`` why these could not be predicted, empty where they were.
+    of random masks and ``moments`` why these could not be predicted, empty where they were. ``tested``
+    examples tell accuracies; ``constant`` is that of the best constant decision on them.
     """
 
     network: Network
@@ -80,6 +83,9 @@ class Findings:
     crown: int
     unmasked: str
     moments: str
+    tested: int
+    constant: float
+    reference: against.Reference | None
     settings: dict[str, object]
     provenance: dict[str, str]
 
@@ -88,8 +94,10 @@ class Findings:
 class _Subject:
     """The network in the forms that the parts take, and the examples; ``problem`` may be a reason instead."""
 
+    network: Network
     ensemble: Ensemble
     data: Dataset
+    tested: Examples
     problem: Problem | str
 
     @property
@@ -98,15 +106,29 @@ class _Subject:
             return None
         return from_networks([self.problem.layers])
 
+    def affordable(self, request: Request) -> int:
+        """How many examples linear relaxation certifies: those asked for, else what a minute allows."""
+        if isinstance(self.problem, str):
+            return 0
+        wanted = request.crown
+        most = problem.affordable(self.problem, request.proving()) if wanted is None else wanted
+        return min(len(self.data.y_test), most)
+
+    def side(self, proved: pd.DataFrame | str, measured: pd.DataFrame) -> against.Side:
+        """What a comparison takes of it."""
+        right = accuracies.correct(self.ensemble, self.tested)[0].numpy()
+        return against.Side(self.network, right, sandwiches(measured, proved), measured)
+
 
 def default_folder(network: Network) -> Path:
     """results/check-<model name>."""
     return Path("results") / f"check-{Path(network.name).stem}"
 
 
-def total_steps(request: Request) -> int:
-    """How often ``advance`` is called at most."""
-    return bounds.total_steps(request.proving()) + len(request.attacks) + 2 * len(request.removed) + 3
+def total_steps(request: Request, *, dense: bool = False) -> int:
+    """How often ``advance`` is called at most; ``dense`` says whether there is a reference."""
+    each = bounds.total_steps(request.proving()) + len(request.attacks)
+    return each * (1 + dense) + 2 * len(request.removed) + 3
 
 
 def check(
@@ -116,31 +138,28 @@ def check(
     out: Path,
     *,
     device: torch.device,
+    dense: Network | None = None,
     advance: Callable[[str], None] = lambda stage: None,
 ) -> Findings:
     """Do all parts, into ``out``; what is there already is only read.
 
-    A network with an operation that the theory does not cover is attacked and pruned all the same.
-    Raises: InvalidInput for a network that does not take the data, bad labels, or a folder that is
-    unwritable, holds other results or a damaged file.
+    A network with an operation that the theory does not cover is attacked and pruned all the same. ``dense``
+    is a reference to compare it with, which is proved and attacked too, in a folder of ``out``/against.
+    Raises: InvalidInput for a network that does not take the data, bad labels, another number of classes, or
+    a folder that is unwritable, holds other results or a damaged file.
     """
-    network = prepare(network, data, request.shape)
     subject = _subject(network, data, request, device)
-    crown = 0
-    if isinstance(subject.problem, Problem):
-        affordable = problem.affordable(subject.problem, request.proving())
-        crown = min(len(subject.data.y_test), affordable if request.crown is None else request.crown)
-    settings = _describe(network, subject, replace(request, crown=crown), device)
+    reference = None if dense is None else _subject(dense, data, request, device)
+    if reference is not None and reference.data.classes != subject.data.classes:
+        raise InvalidInput(
+            f"against is {reference.network.name}, which has {reference.data.classes} classes; "
+            f"{subject.network.name} has {subject.data.classes}"
+        )
+    affordable = [part.affordable(request) for part in (subject, reference) if part is not None]
+    request = replace(request, crown=affordable[0])
+    settings = _describe(subject, request, device)
     open_run(out, settings, parts=("units", "figures", "bounds", "measure"))
-    asked = replace(request.proving(), crown=crown)
-    proved = (
-        subject.problem
-        if isinstance(subject.problem, str)
-        else bounds.bounds(network, data, asked, out / "bounds", device=device, advance=advance).rows
-    )
-    attacked = measuring.measure_network(
-        network, data, request.attacking(), out / "measure", device=device, advance=advance
-    )
+    proved, measured = _prove_and_attack(subject, data, request, out, device, advance)
     provenance = {
         "settings": settings_id(settings),
         "version": package_version(),
@@ -148,21 +167,33 @@ def check(
         "device": device_name(device),
         "dtype": "float64",
     }
-    further = _further(network, subject, request, out, provenance, advance)
+    further = _further(subject, request, out, provenance, advance)
+    beside = None
+    if reference is not None:
+        folder = out / "against" / Path(reference.network.name).stem
+        asked = replace(request, crown=min(affordable))
+        found = _prove_and_attack(reference, data, asked, folder, device, advance)
+        sides = reference.side(*found), subject.side(proved, measured)
+        caps = {norm: subject.data.diameter(p) for p, norm in NORMS.items()}
+        beside = against.compare(*sides, caps, folder, provenance=provenance)
     return Findings(
-        network,
+        subject.network,
         proved,
-        read_table(attacked.path).to_pandas(),
+        measured,
         further[further["example"].isna()],
-        crown,
+        subject.affordable(request),
         "" if isinstance(subject.problem, str) else unmaskable(subject.problem.graph),
         "" if subject.layers is not None else _no_moments(subject.problem),
+        len(subject.tested.y),
+        float(np.bincount(subject.tested.y).max()) / len(subject.tested.y),
+        beside,
         settings,
         provenance,
     )
 
 
 def _subject(network: Network, data: Examples, request: Request, device: torch.device) -> _Subject:
+    network = prepare(network, data, request.shape)
     ensemble = measuring.ensemble_of(network, data.first(request.examples), device)
     problem: Problem | str
     try:
@@ -170,7 +201,27 @@ def _subject(network: Network, data: Examples, request: Request, device: torch.d
     except InvalidInput as error:
         problem = str(error)
     found = measuring.attack_problem(data, ensemble, request.attacking())
-    return _Subject(ensemble, found, problem)
+    return _Subject(network, ensemble, found, accuracies.enough(data, request.examples), problem)
+
+
+def _prove_and_attack(
+    subject: _Subject,
+    data: Examples,
+    request: Request,
+    out: Path,
+    device: torch.device,
+    advance: Callable[[str], None],
+) -> tuple[pd.DataFrame | str, pd.DataFrame]:
+    """The tables of ``bounds``, or why there is none, and of ``measure``, in folders of these names."""
+    network, proved = subject.network, subject.problem
+    if not isinstance(proved, str):
+        asked = replace(request.proving(), crown=subject.affordable(request))
+        proved = bounds.bounds(network, data, asked, out / "bounds", device=device, advance=advance).rows
+    asked = request.attacking()
+    attacked = measuring.measure_network(
+        network, data, asked, out / "measure", device=device, advance=advance
+    )
+    return proved, read_table(attacked.path).to_pandas()
 
 
 def _no_moments(problem: Problem | str) -> str:
@@ -180,7 +231,6 @@ def _no_moments(problem: Problem | str) -> str:
 
 
 def _further(
-    network: Network,
     subject: _Subject,
     request: Request,
     out: Path,
@@ -196,8 +246,9 @@ def _further(
         subject.ensemble,
         subject.layers,
         subject.data,
+        subject.tested,
         request.removed,
-        family=Path(network.name).stem,
+        family=Path(subject.network.name).stem,
         eps=request.eps,
         box=request.box is not None,
     ):
@@ -208,16 +259,16 @@ def _further(
     return content.to_pandas()
 
 
-def _describe(
-    network: Network, subject: _Subject, request: Request, device: torch.device
-) -> dict[str, object]:
+def _describe(subject: _Subject, request: Request, device: torch.device) -> dict[str, object]:
     """All that decides the numbers, as plain JSON values."""
     described = asdict(request) | {
-        "model": network.name,
-        "model_sha256": network.sha256,
-        "recognised": network.recognised,
+        "model": subject.network.name,
+        "model_sha256": subject.network.sha256,
+        "recognised": subject.network.recognised,
         "data": subject.data.name,
         "data_sha256": measuring.fingerprint(subject.data.x_test, subject.data.y_test),
+        "tested": len(subject.tested.y),
+        "tested_sha256": measuring.fingerprint(subject.tested.x, subject.tested.y),
         "version": package_version(),
         "device": device.type,
     }

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from numpy import ndarray as Array
 from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn.functional import pad
 
+from empirical.own_network.accuracies import MORE
 from empirical.own_network.check import Findings
-from empirical.own_network.tables import NORMS
 
 CONFIDENCE = 0.95
 # A level of pruning is harmless while accuracy is within this share of the examples of what it was.
@@ -41,33 +38,6 @@ class Layer:
     def sparsity(self) -> float:
         """The share of its entries that are zero."""
         return self.zeros / self.weights
-
-
-@dataclass(frozen=True)
-class Sandwich:
-    """What is known of the radii in one norm: certified and attacked per example, and the ceiling of means.
-
-    ``certified``, ``ceiling`` and ``passable``, that of the robust accuracy by radius, are None where nothing
-    could be proved. ``mean_attacked`` counts a radius of inf as the largest distance in the data's box.
-    """
-
-    norm: str
-    certified: Float[Array, " n"] | None
-    attacked: Float[Array, " n"]
-    ceiling: float | None
-    passable: pd.Series | None
-    mean_attacked: float
-
-    @property
-    def mean_certified(self) -> float | None:
-        """The mean of the certified radii, a lower bound on the mean radius."""
-        return None if self.certified is None else float(self.certified.mean())
-
-    def shares(self, radius: float) -> tuple[float | None, float, float | None]:
-        """Shares of the examples certified at the radius, not broken within it, and at most robust there."""
-        certain = None if self.certified is None else float((self.certified > radius).mean())
-        most = None if self.passable is None else float(self.passable[self.passable.index <= radius].iloc[-1])
-        return certain, float((self.attacked > radius).mean()), most
 
 
 def layers(findings: Findings) -> list[Layer]:
@@ -98,70 +68,49 @@ def _layer(name: str, weight: Tensor) -> Layer:
     )
 
 
-def accuracy(findings: Findings) -> tuple[float, float, float, int]:
-    """Clean accuracy, the ends of its Wilson interval, and the number of examples."""
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of n examples that are decided rightly, and the ends of its Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @staticmethod
+    def of(value: float, count: int) -> Accuracy:
+        """From a share of ``count`` examples."""
+        interval = binomtest(round(value * count), count).proportion_ci(CONFIDENCE, method="wilson")
+        return Accuracy(value, float(interval.low), float(interval.high), count)
+
+
+def attacked_accuracy(findings: Findings) -> Accuracy:
+    """Clean accuracy on the examples that attacks start from."""
     rows = findings.measured
     value = float(rows.loc[(rows["quantity"] == "accuracy"), "value"].iloc[0])
-    count = rows.loc[rows["quantity"] == "radius", "example"].nunique()
-    interval = binomtest(round(value * count), count).proportion_ci(CONFIDENCE, method="wilson")
-    return value, float(interval.low), float(interval.high), count
+    return Accuracy.of(value, rows.loc[rows["quantity"] == "radius", "example"].nunique())
 
 
-def sandwiches(findings: Findings) -> list[Sandwich]:
-    """Both norms, as far as attacks measured them."""
-    found = []
-    for norm in NORMS:
-        attacks = _radii(findings.measured, norm, findings.measured["method"].ne("best"))
-        if attacks.empty:
-            continue
-        certified = ceiling = passable = None
-        if isinstance(findings.bounds, pd.DataFrame):
-            rows = findings.bounds[findings.bounds["norm"] == norm]
-            certified = _radii(rows, norm, rows["nature"].eq("lower bound")).max().to_numpy()
-            rows = rows[rows["method"] == "universal ceiling"]
-            ceiling = float(rows.loc[rows["quantity"] == "mean_radius", "value"].iloc[0])
-            passable = rows[rows["quantity"] == "robust_accuracy"].set_index("radius")["value"].sort_index()
-        best = findings.measured[
-            (findings.measured["quantity"] == "mean_radius")
-            & (findings.measured["method"] == "best")
-            & (findings.measured["norm"] == norm)
-        ]
-        found.append(
-            Sandwich(
-                norm, certified, attacks.min().to_numpy(), ceiling, passable, float(best["value"].iloc[0])
-            )
-        )
-    return found
+def accuracy(findings: Findings) -> Accuracy:
+    """Clean accuracy on all the examples that tell it."""
+    return Accuracy.of(float(_pruned_accuracies(findings)["value"].iloc[0]), findings.tested)
 
 
-def curves(findings: Findings) -> pd.DataFrame:
-    """Robust accuracy as a function of the radius, as :mod:`paper_figures.robust_accuracy` draws it."""
-    parts = []
-    for part in sandwiches(findings):
-        for source, radii in (("certified", part.certified), ("attacked", part.attacked)):
-            if radii is not None:
-                at = np.unique(np.append(radii[np.isfinite(radii)], 0.0))
-                share = (radii > at[:, None]).mean(1)
-                parts.append(
-                    pd.DataFrame({"radius": at, "share": share, "source": source, "norm": part.norm})
-                )
-        if part.passable is not None:
-            rows = part.passable.rename("share").reset_index()
-            parts.append(rows.assign(source="ceiling", norm=part.norm))
-    return pd.concat(parts, ignore_index=True)
-
-
-def harmless(findings: Findings) -> float:
-    """The highest level of magnitude pruning up to which accuracy stays as it was; 0 if none does."""
+def _pruned_accuracies(findings: Findings) -> pd.DataFrame:
+    """The rows of accuracy on those examples, from the given network on to the most pruned."""
     rows = findings.further
-    rows = rows[(rows["quantity"] == "accuracy") & (rows["pruning"] == "one-shot")].sort_values("sparsity")
+    chosen = (rows["quantity"] == "accuracy") & (rows["method"] == MORE)
+    return rows[chosen & (rows["pruning"] == "one-shot")].sort_values("sparsity")
+
+
+def harmless(findings: Findings) -> float | None:
+    """The highest level of magnitude pruning up to which accuracy stays as it was; 0 if none does.
+
+    None for a network that may be no better than a constant decision: it has nothing to lose.
+    """
+    if accuracy(findings).low <= findings.constant:
+        return None
+    rows = _pruned_accuracies(findings)
     kept = rows["value"] >= rows["value"].iloc[0] - HARMLESS
     lost = rows.loc[~kept, "sparsity"]
     return float(rows.loc[kept & (rows["sparsity"] < lost.min() if len(lost) else True), "sparsity"].max())
-
-
-def _radii(rows: pd.DataFrame, norm: str, chosen: pd.Series) -> pd.DataFrame:
-    """Methods x examples of the radii in one norm."""
-    own = rows[(rows["quantity"] == "radius") & (rows["norm"] == norm) & rows["example"].notna() & chosen]
-    plain = own.astype({"method": str, "example": int})
-    return plain.pivot_table(index="method", columns="example", values="value", aggfunc="first")

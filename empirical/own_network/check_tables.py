@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from empirical.own_network.accuracies import MORE
+from empirical.own_network.against import Reference, Row
 from empirical.own_network.check import Findings
-from empirical.own_network.check_facts import Sandwich
 from empirical.own_network.further_pruning import DRAWS
 from empirical.own_network.problem import RADII
+from empirical.own_network.sandwiches import Sandwich
 from empirical.own_network.tables import NORMS, Cells, attack_tables, bound_tables
 
 _SHOWN_RADII = {"linf": RADII[math.inf][1:], "l2": RADII[2.0][1:]}
@@ -55,9 +57,10 @@ def tables(findings: Findings, parts: Sequence[Sandwich], *, correct: float, cou
         ],
         "stepped": _stepped(rows, count),
         "decomposition": _decomposition(rows, correct, count),
-        "magnitude": _magnitude_table(findings.further, count),
+        "magnitude": _magnitude_table(findings, count),
         "random": _random_table(findings, count),
         "changes": [_change_table(findings.further, norm, count) for norm in NORMS],
+        "beside": [] if findings.reference is None else _beside_tables(findings.reference),
     }
 
 
@@ -128,7 +131,8 @@ def _picked(
     return rows.loc[chosen & (rows["method"] == method) & (rows["norm"] == norm), "value"]
 
 
-def _magnitude_table(rows: pd.DataFrame, count: int) -> Shown:
+def _magnitude_table(findings: Findings, count: int) -> Shown:
+    rows = findings.further
     own = rows[rows["pruning"] == "one-shot"]
     lines = []
     for level in sorted(own["sparsity"].unique()):
@@ -137,10 +141,11 @@ def _magnitude_table(rows: pd.DataFrame, count: int) -> Shown:
             float(_picked(rows, "one-shot", level, *which).iloc[0])
             for which in (("mean_radius", "best", "linf"), ("mean_radius", "best", "l2"))
         ]
-        clean = float(_picked(rows, "one-shot", level, "accuracy", "clean", "").iloc[0])
+        clean = float(_picked(rows, "one-shot", level, "accuracy", MORE, "").iloc[0])
         lines.append((percent(level), percent(achieved), percent(clean), *map(number, values)))
     header = ("removed", "sparsity", "clean accuracy", "R_inf", "R_2")
-    return Shown(f"Smallest weights removed, n = {count} examples, fast attacks", "measured", header, lines)
+    told = f"Smallest weights removed, accuracy on n = {findings.tested:,} examples, fast attacks on {count}"
+    return Shown(told, "measured", header, lines)
 
 
 def _random_table(findings: Findings, count: int) -> Shown:
@@ -177,6 +182,54 @@ def _change_table(rows: pd.DataFrame, norm: str, count: int) -> Shown:
             lines.append((percent(level), f"{100 * math.expm1(at['total']):+.0f} %", *cells))
     header = ("removed", "change of R", "ln of it", "= margin", "+ gradient", "+ remainder")
     return Shown(f"{NORMS[norm]}, magnitude pruning, n = {count} examples", "identity", header, lines)
+
+
+# What the quantities of a comparison are called, and what they are counted in.
+_QUANTITIES = {
+    "sparsity": "sparsity",
+    "accuracy": "clean accuracy",
+    "mean_radius": "mean radius, best attack",
+    "mean_certified_radius": "mean certified radius",
+    "margin": "mean margin",
+    "gradient_norm": "mean gradient norm",
+}
+
+
+def _beside_tables(reference: Reference) -> list[Shown]:
+    """The two networks, and their radii in each norm."""
+    found = []
+    for norm, title in {"": "Sparsity and accuracy", **NORMS}.items():
+        rows = reference.about(norm)
+        tell = number if norm else percent
+        lines: list[Cells] = [
+            (_QUANTITIES[row.quantity], row.nature, tell(row.dense), tell(row.pruned), change(row))
+            for row in rows
+        ]
+        for row in reference.about(norm, bounded=True):
+            if row.quantity == "mean_radius":
+                ends = f"{_signed(row.low)} to {_signed(row.high)} %"
+                lines.append(("mean radius, what is certain", row.nature, "–", "–", ends))
+            else:
+                shares = percent(row.dense), percent(row.pruned)
+                lines.append(("certainly more robust at", row.nature, *shares, change(row)))
+        if rows:
+            header = ("quantity", "nature", reference.network.name, "this network", "change")
+            found.append(Shown(f"{title}, n = {rows[0].examples:,} examples", "", header, lines))
+    return found
+
+
+def change(row: Row) -> str:
+    """A change with its interval if it has one: in points of what is a share, else in percent."""
+    if math.isnan(row.change):
+        return "–"
+    unit = "points" if row.quantity in ("sparsity", "accuracy", "more_robust") else "%"
+    interval = "" if math.isnan(row.low) else f" [{_signed(row.low)}, {_signed(row.high)}]"
+    return f"{_signed(row.change)}{interval} {unit}"
+
+
+def _signed(share: float) -> str:
+    """In hundredths, with its sign."""
+    return "–" if math.isnan(share) else f"{100 * share:+.1f}"
 
 
 def number(value: float | None) -> str:

@@ -11,10 +11,11 @@ from functools import cache
 from numbers import Real
 
 from empirical.comparison import split_change
-from empirical.datasets import Dataset
+from empirical.datasets import Dataset, Examples
 from empirical.ensembles import Ensemble, MLPEnsemble
 from empirical.mask_comparison import predict_masks
 from empirical.measurement import Measurement, measure, measured_rows
+from empirical.own_network.accuracies import MORE, correct
 from empirical.pruning import bernoulli_masks, magnitude_masks
 from empirical.results import Members, Rows
 from theory.types import InvalidInput
@@ -39,6 +40,7 @@ def units(
     network: Ensemble,
     layers: MLPEnsemble | None,
     data: Dataset,
+    tested: Examples,
     levels: Sequence[float],
     *,
     family: str,
@@ -48,7 +50,8 @@ def units(
     """Parts of the work by name: the given network, every level of both criteria, and the prediction.
 
     ``network`` has one member, ``layers`` is the same as a fully connected network where it is one: only
-    then random masks can be predicted.
+    then random masks can be predicted. Radii and accuracy are measured on ``data``; the accuracy of the given
+    network and without its smallest weights, on which ``harmless`` decides, on ``tested`` too.
     """
 
     def measured(nets: Ensemble) -> Measurement:
@@ -64,8 +67,10 @@ def units(
         )
         found = given() if level == 0 else measured(nets)
         own = measured_rows(members, found, data, eps=eps)
-        if pruning == "one-shot" and level > 0:
-            own += split_change(members, found, given(), data)
+        if pruning == "one-shot":
+            right = correct(nets, tested).double().mean(1).numpy()
+            own.append(Rows(members, right, quantity="accuracy", method=MORE, kind="measured"))
+            own += split_change(members, found, given(), data) if level > 0 else []
         return own
 
     yield "given", lambda: rows(network, "one-shot", 0.0)

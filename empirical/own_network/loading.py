@@ -66,6 +66,11 @@ class Network:
     prepared: bool = False
 
 
+def is_program(path: Path) -> bool:
+    """Whether the file's name says that it is a torch.export program, which brings its own architecture."""
+    return path.suffix == ".pt2"
+
+
 def load_network(
     path: Path, *, arch: str | None = None, arch_args: Mapping[str, object] | None = None
 ) -> Network:
@@ -83,10 +88,11 @@ def load_network(
         raise InvalidInput(f"model is {str(path)!r}; no such file")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if path.suffix == ".pt2":
+    if is_program(path):
         if arch is not None:
             raise InvalidInput(f"model {str(path)!r} is a program, which needs no arch; leave {arch!r} out")
         program = load_program(path)
+        _check_evaluates(path.name, program)
         return Network(path.name, digest, "torch.export program", program, _program_shape(program))
     state = _unmasked(_state(path))
     if arch is not None:
@@ -96,6 +102,25 @@ def load_network(
     recognised = f"fully connected {'-'.join(map(str, widths))}, ReLUs assumed between the layers"
     weights = {name: tensor for name, tensor in state.items() if tensor.dim() == 2}
     return Network(path.name, digest, recognised, module, (widths[0],), weights)
+
+
+def _check_evaluates(name: str, program: ExportedProgram) -> None:
+    """Raise InvalidInput for a program in training mode: dropout at work, or batch-norm on the batch's
+    statistics though it has running ones.
+    """
+    told = f"network {name} was exported in training mode; export it after module.eval()"
+    given = [_arguments(node) for node in program.graph.nodes if node.op == "call_function"]
+    if any(asked.get("training") is True and asked.get("running_mean") is not None for asked in given):
+        raise InvalidInput(told)
+    if any(asked.get("train") is True and (asked.get("p") or asked.get("dropout")) for asked in given):
+        raise InvalidInput(f"{told}, and give F.dropout training=self.training")
+
+
+def _arguments(node: torch.fx.Node) -> Mapping[str, object]:
+    """What an operation is given, by the names in its schema."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema else []
+    return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
 def _program_shape(program: ExportedProgram) -> tuple[int, ...] | None:
@@ -213,11 +238,14 @@ def _built(arch: str, arguments: Mapping[str, object]) -> nn.Module:
             f"arch is {arch!r}; give package.module:name, or FILE.py:name, of a class or a function"
         )
     file = Path(place).absolute() if place.endswith(".py") else None
+    if file and not file.is_file():
+        raise InvalidInput(f"arch is {arch!r}; no such file")
     here = str(file.parent if file else Path.cwd())
     sys.path.insert(0, here)
     try:
         code = _run_file(file) if file else importlib.import_module(place)
-        module = getattr(code, name)(**arguments)
+        there = hasattr(code, name)
+        module = getattr(code, name)(**arguments) if there else None
     except Exception as error:  # whatever the user's code raises
         raise InvalidInput(
             f"arch {arch!r} with arguments {dict(arguments)} fails "
@@ -225,9 +253,21 @@ def _built(arch: str, arguments: Mapping[str, object]) -> nn.Module:
         ) from error
     finally:
         sys.path.remove(here)
+    if not there:
+        raise InvalidInput(f"arch is {arch!r}, but {place} has no {name!r}; {_classes_of(code)}")
     if not isinstance(module, nn.Module):
         raise InvalidInput(f"arch {arch!r} makes a {type(module).__name__}; it must make a torch.nn.Module")
     return module
+
+
+def _classes_of(code: ModuleType) -> str:
+    """The classes of networks that a module of the user's defines, as something to choose from."""
+    found = [
+        name
+        for name, value in vars(code).items()
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == code.__name__
+    ]
+    return f"choose {' or '.join(found)}" if found else "it defines no torch.nn.Module"
 
 
 def _run_file(file: Path) -> ModuleType:

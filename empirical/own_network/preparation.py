@@ -7,8 +7,9 @@ gradients vanish where the network is sure, which attacks follow, and no bound u
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from empirical.datasets import Examples
+from empirical.datasets import CHANNELS_FIRST, Examples
 from empirical.ensembles import from_stack
 from empirical.ensembles.assembling import assembled
 from empirical.ensembles.modules import prunable_names
 from empirical.ensembles.programs import ProgramModule
 from empirical.own_network.loading import Network
 from theory.graph import trace
-from theory.types import InvalidInput
+from theory.types import InvalidInput, first_line
 
 # Operations at whose end the largest of several entries is where it was before; a single one has its sign.
 _SOFTMAX = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
@@ -39,7 +40,8 @@ def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Ne
     margins and Lipschitz constants are those of the scores. Where layers compute their weights from their
     parameters, as masked ones do, the network is traced, and each weight becomes a parameter.
 
-    Raises: InvalidInput for a shape that does not fit the examples, or a single output that is a probability.
+    Raises: InvalidInput for a shape that does not fit the examples or the network, or a single output that is
+    a probability.
     """
     if network.prepared:
         return network
@@ -69,7 +71,7 @@ def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Ne
 
 def first_scores(network: Network, data: Examples) -> Tensor | None:
     """The outputs (n, classes or 1) at the first 100 examples; None where there are none of this shape."""
-    module = network.module if isinstance(network.module, nn.Module) else ProgramModule(network.module)
+    module = _runnable(network)
     like = next(module.parameters(), torch.zeros(()))
     x = torch.tensor(data.first(_LOOKED_AT).x.reshape(-1, *(network.shape or data.shape)))
     try:
@@ -78,6 +80,62 @@ def first_scores(network: Network, data: Examples) -> Tensor | None:
         return scores if scores.shape[0] == len(x) and scores.dim() == 2 and scores.shape[1] else None
     except Exception:  # noqa: BLE001 - whatever the user's module raises; what measures it tells why
         return None
+
+
+def _runnable(network: Network) -> nn.Module:
+    return network.module if isinstance(network.module, nn.Module) else ProgramModule(network.module)
+
+
+def _check_shape(network: Network, data: Examples) -> None:
+    """Raise InvalidInput if the network refuses examples of its shape, with what to do if another one fits.
+
+    What is no matter of shapes is left to what measures it.
+    """
+    shape = network.shape or data.shape
+    try:
+        module = copy.deepcopy(_runnable(network)).double()  # as it is measured
+    except Exception:  # noqa: BLE001 - whatever the user's module raises
+        return
+    try:
+        _of_zeros(module, shape)
+        return
+    except (RuntimeError, ValueError, IndexError) as error:
+        why = first_line(error)
+    except Exception:  # noqa: BLE001 - whatever the user's module raises
+        return
+    remedy = "give data of a shape that it takes"
+    if fitting := next((other for other in _other_shapes(data) if _takes(module, other)), None):
+        remedy = f"give --shape {','.join(map(str, fitting))}"
+    elif len(data.shape) == 3 and _takes(module, data.channels_first):
+        remedy = f"channels last: store {CHANNELS_FIRST}"
+    raise InvalidInput(f"network {network.name} does not take examples of shape {shape} ({why}); {remedy}")
+
+
+def _other_shapes(data: Examples) -> Iterator[tuple[int, ...]]:
+    """The examples flat, as images of one channel, and as square ones of any number of channels."""
+    size = math.prod(data.shape)
+    channels = (c for c in range(1, size + 1) if size % c == 0)
+    squares = ((c, side, side) for c in channels for side in [math.isqrt(size // c)])
+    for shape in ((size,), (1, *data.shape), *squares):
+        try:
+            yield data.fitted(shape)
+        except InvalidInput:
+            continue
+
+
+def _takes(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether it has scores for examples of this shape."""
+    try:
+        scores = _of_zeros(module, shape)
+    except Exception:  # noqa: BLE001 - whatever the user's module raises
+        return False
+    return isinstance(scores, Tensor) and scores.dim() == 2 and len(scores) == 2
+
+
+def _of_zeros(module: nn.Module, shape: tuple[int, ...]) -> object:
+    """What it returns for two examples."""
+    with torch.no_grad():
+        return module(torch.zeros(2, *shape, dtype=torch.float64))
 
 
 def _content(weights: Iterable[Tensor]) -> list[bytes]:
@@ -92,6 +150,7 @@ def _with_scores(network: Network, data: Examples) -> Network:
     """
     scores = first_scores(network, data)
     if scores is None:
+        _check_shape(network, data)
         return network
     columns = scores.shape[1]
     between = bool(((scores >= 0) & (scores <= 1)).all())

@@ -219,6 +219,15 @@ def test_members_that_are_no_arrays_are_refused(tmp_path, member, message):
         read_npz(tmp_path / "odd.npz", ("x",))
 
 
+@pytest.mark.parametrize(("key", "kind"), [("x_test", "float"), ("y_test", "int")])
+def test_objects_are_not_to_be_exported_again_as_they_are(tmp_path, key, kind):
+    save(tmp_path / "odd.npz", arrays() | {key: np.array([0, 1, None], dtype=object)})
+    with pytest.raises(InvalidInput) as caught:
+        load_test(str(tmp_path / "odd.npz"))
+    told = f"({key}.npy holds pickled objects, which could run code); store {key}.astype({kind})"
+    assert str(caught.value).endswith(told)
+
+
 def test_arrays_that_compress_well_are_read(tmp_path):
     """An empty image of 16 MiB is no attack; nor are columns first."""
     content = {"x": np.zeros((4, 2**18)), "y": np.asfortranarray(np.arange(6.0).reshape(2, 3))}

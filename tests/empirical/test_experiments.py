@@ -219,6 +219,14 @@ def test_experiments_that_one_table_cannot_tell_apart_are_refused(written, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_file_is_no_unknown_name(tmp_path):
+    for name in ("../nosuch.toml", str(tmp_path / "nosuch.toml")):
+        result = CliRunner().invoke(main, ["run", name])
+        assert (result.exit_code, result.stderr) == (2, f"Error: experiment is {name!r}; no such file\n")
+    unknown = CliRunner().invoke(main, ["run", "digits-nothing"])
+    assert (unknown.exit_code, "choose one of" in unknown.stderr) == (2, True)
+
+
 def test_run_takes_a_users_file(written, tmp_path):
     name = written(PLAIN + "[first]\nepochs = 2\n[retrain]\nepochs = 1\n")
     out = tmp_path / "out"

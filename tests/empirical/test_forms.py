@@ -408,14 +408,18 @@ def test_images_are_never_taken_in_another_order():
     x = np.zeros((2, 8, 8, 3))
     examples = Examples("images", x, np.array([0, 1]))
     for shape in ((3, 8, 8), (8, 24)):
-        with pytest.raises(InvalidInput, match=r"those of images have shape \(8, 8, 3\)"):
+        with pytest.raises(InvalidInput, match=r"those of images have shape \(8, 8, 3\)") as caught:
             examples.fitted(shape)
+        told = "channels last: store np.moveaxis(x_test, -1, 1)" if shape == (3, 8, 8) else "store them as it"
+        assert f"(8, 8, 3): {told}" in str(caught.value)
     assert examples.fitted((192,)) == (192,)
     grey = Examples("grey", x[..., :1], np.array([0, 1]))
     assert grey.fitted((1, 8, 8)) == (1, 8, 8)
     flat = Examples("flat", x.reshape(2, -1), np.array([0, 1]))
     assert flat.fitted((3, 8, 8)) == (3, 8, 8)
-    with pytest.raises(InvalidInput, match="takes examples of shape"):
+    with pytest.raises(
+        InvalidInput, match="takes examples of shape .* 192 features instead of 216: give data"
+    ):
         flat.fitted((3, 8, 9))
 
 

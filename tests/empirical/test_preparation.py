@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from empirical.own_network.check import Request, check
 from empirical.own_network.loading import Network, load_network
 from empirical.own_network.preparation import prepare
 from empirical.own_network.trial import guesses
+from theory.types import InvalidInput
 
 N, CPU = 8, torch.device("cpu")
 
@@ -133,6 +135,52 @@ def test_a_network_that_is_sure_of_itself_is_no_harder_to_attack(trained_digits,
         np.testing.assert_allclose(one["value"], other["value"], rtol=1e-5, atol=1e-9)
 
 
+def convolutional(channels: int) -> nn.Module:
+    """For images of 8x8."""
+    return nn.Sequential(nn.Conv2d(channels, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "remedy"),
+    [
+        (convolutional(1), (64,), "; give --shape 1,8,8"),
+        (convolutional(1), (8, 8), "; give --shape 1,8,8"),
+        (convolutional(1), (8, 8, 1), "; give --shape 1,8,8"),
+        (convolutional(3), (192,), "; give --shape 3,8,8"),
+        (convolutional(3), (8, 8, 3), "; channels last: store np.moveaxis(x_test, -1, 1)"),
+        (nn.Linear(192, 3), (3, 8, 8), "; give --shape 192"),
+        (
+            convolutional(1),
+            (3, 8, 8),
+            "to have 1 channels, but got 3 channels instead); give data of a shape",
+        ),
+        (convolutional(1), (7,), "give data of a shape that it takes"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_told_with_one_that_does(module, shape, remedy):
+    data = Examples("mine", np.zeros((2, *shape)), np.array([0, 1]))
+    with pytest.raises(InvalidInput) as caught:
+        prepare(network(module, program=False), data, None)
+    assert f"does not take examples of shape {shape} (" in str(caught.value)
+    assert remedy in str(caught.value)
+    advice = str(caught.value).rpartition("; ")[2]
+    if "--shape" in advice:
+        prepare(network(module, program=False), data, [*map(int, advice.split()[-1].split(","))])
+    elif "moveaxis" in advice:
+        moved = replace(data, x=np.moveaxis(data.x, -1, 1))
+        prepare(network(module, program=False), moved, None)
+    else:
+        assert "28" not in advice
+
+
+def test_what_fails_for_another_reason_than_its_shape_is_left_to_what_measures_it():
+    def fail(x):
+        raise KeyError("three")
+
+    given = network(Probable(fail), program=False)
+    assert prepare(given, load_test("digits"), None).module is given.module
+
+
 def separated(count: int, *, scale: float) -> Examples:
     """Two classes, told apart by the sign of the first of two features around 1 / 2."""
     x = np.random.default_rng(0).uniform(size=(count, 2))
@@ -166,6 +214,58 @@ def test_a_few_wrong_examples_are_no_guessing():
 
 def test_a_network_for_other_data_is_left_to_what_says_so():
     assert guesses(network(nn.Linear(3, 2), program=False), separated(100, scale=1.0)) is None
+
+
+def test_small_numbers_stored_as_pixels_are_told(tmp_path, capsys):
+    """Not so those that fill their range, nor what is given again for a second network."""
+    torch.save(of_sign(outputs=2).state_dict(), tmp_path / "net.pt")
+    for largest, said in ((16, True), (127, True), (128, False), (255, False)):
+        x = np.array([[0, 3], [largest, 5]], np.uint8)
+        np.savez(tmp_path / "x.npz", x_test=x, y_test=np.array([0, 1]))
+        _, data, _ = opened(tmp_path / "net.pt", None, "{}", str(tmp_path / "x.npz"), None, "cpu")
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Note: ")]
+        assert len(notes) == said
+        told = f"Note: uint8 features are divided by 255 and range to {largest / 255:.2g} then; "
+        assert all(note.startswith(told) for note in notes)
+        opened(tmp_path / "net.pt", None, "{}", data, None, "cpu")
+        assert "Note" not in capsys.readouterr().err
+
+
+class Trained(nn.Module):
+    """What differs in training mode: batch-norm, dropout, or neither."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.first, self.part, self.last = nn.Linear(64, 12), part, nn.Linear(12, 10)
+
+    def forward(self, x):
+        return self.last(self.part(self.first(x)).relu())
+
+
+BATCH = "exported in training mode; export it after module.eval()"
+PARTS = {
+    "batch-norm": (nn.BatchNorm1d(12), BATCH),
+    "dropout": (nn.Dropout(0.5), f"{BATCH}, and give F.dropout training=self.training"),
+    "no dropout": (nn.Dropout(0.0), None),
+    "neither": (nn.Identity(), None),
+    "no running statistics": (nn.BatchNorm1d(12, track_running_stats=False), None),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("part", PARTS)
+def test_a_program_in_training_mode_is_refused_in_a_line(part, tmp_path):
+    module, path = Trained(PARTS[part][0]), tmp_path / "net.pt2"
+    batch = {"x": {0: torch.export.Dim("batch", min=2)}}
+    for training in (False, True):
+        program = torch.export.export(module.train(training), (torch.zeros(4, 64),), dynamic_shapes=batch)
+        torch.export.save(program, path)
+        if training and PARTS[part][1]:
+            with pytest.raises(InvalidInput) as caught:
+                load_network(path)
+            assert str(caught.value) == f"network net.pt2 was {PARTS[part][1]}"
+        else:
+            assert load_network(path).recognised == "torch.export program"
 
 
 def test_the_commands_say_it(tmp_path, capsys):

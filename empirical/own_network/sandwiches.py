@@ -1,0 +1,87 @@
+"""What is known of one network's radii: certified below, attacked above, and what no classifier can pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from empirical.own_network.tables import NORMS
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """What is known of the radii in one norm: certified and attacked per example, and the ceiling of means.
+
+    ``certified``, ``ceiling`` and ``passable``, that of the robust accuracy by radius, are None where nothing
+    could be proved. ``mean_attacked`` counts a radius of inf as the largest distance in the data's box.
+    """
+
+    norm: str
+    certified: Float[Array, " n"] | None
+    attacked: Float[Array, " n"]
+    ceiling: float | None
+    passable: pd.Series | None
+    mean_attacked: float
+
+    @property
+    def mean_certified(self) -> float | None:
+        """The mean of the certified radii, a lower bound on the mean radius."""
+        return None if self.certified is None else float(self.certified.mean())
+
+    def shares(self, radius: float) -> tuple[float | None, float, float | None]:
+        """Shares of the examples certified at the radius, not broken within it, and at most robust there."""
+        certain = None if self.certified is None else float((self.certified > radius).mean())
+        most = None if self.passable is None else float(self.passable[self.passable.index <= radius].iloc[-1])
+        return certain, float((self.attacked > radius).mean()), most
+
+
+def sandwiches(measured: pd.DataFrame, proved: pd.DataFrame | str) -> list[Sandwich]:
+    """Both norms, as far as attacks measured them, from the rows of ``measure`` and ``bounds``.
+
+    ``proved`` may be the reason why there are none of the latter.
+    """
+    found = []
+    for norm in NORMS:
+        attacks = _radii(measured, norm, measured["method"].ne("best"))
+        if attacks.empty:
+            continue
+        certified = ceiling = passable = None
+        if isinstance(proved, pd.DataFrame):
+            rows = proved[proved["norm"] == norm]
+            certified = _radii(rows, norm, rows["nature"].eq("lower bound")).max().to_numpy()
+            rows = rows[rows["method"] == "universal ceiling"]
+            ceiling = float(rows.loc[rows["quantity"] == "mean_radius", "value"].iloc[0])
+            passable = rows[rows["quantity"] == "robust_accuracy"].set_index("radius")["value"].sort_index()
+        mean = (measured["quantity"] == "mean_radius") & (measured["method"] == "best")
+        best = float(measured.loc[mean & (measured["norm"] == norm), "value"].iloc[0])
+        found.append(Sandwich(norm, certified, attacks.min().to_numpy(), ceiling, passable, best))
+    return found
+
+
+def curves(parts: Sequence[Sandwich]) -> pd.DataFrame:
+    """Robust accuracy as a function of the radius, as :mod:`paper_figures.robust_accuracy` draws it."""
+    found = []
+    for part in parts:
+        for source, radii in (("certified", part.certified), ("attacked", part.attacked)):
+            if radii is not None:
+                at = np.unique(np.append(radii[np.isfinite(radii)], 0.0))
+                share = (radii > at[:, None]).mean(1)
+                found.append(
+                    pd.DataFrame({"radius": at, "share": share, "source": source, "norm": part.norm})
+                )
+        if part.passable is not None:
+            rows = part.passable.rename("share").reset_index()
+            found.append(rows.assign(source="ceiling", norm=part.norm))
+    return pd.concat(found, ignore_index=True)
+
+
+def _radii(rows: pd.DataFrame, norm: str, chosen: pd.Series) -> pd.DataFrame:
+    """Methods x examples of the radii in one norm."""
+    own = rows[(rows["quantity"] == "radius") & (rows["norm"] == norm) & rows["example"].notna() & chosen]
+    plain = own.astype({"method": str, "example": int})
+    return plain.pivot_table(index="method", columns="example", values="value", aggfunc="first")
