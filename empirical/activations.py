@@ -70,7 +70,7 @@ def with_activation(ensemble: Ensemble, activation: nn.Module) -> ModuleEnsemble
     It is part of the networks from here on: in training, in attacks and in their gradients.
     Raises: InvalidInput if it has parameters or buffers.
     """
-    if activation.state_dict():
+    if any(True for values in (activation.parameters(), activation.buffers()) for _ in values):
         raise InvalidInput("activation has parameters or buffers; give one without")
     found = as_modules(ensemble)
     module = copy.deepcopy(found.module)

@@ -26,6 +26,8 @@ _GOLDEN = (np.sqrt(5) - 1) / 2
 _EQUAL = 1e-9
 # A fit is poor below this p-value of its Kolmogorov-Smirnov test, the level of Weng et al. 2018.
 _POOR = 0.05
+# The likelihood is still rising towards smaller shapes where it is greatest at a shape this close to 1.
+_RISING = 1e-6
 # Bytes of the logarithms that are held at once, of all maxima beyond all locations tried.
 _BYTES = 2**22
 # No set of maxima tells of values this many times the largest one.
@@ -72,7 +74,7 @@ def end_points(maxima: Float[Array, "f b"]) -> EndPoint:
         found[:, some] = _fitted(maxima[some])
     location, shape, scale, statistic, p_value = found
     fitted = np.zeros(len(maxima), dtype=bool)
-    fitted[different] = (p_value >= _POOR)[different] & (location <= _ABSURD * largest)[different]
+    fitted[different] = (p_value >= _POOR)[different] & (location / _ABSURD <= largest)[different]
     return EndPoint(np.where(fitted, location, largest), shape, scale, statistic, p_value, fitted)
 
 
@@ -88,9 +90,11 @@ def _fitted(maxima: Float[Array, "f b"]) -> Float[Array, "5 f"]:
     step = _refined(gaps, np.log(_STARTS[around - 1]), np.log(_STARTS[around + 1]))
     likelihood, shape, scale = (part[:, 0] for part in _likelihood(gaps, step[:, None]))
     statistic = _distance(gaps + step[:, None], shape, scale)
-    location = np.where(inside & np.isfinite(likelihood), largest + step * unit, np.inf)
+    greatest = inside & np.isfinite(likelihood) & (shape > 1 + _RISING)
+    with np.errstate(over="ignore"):  # infinite is beyond all that is believed
+        location, scale = np.where(greatest, largest + step * unit, np.inf), scale * unit
     p_value = stats.kstwo.sf(statistic, maxima.shape[1])
-    return np.stack([location, shape, scale * unit, statistic, p_value])
+    return np.stack([location, shape, scale, statistic, p_value])
 
 
 def _likelihood(

@@ -24,7 +24,12 @@ attack              knowledge  finds    distance        source
 Nothing is clipped unless ``box=(low, high)`` says so; x must lie in it, and no x_adv leaves it.
 
 Losses are differences of logits, in units that each example sets: neither the scale of the logits nor that of
-the data matters, and no softmax saturates. Member k of an ensemble gets what it gets alone, rounding aside.
+the data matters, and no softmax saturates. Of ``fgs`` and ``rfgs`` alone, the smallest too, the direction is
+the cross-entropy's, which depends on the scale of the logits where there are three classes or more. Where
+logits overflow, nothing is found. Member k of an ensemble gets what it gets alone, rounding aside.
+
+What ends on a boundary, where rounding decides, is moved on by so much that products of any shape call it
+misclassified; but where sums inside a network cancel by many digits, their rounding may still decide.
 """
 
 from empirical.attacks.carlini_wagner import carlini_wagner

@@ -23,6 +23,16 @@ def margins(logits: Float[Tensor, "K n c"], y: Int[Tensor, "*K n"]) -> Float[Ten
     return logits.gather(2, true)[..., 0] - others.amax(2)
 
 
+def sure_margins(logits: Float[Tensor, "K n c"], y: Int[Tensor, "*K n"]) -> Float[Tensor, "K n"]:
+    """The margins and some roundings of the logits: where negative, so is the margin in every product."""
+    return margins(logits, y) + roundings(logits)
+
+
+def roundings(logits: Float[Tensor, "K n c"]) -> Float[Tensor, "K n"]:
+    """By how much products of another shape change a margin at most, if no sum of theirs is much larger."""
+    return _ROUNDINGS * torch.finfo(logits.dtype).eps * logits.abs().amax(2)
+
+
 def check_attack(
     ensemble: Ensemble,
     x: Tensor,
@@ -67,9 +77,9 @@ def check_attack(
         raise InvalidInput(f"x is {x.dtype}, the networks {ensemble.weights[0].dtype}; convert one of them")
     if box is None:
         return
-    low, high = box
-    if not -torch.inf < low < high < torch.inf:
+    if not -torch.inf < box[0] < box[1] < torch.inf:
         raise InvalidInput(f"box is {box}; give (low, high), finite, low < high")
+    low, high = torch.tensor(box, dtype=x.dtype).tolist()  # as far as x can be clamped to it
     if x.numel() and not low <= float(x.min()) <= float(x.max()) <= high:
         raise InvalidInput(f"x spans [{float(x.min())}, {float(x.max())}]; it must lie in the box {box}")
 
@@ -80,6 +90,8 @@ def check_count(name: str, value: int, *, least: int = 1) -> None:
         raise InvalidInput(f"{name} is {value}; give a whole number, at least {least}")
 
 
+# Products of another shape give logits that differ by fewer roundings of the largest than this.
+_ROUNDINGS = 32.0
 # A linearised boundary further away than so many times the size of x says that the margin is flat.
 _FAR = 16.0
 # Entries of an example from which on its rows are copied as a whole.

@@ -16,6 +16,7 @@ from empirical.attacks.active import (
     margins,
 )
 from empirical.attacks.geometry import clip, feasible, norm
+from empirical.attacks.search import cleared
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput
 
@@ -66,7 +67,7 @@ def _search(
     logits, gradient = batch.nets.logits_and_gradient(batch.start, batch.loss)
     slope = norm(feasible(gradient, batch.start, box), p=2)
     distance = torch.where(slope > 0, batch.gap(logits) / slope, 0.0)
-    unit = distance / (gradient != 0).sum(2).clamp(min=1).sqrt()
+    unit = torch.where(distance > 0, distance / (gradient != 0).sum(2).clamp(min=1).sqrt(), 1.0)
     best, weight = Closest.none(batch.start), 2 * distance
     low, high = torch.zeros_like(weight), torch.full_like(weight, torch.inf)
     unfinished = distance > 0
@@ -75,7 +76,7 @@ def _search(
             break
         active = ActiveSet.of(unfinished)
         take = active.take
-        pull = torch.where(slope > 0, weight / slope, 0.0)
+        pull = torch.where(slope > 0, weight / unit / slope, 0.0)
         found = _descend(batch.part(active), take(pull), take(unit), steps=steps, rate=rate, box=box)
         success, everywhere = found.found, torch.ones_like(found.found)
         closer = success & (found.distance < take(best.distance))
@@ -85,13 +86,16 @@ def _search(
         active.put(high, torch.where(success, take(weight), take(high)), everywhere)
         weight = torch.where(high.isfinite(), (low + high) / 2, _GROWTH * weight)
         unfinished &= high.isinf() | (high - low > _CLOSE * high)
-    return best.points, best.found
+    return cleared(batch, best, box=box)
 
 
 def _descend(
     batch: Batch, pull: Tensor, unit: Tensor, *, steps: int, rate: float, box: tuple[float, float] | None
 ) -> Closest:
-    """One round of Adam from d = 0, ``pull`` the margin's weight: the closest success, if any."""
+    """One round of Adam from d = 0, ``pull`` the margin's weight: the closest success, if any.
+
+    Gradients are in units of ``unit``: their squares neither overflow nor vanish.
+    """
     best, points, loss = Closest.none(batch.start), batch.start, batch.loss
     delta, momentum, variance = (torch.zeros_like(points) for _ in range(3))
     length, unit = torch.zeros_like(pull), unit[..., None]
@@ -99,10 +103,10 @@ def _descend(
         logits, gradient = batch.nets.logits_and_gradient(points, loss)
         success = margins(logits, batch.y) < 0
         best.offer(points, length, success)
-        gradient.mul_(torch.where(success, 0.0, -pull)[..., None]).add_(delta, alpha=2)
+        gradient.mul_(torch.where(success, 0.0, -pull)[..., None]).addcdiv_(delta, unit, value=2)
         momentum.lerp_(gradient, 1 - _BETA1)
         variance.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
-        root = variance.sqrt().mul_((1 - _BETA2 ** (i + 1)) ** -0.5).add_(_EPSILON * unit)
+        root = variance.sqrt().mul_((1 - _BETA2 ** (i + 1)) ** -0.5).add_(_EPSILON)
         step = rate * (1 - i / steps) / (1 - _BETA1 ** (i + 1))
         delta = delta.addcdiv_(momentum * unit, root, value=-step)
         points = clip(batch.start + delta, box)

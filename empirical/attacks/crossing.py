@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.attacks.active import ActiveSet, margins
+from empirical.attacks.active import ActiveSet, margins, sure_margins
 from empirical.ensembles import Ensemble
 
 # A found point is put this far beyond the boundary, relative to the step and to the size of x, but never
@@ -18,8 +19,10 @@ OVERSHOOT = 1e-7
 _VISIBLE = 1e-12
 # Crossings of modules are found to this many roundings of x + t * direction,
 ROUNDINGS = 64
-# and at most this many times as far away as x, or 1, is large: logits out there say nothing about x.
-REACH = 2.0**20
+# what rounding may take back is moved on by this share at most,
+_FURTHEST = 0.11
+# and rays are followed this many times as far away as x, or 1, is large: further logits say nothing about x.
+_REACH = 2.0**20
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,22 @@ def least_step(x: Float[Tensor, "n d"], direction: Float[Tensor, "*K n d"]) -> F
     return visible * x.abs().amax(1) / direction.abs().amax(-1)
 
 
-def size_along(x: Float[Tensor, "n d"], direction: Float[Tensor, "*K n d"]) -> Float[Tensor, "*K n"]:
-    """The step that goes as far as x, or 1, is large; 0 for a direction that is 0."""
-    largest = direction.abs().amax(-1)
-    return (x.abs().amax(1).clamp(min=1.0) / largest).where(largest > 0, torch.zeros_like(largest))
+def scales_along(
+    x: Float[Tensor, "n d"], direction: Float[Tensor, "*K n d"]
+) -> tuple[Float[Tensor, "*K n"], Float[Tensor, "*K n"], Float[Tensor, "*K n"]]:
+    """How exactly and how densely a ray is looked at, and how far: a rounding, a unit and a limit of steps.
+
+    The first two are set by the size of x alone, whatever the units of the data; the unit by 1 where x is 0.
+    All are 0 for a direction that is 0.
+    """
+    size, largest = x.abs().amax(1), direction.abs().amax(-1)
+    unit, limit = torch.where(size > 0, size, 1.0), _REACH * size.clamp(min=1.0)
+    rounding = ROUNDINGS * torch.finfo(x.dtype).eps * size
+
+    def steps(way: Tensor) -> Tensor:
+        return torch.where(largest > 0, way / largest, 0.0)
+
+    return steps(rounding), steps(unit), steps(limit)
 
 
 def overshoot(dtype: torch.dtype) -> float:
@@ -59,15 +74,42 @@ def margins_at(
     direction: Float[Tensor, "K n d"],
     at: Float[Tensor, "K n"],
     where: Bool[Tensor, "K n"],
+    *,
+    sure: bool = False,
 ) -> Float[Tensor, "K n"]:
-    """The margins of the networks, run again, at x + at * direction; inf but for the rays asked for."""
+    """The margins of the networks, run again, at x + at * direction; inf but for the rays asked for.
+
+    The sure ones (:func:`empirical.attacks.active.sure_margins`) if asked for.
+    """
     active = ActiveSet.of(where)
     found = torch.full_like(at, torch.inf)
     if len(active.members):
         points = active.take(x.expand_as(direction)) + active.take(at)[..., None] * active.take(direction)
         logits = ensemble.select(active.members).logits(points)
-        active.put(found, margins(logits, active.take(y.expand_as(where))), active.live)
+        leads = (sure_margins if sure else margins)(logits, active.take(y.expand_as(where)))
+        active.put(found, leads, active.live)
     return found
+
+
+def moved_on(
+    step: Float[Tensor, "K n"],
+    doubtful: Bool[Tensor, "K n"],
+    leads: Callable[[Float[Tensor, "K n"], Bool[Tensor, "K n"]], Float[Tensor, "K n"]],
+    *,
+    by: float,
+    most: float | Float[Tensor, "K n"] = torch.inf,
+) -> tuple[Float[Tensor, "K n"], Bool[Tensor, "K n"]]:
+    """The doubtful steps, longer by a share ``by`` or ten times that and so on until ``leads`` are negative.
+
+    And which are. Steps beyond ``most``, and longer ones than by a tenth, are not tried; those for which none
+    suffices stay.
+    """
+    clear = torch.zeros_like(doubtful)
+    while by <= _FURTHEST and doubtful.any():
+        here = (step * (1 + by)).clamp(max=most)
+        now = doubtful & (leads(here, doubtful) < 0)
+        step, doubtful, clear, by = torch.where(now, here, step), doubtful & ~now, clear | now, 10 * by
+    return step, clear
 
 
 def step_beyond(at: Tensor, end: Tensor, least: Tensor, *, max_step: float) -> Tensor:

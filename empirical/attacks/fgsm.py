@@ -19,8 +19,8 @@ from theory.types import InvalidInput
 def loss_gradient_sign(
     ensemble: Ensemble, x: Float[Tensor, "*K n d"], y: Int[Tensor, "*K n"]
 ) -> Float[Tensor, "K n d"]:
-    """Sign of the input gradient of the cross-entropy at the true label; 0 where the gradient is 0."""
-    return ensemble.logits_and_gradient(x, cross_entropy_direction(y))[1].sign()
+    """Sign of the input gradient of the cross-entropy at the true label; 0 where that is 0 or NaN."""
+    return ensemble.logits_and_gradient(x, cross_entropy_direction(y))[1].sign().nan_to_num_(0.0)
 
 
 def fgs(

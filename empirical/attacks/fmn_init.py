@@ -74,7 +74,8 @@ def _nearest(batch: Batch, others: Tensor, *, p: float, count: int) -> list[Clos
     seen = start.new_ones(nets.members, 1, nets.inputs)
     if isinstance(nets, MLPEnsemble):
         seen = (nets.weights[0] != 0).any(1, keepdim=True).to(start.dtype)
-    distance = torch.cdist(start * seen, others * seen, p=p)
+    centre = others.mean(0)  # without it, an offset of the data is all that squares of long vectors hold
+    distance = torch.cdist((start - centre) * seen, (others - centre) * seen, p=p)
     predicted = nets.logits(others).argmax(2)[:, None]
     distance.masked_fill_(predicted == batch.y[..., None], torch.inf)
     found = []

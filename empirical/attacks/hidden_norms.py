@@ -1,7 +1,8 @@
 """Gradient norms in l_2 of fully connected networks, without a gradient over the inputs for every class.
 
 A class's gradient is W^T h, with W the first layer's weights and h a vector over its units, and its norm is
-the root of h . (W W^T) h: a product with one small matrix in place of one with W.
+the root of h . (W W^T) h: a product with one small matrix in place of one with W. Where its terms cancel, and
+half of the digits with them, it is taken of the gradient itself.
 """
 
 from __future__ import annotations
@@ -43,9 +44,14 @@ class HiddenNorms:
 
     def sizes(self, pull: Float[Tensor, "K n k a"], units: Int[Tensor, " a"]) -> Float[Tensor, "K n k"]:
         """Norms of the gradients over the inputs with these gradients over units (:func:`unit_pulls`)."""
-        gram = self.gram.index_select(1, units).index_select(2, units)
-        square = torch.bmm(pull.flatten(1, 2), gram).view_as(pull).mul_(pull).sum(3)
-        return square.clamp_(min=0).sqrt_()
+        gram, rows = self.gram.index_select(1, units).index_select(2, units), pull.flatten(1, 2)
+        square = torch.bmm(rows, gram).mul_(rows).sum(2)
+        terms = torch.bmm(rows.square(), gram.diagonal(dim1=1, dim2=2)[..., None])[..., 0]
+        size, cancelled = square.clamp(min=0).sqrt_(), square < torch.finfo(square.dtype).eps ** 0.5 * terms
+        for k in cancelled.any(1).nonzero()[:, 0].tolist():
+            weight = self.nets.weights[0][k].index_select(0, units)
+            size[k, cancelled[k]] = norm(rows[k, cancelled[k]] @ weight, p=2)
+        return size.view(pull.shape[:3])
 
     def nearest(self, x: Float[Tensor, "K n d"], y: Int[Tensor, "K n"]) -> Nearest:
         """The nearest linearised boundaries in l_2."""

@@ -17,16 +17,14 @@ from torch import Tensor
 
 from empirical.attacks.crossing import (
     OVERSHOOT,
-    REACH,
     ROUNDINGS,
     Crossing,
     least_step,
-    size_along,
+    scales_along,
     step_beyond,
 )
 from empirical.ensembles import ModuleEnsemble
 from empirical.ensembles.segments import scores_on_segments
-from theory.types import InvalidInput
 
 # The first segment, as a share of the size of x or of ``max_step``.
 _FIRST = 2.0**-6
@@ -44,8 +42,8 @@ def march(
 ) -> tuple[Crossing, Float[Tensor, "K n"]]:
     """``known``, with the first crossing of every ray that at most ``bands`` bands settle.
 
-    Also how far every ray is proven to keep its class. A ray that is not settled is at inf and not exact.
-    Raises: NotPiecewiseLinear as ``scores_on_segments``; InvalidInput if logits overflow.
+    Also how far every ray is proven to keep its class. A ray that is not settled is at inf and not exact; so
+    is one on which logits overflow. Raises: NotPiecewiseLinear as ``scores_on_segments``.
     """
     found = Crossing(known.at.clone(), known.beyond.clone(), known.exact.clone())
     proven = torch.zeros_like(found.at)
@@ -68,18 +66,18 @@ def _march_member(
     bands: int,
 ) -> None:
     """Write what is found of one member's rays into ``found`` and ``proven``, one entry per ray."""
-    least, size = least_step(x, u), size_along(x, u)
-    limit = (REACH * size).clamp(max=max_step)
-    rounding = ROUNDINGS * torch.finfo(x.dtype).eps
-    length = _FIRST * size.clamp(max=8 * max_step)
+    least, (rounding, unit, limit) = least_step(x, u), scales_along(x, u)
+    limit, length = limit.clamp(max=max_step), _FIRST * unit.clamp(max=8 * max_step)
     found.exact.logical_or_(~u.any(1))
+    overflown = torch.zeros_like(found.exact)
     for _ in range(bands):
-        rows = (~found.exact).nonzero()[:, 0]
+        rows = (~found.exact & ~overflown).nonzero()[:, 0]
         if not len(rows):
             break
         ends = proven[rows], proven[rows] + length[rows]
         segment = _Bands.around(ensemble, member, x[rows], y[rows], u[rows], *ends)
-        error = rounding * (segment.end + size[rows])
+        overflown[rows] = segment.overflown
+        error = ROUNDINGS * torch.finfo(x.dtype).eps * segment.end + rounding[rows]
         room = OVERSHOOT * segment.start + least[rows]
         crossed = segment.shows_crossing(error, room)
         proven[rows], length[rows] = segment.next(error, room)
@@ -93,12 +91,14 @@ def _march_member(
 @dataclass(frozen=True)
 class _Bands:
     """The margins on one segment of each of m rays: a crossing is ruled out up to ``first``, and a
-    crossing is certain up to ``last``; inf where there is no such time on the segment."""
+    crossing is certain up to ``last``; inf where there is no such time on the segment. Bands that have
+    ``overflown`` rule out none."""
 
     start: Float[Tensor, " m"]
     end: Float[Tensor, " m"]
     first: Float[Tensor, " m"]
     last: Float[Tensor, " m"]
+    overflown: Bool[Tensor, " m"]
 
     @property
     def length(self) -> Float[Tensor, " m"]:
@@ -134,10 +134,11 @@ class _Bands:
         *line, radius = scores_on_segments(ensemble, member, x + start[:, None] * u, x + end[:, None] * u)
         m0, m1 = ((scores.gather(1, true) - scores).scatter_(1, true, torch.inf) for scores in line)
         radius = (radius + radius.gather(1, true)).scatter_(1, true, 0.0)
-        if not (line[0].isfinite().all() and line[1].isfinite().all()):
-            raise InvalidInput("the network's logits are not finite along a ray; give a smaller max_step")
+        overflown = ~torch.stack(line).isfinite().all(2).all(0)
         first, last = (_first_zero(m0 - side, m1 - side) for side in (radius, -radius))
-        return _Bands(start, end, *(torch.lerp(start, end, s).where(s.isfinite(), s) for s in (first, last)))
+        first, last = (torch.lerp(start, end, s).where(s.isfinite(), s) for s in (first, last))
+        first, last = first.where(~overflown, start), last.masked_fill(overflown, torch.inf)
+        return _Bands(start, end, first, last, overflown)
 
 
 def _first_zero(start: Float[Tensor, "m c"], end: Float[Tensor, "m c"]) -> Float[Tensor, " m"]:

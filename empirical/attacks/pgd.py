@@ -19,6 +19,7 @@ from empirical.attacks.active import (
     margins,
 )
 from empirical.attacks.geometry import clip, feasible, norm, project, unit_step
+from empirical.attacks.search import cleared
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput, check_p
 
@@ -137,7 +138,7 @@ def _bisect(
     while True:
         unfinished = torch.where(best.found, left > 0, low < largest)
         if not unfinished.any():
-            return best.points, best.found
+            return cleared(batch, best, box=box)
         active = ActiveSet.of(unfinished)
         take, part = active.take, batch.part(active)
         trial = take(radius)

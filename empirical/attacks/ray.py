@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from empirical.attacks.active import check_attack, margins
-from empirical.attacks.crossing import OVERSHOOT, Crossing, margins_at
+from empirical.attacks.active import check_attack, margins, sure_margins
+from empirical.attacks.crossing import OVERSHOOT, Crossing, margins_at, moved_on, overshoot
 from empirical.attacks.march import march
 from empirical.attacks.scan import scan
 from empirical.attacks.walk import walk
@@ -50,13 +50,15 @@ def crossings(
     """The smallest t >= 0 at which x + t * direction leaves class y, and for which rays that is certain.
 
     ``exact`` says so: always for an ``MLPEnsemble``; for a module that is known to be piecewise linear, where
-    ``bands`` evaluations settle the ray; all other rays are looked at in ``places`` places. Ties of
-    logits count as left; without ``ties``, an ``MLPEnsemble`` is followed through them to where the class has
-    changed just beyond. Modules are followed at most 2^20 times as far as x, or 1, is large.
-    Raises: InvalidInput if shapes, values or labels are bad, max_step is negative or NaN, bands < 0 or
-    places < 1.
+    ``bands`` evaluations settle the ray; all other rays are looked at in ``places`` places. Ties of logits
+    count as left, one that is only touched unless rounding hides it; without ``ties``, an ``MLPEnsemble`` is
+    followed through them to where the class has changed just beyond. Modules are followed at most 2^20 times
+    as far as x, or 1, is large. Where logits overflow, nothing is found.
+    Raises: InvalidInput if shapes, values, labels or directions are bad, max_step is negative or NaN,
+    bands < 0 or places < 1.
     """
     check_attack(ensemble, x, y)
+    _check_points("direction", direction, x, ensemble)
     if not max_step >= 0:
         raise InvalidInput(f"max_step is {max_step}; it must not be negative")
     if bands < 0 or places < 1:
@@ -103,14 +105,23 @@ def beyond_crossing(
     """The first point of another class on the ray x + t * direction, and whether there is one.
 
     A tie of logits is none, but for one at x itself, which counts as misclassified. An ``MLPEnsemble`` is
-    followed through it, other networks are not.
+    followed through it, other networks are not. A point that rounding may take back is moved on until it
+    cannot, and what the networks, run again, do not misclassify is not found.
     """
     crossing = crossings(ensemble, x, y, direction, max_step=max_step, ties=False)
-    found = crossing.beyond.isfinite()
-    if not isinstance(ensemble, MLPEnsemble):  # whose crossings without ties have been looked at
-        lead = margins_at(ensemble, x, y, direction, crossing.beyond, found)
-        found = found & ((lead < 0) | (crossing.at == 0))
-    return x + crossing.beyond.masked_fill(~found, 0.0)[..., None] * direction, found
+    step, wrong = crossing.beyond, crossing.beyond == 0
+
+    def leads(at: Tensor, where: Tensor) -> Tensor:
+        return margins_at(ensemble, x, y, direction, at, where, sure=True)
+
+    def at(step: Tensor) -> Tensor:
+        return x + step.masked_fill(step.isinf(), 0.0)[..., None] * direction
+
+    doubtful = step.isfinite() & ~wrong & ~(sure_margins(ensemble.logits(at(step)), y) < 0)
+    step, _ = moved_on(step, doubtful, leads, by=overshoot(x.dtype), most=max_step)
+    points = at(step)
+    found = wrong | (step.isfinite() & (margins(ensemble.logits(points), y) < 0))
+    return torch.where(found[..., None], points, x), found
 
 
 def shorten(
@@ -124,10 +135,26 @@ def shorten(
 
     No point moves away from x, so none leaves a box that holds both ends; one whose pulled-back version
     cannot be told from the boundary stays.
-    Raises: InvalidInput if shapes, values or labels are bad.
+    Raises: InvalidInput if shapes, values, points or labels are bad.
     """
+    check_attack(ensemble, x, y)
+    _check_points("x_adv", x_adv, x, ensemble)
     direction = torch.where(found[..., None], x_adv - x, 0.0)
     shorter, hit = beyond_crossing(ensemble, x, y, direction, max_step=1.0)
     shorter = shorter.clamp(torch.minimum(x, x_adv), torch.maximum(x, x_adv))
-    better = hit & found & (margins(ensemble.logits(shorter), y) < 0)
+    better = hit & found & (sure_margins(ensemble.logits(shorter), y) < 0)
     return torch.where(better[..., None], shorter, x_adv), found
+
+
+def _check_points(name: str, points: Tensor, x: Tensor, ensemble: Ensemble) -> None:
+    """Raises: InvalidInput unless there is a finite vector of the kind of x for every network and example."""
+    wanted = (ensemble.members, *x.shape)
+    if points.shape != wanted:
+        raise InvalidInput(f"{name} has shape {tuple(points.shape)}; expected {wanted}, (networks, *x.shape)")
+    if points.dtype != x.dtype or points.device != x.device:
+        raise InvalidInput(
+            f"{name} is {points.dtype} on {points.device}, x {x.dtype} on {x.device}; convert one of them"
+        )
+    if points.numel() and not torch.stack(points.aminmax()).isfinite().all():
+        member, row, _ = (~points.isfinite()).nonzero()[0].tolist()
+        raise InvalidInput(f"{name}[{member}, {row}] holds NaN or infinity; remove it")

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from empirical.attacks.active import ActiveSet, margins
-from empirical.attacks.crossing import REACH, ROUNDINGS, Crossing, least_step, overshoot, size_along
+from empirical.attacks.crossing import ROUNDINGS, Crossing, least_step, overshoot, scales_along
 from empirical.ensembles import Ensemble
 
 # Further away than x is large the steps grow: this many places per doubling of the distance.
@@ -31,10 +31,10 @@ def scan(
     distance. What is found is a place where the class changes, to the rounding; the ray may have left its
     class earlier, and come back between two places.
     """
-    size = size_along(x, direction)
-    unit, end = size.clamp(max=max_step), (REACH * size).clamp(max=max_step)
+    rounding, *ends = scales_along(x, direction)
+    unit, end = (each.clamp(max=max_step) for each in ends)
     left_by, kept = torch.full_like(end, torch.inf), proven.clone()
-    looking = ~known.exact & (size > 0) & (proven < end)
+    looking = ~known.exact & (proven < end)
     step = 0
     while looking.any():
         step += 1
@@ -44,7 +44,7 @@ def scan(
         left_by = torch.where(left, here, left_by)
         kept = torch.where(looking & ~left, here, kept)
         looking &= ~left & (here < end)
-    return _bisected(ensemble, x, y, direction, known, kept, left_by)
+    return _bisected(ensemble, x, y, direction, known, kept, left_by, rounding)
 
 
 def _bisected(
@@ -55,16 +55,17 @@ def _bisected(
     known: Crossing,
     low: Tensor,
     high: Tensor,
+    rounding: Tensor,
 ) -> Crossing:
     """The same with a crossing between ``low`` and ``high``, where that is finite, to the rounding."""
-    error = ROUNDINGS * torch.finfo(x.dtype).eps * size_along(x, direction)
-    found = high.isfinite()
-    wide = found & (high - low > error + ROUNDINGS * torch.finfo(x.dtype).eps * high)
+    found, share = high.isfinite(), ROUNDINGS * torch.finfo(x.dtype).eps
+    rounding = rounding.clamp(min=torch.finfo(x.dtype).tiny)  # a jump at 0 itself ends, too
+    wide = found & (high - low > rounding + share * high)
     while wide.any():
         middle = (low + high) / 2
         left = _has_left(ensemble, x, y, direction, middle, wide)
         high, low = torch.where(left, middle, high), torch.where(wide & ~left, middle, low)
-        wide &= high - low > error + ROUNDINGS * torch.finfo(x.dtype).eps * high
+        wide &= high - low > rounding + share * high
     further = high * (1 + overshoot(high.dtype)) + least_step(x, direction)
     visible = _has_left(ensemble, x, y, direction, further, found)
     beyond = torch.where(visible, further, high)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from empirical.attacks.active import ActiveSet, Batch, Closest, margins
-from empirical.attacks.crossing import ROUNDINGS
+from empirical.attacks.active import ActiveSet, Batch, Closest, margins, roundings, sure_margins
+from empirical.attacks.crossing import ROUNDINGS, moved_on, overshoot
 from empirical.attacks.geometry import along
 
 # Where the scan starts and ends, in units of the linearised distance, and the factor between its steps.
@@ -19,6 +19,8 @@ _START, _END, _FACTOR = 0.5, 64.0, 1.1
 _PLACES = 16
 # A point of an iterative attack is pulled back by so many places, aiming at so much beyond the boundary.
 _FINISHING_PLACES, _FINISHING = 4, 1e-4
+# One that is no further beyond than this share of that lies on the boundary.
+_ON_IT = 1e-3
 # Examples are packed anew when this share of them is done: packing costs as much as a third of a pass.
 _DONE_SHARE = 0.25
 
@@ -46,13 +48,12 @@ def smallest_step(
         bracket = bracket.narrower(step, places.margins(step, unfinished), unfinished)
         unfinished = unfinished & bracket.found.isinf() & (bracket.failed < end)
         step = torch.where(unfinished, (_FACTOR * step).minimum(end), step)
-    success = bracket.found.isfinite()
-    beyond = ROUNDINGS * torch.finfo(unit.dtype).eps
+    success, beyond = bracket.found.isfinite(), overshoot(unit.dtype)
     nearest = between(places, bracket, success, count=_PLACES, beyond=beyond).found.masked_fill(~success, 0.0)
     # By as much as x and its logits are rounded, for the success to be one in every product.
-    further = nearest + beyond * torch.maximum(nearest, batch.start.abs().amax(2))
-    clear = success & (places.margins(further, success) < 0)
-    return path(batch, way, torch.where(clear, further, nearest)), success
+    further = nearest + ROUNDINGS * torch.finfo(unit.dtype).eps * batch.start.abs().amax(2)
+    step, clear = moved_on(further, success, places.sure_margins, by=beyond, most=largest)
+    return path(batch, way, torch.where(clear, step, nearest)), success
 
 
 def pulled_back(
@@ -65,19 +66,29 @@ def pulled_back(
 ) -> tuple[Float[Tensor, "k m d"], Bool[Tensor, "k m"]]:
     """The points of an attack that stops somewhere beyond the boundary, moved back to it on their rays.
 
-    Not one moves away; for a few forward passes this gains what many more steps of the attack would. Points
-    end a share ``beyond`` of their way past the boundary, if ``places`` on it suffice.
+    For a few forward passes this gains what many more steps of the attack would. Points end a share
+    ``beyond`` of their way past the boundary, if ``places`` on it suffice; one that was on the boundary is
+    moved on as far, so that it is of another class however the products behind its logits are rounded.
     """
+    ray, found, whole = _Places.ray(batch, best, box), best.found, torch.ones_like(best.distance)
+    leads, rounding = ray.leads(whole, found)
+    bracket = Bracket(torch.zeros_like(whole), whole, batch.lead, leads)
+    bracket = between(ray, bracket, found, count=places, beyond=beyond)
+    on_it = (bracket.found < bracket.zero * (1 + _ON_IT * beyond)) | (bracket.after > -rounding)
+    share, _ = moved_on(bracket.found, found & on_it, ray.sure_margins, by=beyond)
+    moved = found & (share != 1)
+    return torch.where(moved[..., None], ray.path(batch, ray.way, share), best.points), found
 
-    def straight(part: Batch, way: Tensor, step: Tensor) -> Tensor:
-        return along(part.start, way, step, box)
 
-    way, found, whole = best.points - batch.start, best.found, torch.ones_like(best.distance)
-    ray = _Places(batch, way, straight)
-    bracket = Bracket(torch.zeros_like(whole), whole, batch.lead, ray.margins(whole, found))
-    share = between(ray, bracket, found, count=places, beyond=beyond).found
-    moved = found & (share < 1)
-    return torch.where(moved[..., None], straight(batch, way, share), best.points), found
+def cleared(
+    batch: Batch, best: Closest, *, box: tuple[float, float] | None
+) -> tuple[Float[Tensor, "k m d"], Bool[Tensor, "k m"]]:
+    """The points of an attack, those that rounding may take back moved on until it cannot."""
+    doubtful = best.found & ~(sure_margins(batch.nets.logits(best.points), batch.y) < 0)
+    ray = _Places.ray(batch, best, box)
+    whole, by = torch.ones_like(best.distance), overshoot(best.distance.dtype)
+    share, moved = moved_on(whole, doubtful, ray.sure_margins, by=by)
+    return torch.where(moved[..., None], ray.path(batch, ray.way, share), best.points), best.found
 
 
 @dataclass
@@ -90,15 +101,35 @@ class _Places:
     _held: Tensor | None = None  # the examples that are packed
     _packed: tuple[ActiveSet, Batch, Tensor] | None = None
 
+    @staticmethod
+    def ray(batch: Batch, best: Closest, box: tuple[float, float] | None) -> _Places:
+        """Those on the straight ways to these points, which are a step of 1 away."""
+
+        def straight(part: Batch, way: Tensor, step: Tensor) -> Tensor:
+            return along(part.start, way, step, box)
+
+        return _Places(batch, best.points - batch.start, straight)
+
     def margins(self, step: Float[Tensor, "k m"], where: Bool[Tensor, "k m"]) -> Float[Tensor, "k m"]:
         """The margins after these steps; inf where they are not asked for."""
-        found = torch.full_like(step, torch.inf)
-        if not where.any():
-            return found
-        active, part, way = self._pack(where)
-        leads = margins(part.nets.logits(self.path(part, way, active.take(step))), part.y)
-        active.put(found, leads, active.take(where))
-        return found
+        return self.leads(step, where)[0]
+
+    def sure_margins(self, step: Float[Tensor, "k m"], where: Bool[Tensor, "k m"]) -> Float[Tensor, "k m"]:
+        """The same, sure ones (:func:`empirical.attacks.active.sure_margins`)."""
+        leads, rounding = self.leads(step, where)
+        return leads + rounding
+
+    def leads(
+        self, step: Float[Tensor, "k m"], where: Bool[Tensor, "k m"]
+    ) -> tuple[Float[Tensor, "k m"], Float[Tensor, "k m"]]:
+        """Those margins and their :func:`empirical.attacks.active.roundings`; 0 where not asked for."""
+        leads, rounding = torch.full_like(step, torch.inf), torch.zeros_like(step)
+        if where.any():
+            active, part, way = self._pack(where)
+            logits = part.nets.logits(self.path(part, way, active.take(step)))
+            active.put(leads, margins(logits, part.y), active.take(where))
+            active.put(rounding, roundings(logits), active.take(where))
+        return leads, rounding
 
     def _pack(self, where: Bool[Tensor, "k m"]) -> tuple[ActiveSet, Batch, Tensor]:
         """The examples asked for, and perhaps some more: ever fewer are asked for in a search."""

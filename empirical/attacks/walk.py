@@ -53,11 +53,13 @@ def walk(
         while done.sum() < keep_going:
             leaving, layer, units = walk.next_sign_change()
             crossing = walk.next_tie()
-            crossed = (crossing < leaving) & ~done
+            # A tie may only be touched, where the piece ends; whether one goes on is seen beyond that.
+            before = crossing <= leaving if ties else crossing < leaving
+            crossed = before & crossing.isfinite() & ~done
             torch.where(crossed, walk.t + crossing, here, out=here)
             after = walk.t + leaving
             torch.where(crossed, after, piece_end, out=piece_end)
-            done = done | crossed | (after > limit)
+            done = done | crossed | ~(after <= limit)  # NaN where logits overflow
             walk.advance(leaving, layer, units, ~done)
         crossed = here <= limit
         places = (walk.member[:, None].expand_as(crossed)[crossed], walk.row[crossed])

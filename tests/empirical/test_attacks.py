@@ -84,7 +84,8 @@ def test_law_rejects_faulty_attacks(p):
         return pulled_back_deepfool(nets, x, y, math.inf if p == 2 else 2.0)
 
     def stops_on_the_boundary(nets, x, y, p):
-        return deepfool(nets, x, y, p=p, overshoot=0.0, steps=1)
+        x_adv, found = deepfool(nets, x, y, p=p, overshoot=0.0, steps=1)
+        return x + (x_adv - x) / (1 + OVERSHOOT), found
 
     def double(nets, x, y, p):
         x_adv, found = pulled_back_deepfool(nets, x, y, p)

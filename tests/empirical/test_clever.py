@@ -105,6 +105,19 @@ def test_scores_by_the_gram_matrix_are_those_by_gradients(outputs, dtype, monkey
     np.testing.assert_allclose(found.largest, plain.largest, rtol=tolerance)
 
 
+@pytest.mark.parametrize("difference", [1e-1, 1e-3, 1e-4, 1e-5])
+def test_small_gradients_of_large_sums_are_seen(difference):
+    """h2 - h1, of units whose weights differ in one place: the Gram matrix's terms cancel in float32."""
+    weight = np.random.default_rng(1).standard_normal(8)
+    both = np.stack([weight, weight + difference * np.eye(8)[0]])
+    net = ReLUNetwork((both, np.array([[0.0, 0.0], [-1.0, 1.0]])), (np.full(2, 50.0), np.array([0.0, 2e-5])))
+    nets = from_networks([net]).to(dtype=torch.float32, device=CPU)
+    assert HiddenNorms.of(nets) is not None
+    slope = float((nets.weights[0][0, 1] - nets.weights[0][0, 0]).norm())
+    found = clever(nets, torch.zeros(1, 8), torch.tensor([1]), p=2, radius=1.0, batches=3, batch_size=5)
+    assert found.largest[0, 0, 0] == pytest.approx(slope, rel=1e-3)
+
+
 def test_what_is_returned_hangs_together():
     nets = networks([6, 30, 30, 4], [0, 1])
     x = torch.randn(5, 6, dtype=torch.float64)

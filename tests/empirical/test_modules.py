@@ -48,6 +48,14 @@ class Scaled(nn.Module):
         return self.factor * self.layer(x)
 
 
+class Counted(nn.ReLU):
+    """With a buffer that its state does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1), persistent=False)
+
+
 class Doubled(Scaled):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([super().forward(x)] * 2, dim=1)
@@ -190,6 +198,7 @@ def test_a_member_depends_on_its_seed_alone():
             lambda: concatenate([with_activation(mlps(), KLargest(k)) for k in (4, 4, 1)]),
             "modules that differ in what they compute",
         ),
+        (lambda: with_activation(mlps(), Counted()), "activation has parameters or buffers"),
         (
             lambda: MLPEnsemble(mlps().weights, mlps().biases, tuple(~mask for mask in mlps().masks)),
             r"masks\[0\] is False at weights that are not 0",

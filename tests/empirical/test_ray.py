@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empirical.attacks import first_crossing, minimal_fgs, shorten
+from empirical.attacks import crossings, first_crossing, minimal_fgs, shorten
 from empirical.attacks.active import margins
 from empirical.attacks.ray import beyond_crossing
 from empirical.ensembles import MLPEnsemble, from_modules, from_networks, to_module
@@ -106,7 +106,7 @@ def test_misclassified_is_zero_and_a_constant_network_is_never_left():
 
 
 def tied() -> tuple[MLPEnsemble, torch.Tensor, torch.Tensor]:
-    """All hidden units end where the logits tie, at a step of 0.5; from 1.25 on another one decides."""
+    """Two hidden units end, and two logits tie, at steps of 0.4 and 0.5; from 1.25 on another one decides."""
     weights = (
         [[2, 1, 0, 2, -1, 2], [-1, -1, 1, 0, 1, -2], [2, 1, 2, 2, 1, 2]],
         [[-1, -2, -2], [0, -2, 0], [0, 0, -1]],
@@ -119,7 +119,7 @@ def tied() -> tuple[MLPEnsemble, torch.Tensor, torch.Tensor]:
 def test_a_tie_is_no_other_class():
     ensemble, x, y = tied()
     down = torch.full((1, 1, 6), -1.0, dtype=torch.float64)
-    assert float(first_crossing(ensemble, x, y, down)[0]) == pytest.approx(0.5)
+    assert float(first_crossing(ensemble, x, y, down)[0]) == pytest.approx(0.4)
     x_adv, found = minimal_fgs(ensemble, x, y)
     assert found.all()
     assert float((x - x_adv).abs().max()) == pytest.approx(1.25, abs=1e-6)
@@ -132,6 +132,39 @@ def test_a_tie_is_no_other_class():
     assert not minimal_fgs(modules, x, y)[1].any()
     # A tie at x is misclassified already.
     assert minimal_fgs(ensemble, x + 0.7 * down[0], y)[1].all()
+
+
+def test_a_tie_that_is_only_touched_counts_where_ties_do():
+    """Logits |t - 1| and 0: they tie at the kink alone."""
+    net = ReLUNetwork(
+        (np.array([[1.0], [-1.0]]), np.array([[1.0, 1.0], [0.0, 0.0]])), (np.array([-1.0, 1.0]), np.zeros(2))
+    )
+    ensemble, x, u = from_networks([net]), torch.zeros(1, 1).double(), torch.ones(1, 1, 1).double()
+    assert float(crossings(ensemble, x, torch.tensor([0]), u).at) == 1.0
+    assert float(crossings(ensemble, x, torch.tensor([0]), u, ties=False).at) == math.inf
+    assert not beyond_crossing(ensemble, x, torch.tensor([0]), u)[1].any()
+
+
+@pytest.mark.parametrize("scale", [1e12, 1e13, 1e20])
+@pytest.mark.parametrize("modules", [False, True])
+def test_a_row_whose_logits_overflow_is_not_found_and_harms_no_other(scale, modules):
+    generator = torch.Generator().manual_seed(0)
+    weights = tuple(torch.randn(1, b, a, generator=generator) for a, b in ((6, 8), (8, 7), (7, 3)))
+    nets = MLPEnsemble(
+        weights, tuple(torch.zeros(w.shape[:2]) for w in weights), tuple(w != 0 for w in weights)
+    )
+    huge = MLPEnsemble(tuple(w * scale for w in weights), nets.biases, nets.masks)
+    if modules:
+        nets, huge = (from_modules([to_module(n, 0)], shape=(6,)) for n in (nets, huge))
+    x = torch.rand(10, 6, generator=generator)
+    x[5:] *= 1e-30
+    y = nets.logits(x)[0].argmax(1)
+    x_adv, found = minimal_fgs(huge, x, y)
+    assert (margins(huge.logits(x_adv), y) < 0)[found].all()
+    u = torch.randn(1, 10, 6, generator=generator) * x.amax(1)[:, None]
+    wanted, at = (crossings(n, x, y, u, max_step=4.0).at[0, 5:] for n in (nets, huge))
+    assert wanted.isfinite().any()
+    torch.testing.assert_close(at, wanted, rtol=1e-3, atol=0)
 
 
 @given(rays())
@@ -190,6 +223,26 @@ def test_bad_input_is_named(x, y, message):
     net = from_networks([ReLUNetwork((np.ones((2, 3)),), (np.zeros(2),))])
     with pytest.raises(InvalidInput, match=message):
         first_crossing(net, x.double(), y, torch.ones(1, *x.shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda u: u[0], r"has shape \(2, 3\); expected \(1, 2, 3\)"),
+        (lambda u: u.float(), "is torch.float32 on cpu, x torch.float64"),
+        (lambda u: u / 0, r"\[0, 0\] holds NaN or infinity"),
+        (lambda u: u.where(u != 5, torch.nan), r"\[0, 1\] holds NaN or infinity"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_directions_are_named(change, message):
+    ensemble = from_networks([ReLUNetwork((np.ones((2, 3)),), (np.zeros(2),))])
+    x, y, u = torch.zeros(2, 3).double(), torch.tensor([0, 1]), torch.arange(1.0, 7.0).view(1, 2, 3).double()
+    for nets in (ensemble, from_modules([to_module(ensemble, 0)], shape=(3,))):
+        with pytest.raises(InvalidInput, match="direction.*" + message):
+            crossings(nets, x, y, change(u))
+        with pytest.raises(InvalidInput, match="x_adv.*" + message):
+            shorten(nets, x, y, change(u), torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_negative_max_step_is_named():

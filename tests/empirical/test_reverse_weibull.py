@@ -43,6 +43,27 @@ def test_the_known_end_point_is_found():
     assert np.median(found.location) == pytest.approx(3.0, rel=0.02)
 
 
+def test_a_likelihood_that_rises_to_the_bound_has_no_maximum():
+    """Its greatest value of shapes above 1 is at 1, and the fit there is no maximum."""
+    found = end_points(np.array([[1.0, 2.0, 3.0]]))
+    assert found.shape == pytest.approx(1.0)
+    assert found.p_value > 0.05
+    assert not found.fitted
+    assert found.location == 3.0
+    many = end_points(10 + drawn(1.0, sets=100, count=50))
+    assert (many.shape[many.fitted] > 1 + 1e-6).all()
+    assert (many.shape < 1 + 1e-6).any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_maxima_near_the_largest_number_are_fitted_in_silence():
+    maxima = drawn(3.0, sets=20, count=50) / 3 * 1.7e308
+    found, wanted = end_points(maxima), end_points(maxima / 2**1000)
+    both = found.fitted & wanted.fitted
+    assert both.any()
+    np.testing.assert_allclose(found.location[both] / 2.0**1000, wanted.location[both])
+
+
 def test_poor_fits_fall_back_to_the_largest_sample():
     rng = np.random.default_rng(0)
     two_values = np.repeat([[1.0, 2.0]], 25, axis=0).reshape(1, -1)
