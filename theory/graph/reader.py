@@ -369,8 +369,8 @@ class _Reading:
             number = number.subs(self.batch.node.expr, self.examples)
         if number.free_symbols:
             raise InvalidInput(
-                "network has a side that depends on more than the number of examples (an input of any size, or "
-                "a choice by a mask); fix the size, and choose by places"
+                "network has a side that depends on more than the number of examples (an input of any size, "
+                "or a choice by a mask); fix the size, and choose by places"
             )
         return value.node.pytype(number)
 
