@@ -110,7 +110,7 @@ def curve_of_kind(
             f"table has several values of {quantity}, {method}, of {family}, {pruning}, for one seed and "
             f"sparsity, of the settings {named}; give the rows of one run"
         )
-    return chosen.pivot_table(index="seed", columns="sparsity", values="value", observed=True)
+    return chosen.set_index(["seed", "sparsity"])["value"].dropna().unstack()
 
 
 def is_measured(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> bool:
