@@ -278,9 +278,9 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def comparison(folder: Path) -> dict[tuple[str, str, str], dict[str, float]]:
+def comparison(folder: Path, reference: str = "dense") -> dict[tuple[str, str, str], dict[str, float]]:
     """The rows by quantity, norm and nature."""
-    table = read_table(folder / "against" / "dense" / "comparison.parquet", schema=against.COMPARISON)
+    table = read_table(folder / "against" / reference / "comparison.parquet", schema=against.COMPARISON)
     return {(row["quantity"], row["norm"], row["nature"]): row for row in table.to_pylist()}
 
 
@@ -410,7 +410,8 @@ def convolutional(tmp_path_factory) -> Path:
 def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monkeypatch):
     monkeypatch.chdir(convolutional)
     common = ("--data", "images.npz", *QUICK, "--removed", "0.9")
-    as_state = run("cnn.pt", "--arch", "own_cnn:Net", *common, "--crown", 5, "--out", "state")
+    arch = ("--arch", "own_cnn:Net")  # of the checkpoint alone: the program needs none
+    as_state = run("cnn.pt", *arch, "--against", "cnn.pt2", *common, "--crown", 5, "--out", "state")
     as_program = run("cnn.pt2", *common, "--crown", 0, "--out", "program")
     assert (as_state.exit_code, as_program.exit_code) == (0, 0), as_state.output + as_program.output
     compared = ["quantity", "norm", "method", "pruning", "sparsity", "example"]
@@ -418,6 +419,11 @@ def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monke
         one, other = (read_table(Path(folder) / name).to_pandas() for folder in ("state", "program"))
         pd.testing.assert_frame_equal(one[compared], other[compared])
         np.testing.assert_allclose(one["value"], other["value"], rtol=1e-5, atol=1e-9)
+    for (quantity, _, nature), row in comparison(Path("state"), "cnn").items():
+        if nature == against.BOUNDED and quantity == "mean_radius":
+            assert row["low"] <= 0 <= row["high"]
+        else:
+            assert row["change"] == pytest.approx(0, abs=1e-5)
     page, other = (Path(folder, "report.html").read_text() for folder in ("state", "program"))
     assert (
         "No prediction for random masks: moment propagation is done for fully connected networks only" in page
