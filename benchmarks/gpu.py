@@ -3,13 +3,14 @@
 ``python -m benchmarks.gpu --out benchmarks/results/gpu.csv`` on a GPU; ``--quick`` is a smoke test of tiny
 networks on any device. Images are noise: time does not depend on what they show.
 
-A line of ``train`` is a way: networks batched by vmap (``together``) or one after the other (``in turn``),
+A line of ``train`` is a way: networks batched by vmap (``together``) or one alone (``in turn``),
 float32 or bfloat16 products, compiled or not (``Recipe.compiled``), a batch size. ``seconds`` is the median
 wall clock of an epoch of ``images`` per network, the GPU waited for; ``first`` that of the first epoch, with
 compilation and cuDNN's choices. ``share`` is how much of that epoch the steps' products alone would take at
 the rate of a large matrix product of the same precision in the same run. A line of ``attack`` is one attack
-on one network at ``images`` images in float64, as experiments measure; it has no share. A way that fails,
-for want of memory or of a compiler, is a line with the reason in ``note``, and the others go on.
+on one untrained network at ``images`` images, labelled as it decides, in float64, as experiments measure; it
+has no share. A way that fails, for want of memory or of a compiler, is a line with the reason in ``note``,
+and the others go on.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from empirical.experiments.specification import ATTACKS, Network
 from empirical.measurement import measure
 from empirical.provenance import choose_device, device_name
 from empirical.training import Recipe, train
+from theory.types import first_line
 
 FIELDS: tuple[str, ...] = (
     "task",
@@ -72,7 +74,7 @@ class Size:
     attacks: tuple[str, ...]
 
 
-FULL = Size((Network("resnet-32"), Network("vgg")), 50_000, 200, 3, (128, 256, 512), 2, 8192, ATTACKS)
+FULL = Size((Network("resnet-32"), Network("vgg")), 12_800, 1000, 3, (128, 256, 512), 2, 8192, ATTACKS)
 QUICK = Size((Network("vgg", scale=0.01),), 20, 1, 2, (10,), 1, 256, ("fgs", "deepfool"))
 
 
@@ -133,20 +135,20 @@ def training_lines(network: Network, size: Size, data: Dataset, device: torch.de
             "task": "train",
             "network": network.kind,
             "way": "together" if together else "in turn",
-            "members": size.members,
+            "members": size.members if together else 1,
             "batch": recipe.batch_size,
             "precision": "bfloat16" if recipe.bfloat16 else "float32",
             "compiled": recipe.compiled,
             "images": size.train,
             "note": "not compiled on a CPU" if recipe.compiled and device.type == "cpu" else "",
         }
-        parts = [nets] if together else [nets.select([k]) for k in range(size.members)]
+        members = size.members if together else 1  # in turn the others take as long
         try:
-            taken = [epoch_seconds(part, data, recipe) for part in parts]
+            taken = epoch_seconds(nets.select([*range(members)]), data, recipe)
         except Exception as error:  # a way that this machine cannot go is a finding
-            yield line | {"note": f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"}
+            yield line | {"note": _told(error)}
             continue
-        first, seconds = (sum(values) / size.members for values in zip(*taken, strict=True))
+        first, seconds = (value / members for value in taken)
         floor = flops * size.train / product_rate(dtype=dtype, device=device, size=size.product)
         yield line | {
             "seconds": f"{seconds:.3g}",
@@ -158,17 +160,23 @@ def training_lines(network: Network, size: Size, data: Dataset, device: torch.de
 def attack_lines(network: Network, size: Size, data: Dataset, device: torch.device) -> Iterator[Row]:
     """A line for every attack on one untrained network."""
     nets = started(network, 1, device)
+    x = torch.tensor(data.x_test, dtype=torch.float32, device=device)
+    found = replace(data, y_test=nets.logits(x)[0].argmax(1).cpu().numpy())  # else nothing is attacked
     for attack in size.attacks:
-        begun = time.perf_counter()
-        measure(nets, data, eps=0.01, attacks=(attack,))  # ends in NumPy arrays: the GPU is waited for
-        yield {
+        line: Row = {
             "task": f"attack {attack}",
             "network": network.kind,
             "members": 1,
             "precision": "float64",
             "images": size.attacked,
-            "seconds": f"{time.perf_counter() - begun:.3g}",
         }
+        begun = time.perf_counter()
+        try:
+            measure(nets, found, eps=0.01, attacks=(attack,))  # ends in NumPy arrays: the GPU is waited for
+        except Exception as error:  # likewise
+            yield line | {"note": _told(error)}
+            continue
+        yield line | {"seconds": f"{time.perf_counter() - begun:.3g}"}
 
 
 def noise(size: Size) -> Dataset:
@@ -179,6 +187,11 @@ def noise(size: Size) -> Dataset:
     y = np.arange(count) % 10
     test = x[size.train :].astype(np.float64)
     return Dataset("noise", x[: size.train], y[: size.train], test, y[size.train :], 10, shape=SHAPE)
+
+
+def _told(error: Exception) -> str:
+    """An error in a few words."""
+    return f"{type(error).__name__}: {first_line(error)[:80]}"
 
 
 def _flops(network: Network) -> float:
@@ -206,7 +219,7 @@ def main(*, device: str, kind: tuple[str, ...], quick: bool, out: Path | None) -
     for network in size.networks:
         if kind and network.kind not in kind:
             continue
-        for lines in (training_lines, attack_lines):
+        for lines in (attack_lines, training_lines):
             for line in lines(network, size, data, chosen):
                 table.append(dict.fromkeys(FIELDS, "") | line | {"machine": machine})
                 if out:  # what is measured stays, should the machine be taken away

@@ -7,38 +7,53 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from empirical.locations import Location
-from empirical.results import BOUNDS, SCHEMA, read_settings, read_table, write_table
+from empirical.locations import Location, names
+from empirical.results import BOUNDS, SCHEMA, join_tables, read_settings, read_table, write_table
 from theory.types import InvalidInput
 
 RUN_KEY = b"sparse_robustness.run"
 _TABLES = {"results.parquet": SCHEMA, "measure.parquet": SCHEMA, "bounds.parquet": BOUNDS}
 
 
-def condense(folder: Location, path: Path) -> int:
+def condense(folder: Location, path: Path, *, partial: bool = False) -> int:
     """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
+
+    ``partial``: those that there are of a run that is not finished, wherever it was begun.
 
     With them every case in which a theorem failed, so that the table judges as the run did.
     A table of bounds, whose figure is drawn from its examples, keeps all rows. The settings and the
     commands that made it become metadata of the file, under ``RUN_KEY``.
-    Raises: InvalidInput if the folder holds no finished run, or ``path`` exists or is not named .parquet.
+    Raises: InvalidInput if the folder holds no finished run, or, if ``partial``, no rows of any, or ``path``
+    exists or is not named .parquet.
     """
     if path.suffix != ".parquet":
         raise InvalidInput(f"out is {path}, but a Parquet file is written; give a name that ends in .parquet")
     name = next((name for name in _TABLES if (folder / name).is_file()), None)
     note = folder / "settings.json"
-    if name is None or not note.is_file():
-        raise InvalidInput(f"folder is {folder}, which holds no finished run; run the experiment to its end")
+    units = _units(folder) if partial and name is None and note.is_file() else []
+    if not note.is_file() or (name is None and not units):
+        rest = "" if partial else ", or take what there is of it (--partial)"
+        raise InvalidInput(
+            f"folder is {folder}, which holds no finished run; run the experiment to its end{rest}"
+        )
     if path.exists():
         raise InvalidInput(f"out is {path}, which exists; choose another name")
-    schema = _TABLES[name]
-    rows = read_table(folder / name, schema=schema)
+    schema = _TABLES[name] if name else SCHEMA
+    rows = read_table(folder / name, schema=schema) if name else join_tables(units)
     if schema is SCHEMA:
         rows = rows.filter(pc.field("example").is_null() | (pc.field("quantity") == "excess"))
     log = folder / "runs.jsonl"
-    told = json.dumps({"settings": read_settings(note), "runs": _logged(log)})
+    told = json.dumps(
+        {"settings": read_settings(note), "runs": _logged(log)} | ({} if name else {"unfinished": True})
+    )
     write_table(path, rows.replace_schema_metadata({**schema.metadata, RUN_KEY: told.encode()}))
     return rows.num_rows
+
+
+def _units(folder: Location) -> list[Location]:
+    """The tables of the parts of a run that are there, in the order of their names."""
+    there = folder / "units"
+    return [there / name for name in sorted(names(there)) if name.endswith(".parquet")]
 
 
 def _logged(log: Location) -> list[object]:

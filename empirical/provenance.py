@@ -65,6 +65,8 @@ def _without_folders(argument: str) -> str:
 def choose_device(name: str) -> torch.device:
     """The device for "auto" (CUDA where there is one, else the CPU), "cpu" or "cuda".
 
+    On a GPU float32 convolutions are computed in float32 from then on, not in TF32, in which logits are
+    rounded a thousand times as much as attacks take them to be.
     Raises: InvalidInput for another name, or "cuda" where there is none.
     """
     import torch
@@ -76,7 +78,10 @@ def choose_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise InvalidInput("device is 'cuda', but PyTorch sees no CUDA device; use --device cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if not available or name == "cpu":
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
 
 
 def device_name(device: torch.device) -> str:

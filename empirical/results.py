@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +179,11 @@ def write_table(path: Location, content: pa.Table) -> None:
         pq.write_table(content, temporary, compression="zstd", write_page_checksum=True)
 
     write_atomically(path, write)
+
+
+def join_tables(paths: Iterable[Location]) -> pa.Table:
+    """The rows of several results tables. Raises: InvalidInput as :func:`read_table`."""
+    return pa.concat_tables([read_table(path) for path in paths]).unify_dictionaries()
 
 
 def read_table(

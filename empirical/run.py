@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -26,7 +25,7 @@ from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint
 from empirical.locations import Location, in_one_process, present
 from empirical.progress import Advance, Progress
 from empirical.provenance import commit, package_version
-from empirical.results import INCOMPLETE, open_run, read_table, write_table
+from empirical.results import INCOMPLETE, join_tables, open_run, read_table, write_table
 from empirical.sweep import settings_id
 from empirical.takeover import find_networks, settings_of, take_over
 from empirical.workers import HERE, Workers, spread
@@ -145,15 +144,11 @@ def run_experiments(
         units = [path for job in jobs for path in job.units()]
         if lost:
             raise _incomplete(lost, units, out / INCOMPLETE)
-        content = _joined(units)
+        content = join_tables(units)
         write_table(final, content)
         (out / INCOMPLETE).unlink(missing_ok=True)
     rows = content.filter(pc.field("example").is_null()).to_pandas()
     return Outcome(final, rows, judge(rows), violations(content), settings)
-
-
-def _joined(units: Sequence[Location]) -> pa.Table:
-    return pa.concat_tables([read_table(path) for path in units]).unify_dictionaries()
 
 
 def _incomplete(lost: Sequence[NetworksLost], units: Sequence[Location], path: Location) -> NetworksLost:
@@ -161,7 +156,7 @@ def _incomplete(lost: Sequence[NetworksLost], units: Sequence[Location], path: L
     there = [*present(units), *(unit for error in lost for unit in error.units)]
     if not there:
         return _told(lost, "nothing else is left")
-    write_table(path, _joined(there))
+    write_table(path, join_tables(there))
     rest = f"whatever does not start from these networks is in {path}, for the commands claims and figures"
     return _told(lost, rest)
 

@@ -104,7 +104,8 @@ def claims(table: Location, *, markdown: bool) -> None:
 @main.command()
 @click.argument("folder", type=LocationPath(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-def condense(folder: Location, out: Path) -> None:
+@click.option("--partial", is_flag=True, help="Also of a run that is not finished: the rows that there are.")
+def condense(folder: Location, out: Path, *, partial: bool) -> None:
     """Write the rows about whole networks of the run in FOLDER to OUT, small enough to be committed.
 
     Settings, commands, seconds and versions become metadata of the file; examples' rows are left out, but
@@ -114,5 +115,5 @@ def condense(folder: Location, out: Path) -> None:
         with uninterrupted():
             from empirical.condense import condense as write
 
-        rows = write(folder, out)
+        rows = write(folder, out, partial=partial)
     click.echo(f"{rows:,} rows in {out}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from empirical.data.npz import LARGEST, SUMS, read_npz
+from empirical.data.npz import LARGEST, SUMS, read_npz, sums
 from theory.types import InvalidInput
 
 PARTS = ("train", "test")
@@ -65,7 +65,8 @@ def single(path: Path, name: str) -> Source:
 def shards(where: str, candidates: Sequence[Path], *, parts: Sequence[str] = PARTS) -> Source:
     """The data set whose shards are among these files, in the order of their numbers.
 
-    Raises: InvalidInput if there are no shards of one of the ``parts``, or those of several data sets.
+    Raises: InvalidInput if there are no shards of one of the ``parts``, or those of several data sets, or if
+    the folder lacks one that its ``SHA256SUMS`` lists: examples would be missing without a word.
     """
     found: dict[str, list[Path]] = {"train": [], "test": []}
     names = set()
@@ -83,8 +84,22 @@ def shards(where: str, candidates: Sequence[Path], *, parts: Sequence[str] = PAR
             raise InvalidInput(
                 f"data {where!r} has no file *_{part}*.npz; shards hold x and y, and are so named"
             )
+        here = found[part][0].parent
+        lacking = [
+            name for name in sums(here / SUMS) if not (here / name).is_file() and _is_shard(name, names, part)
+        ]
+        if lacking:
+            raise InvalidInput(
+                f"data {where!r} lacks {', '.join(sorted(lacking))}, which {SUMS} lists; fetch it, or take "
+                "it out of the list"
+            )
     train, test = (tuple(sorted(found[part], key=_by_number)) for part in ("train", "test"))
     return Source(names.pop(), train, test, shards=True)
+
+
+def _is_shard(name: str, of: set[str], part: str) -> bool:
+    matched = _SHARD.fullmatch(name)
+    return bool(matched and matched[1] in of and matched[2] == part)
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

@@ -157,7 +157,7 @@ def has_right_sum(path: Path) -> bool:
 
 def _check_sum(path: Path, file: BufferedReader) -> bool:
     """Whether the open file has a checksum. Raises: InvalidInput if ``SHA256SUMS`` has another one."""
-    wanted = _sums(path.with_name(SUMS)).get(path.name)
+    wanted = sums(path.with_name(SUMS)).get(path.name)
     if wanted is None:
         return False
     found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -169,7 +169,7 @@ def _check_sum(path: Path, file: BufferedReader) -> bool:
     return True
 
 
-def _sums(path: Path) -> Mapping[str, str]:
+def sums(path: Path) -> Mapping[str, str]:
     """Digests by file name. Raises: InvalidInput for a line that is not of sha256sum's format."""
     if not path.is_file():
         return {}

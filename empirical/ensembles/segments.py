@@ -155,7 +155,8 @@ def _batch_norm(
     start, *statistics = func(x.start, weight, bias, mean, var, training, *rest)
     end = func(x.end, weight, bias, mean, var, training, *rest)[0]
     scale = None if weight is None else weight.abs()
-    radius = func(x.radius, scale, None, torch.zeros_like(mean), var, training, *rest)[0]
+    shift = None if weight is None else torch.zeros_like(weight)  # cuDNN's has both or none
+    radius = func(x.radius, scale, shift, torch.zeros_like(mean), var, training, *rest)[0]
     return Segment(start, end, radius), *statistics
 
 

@@ -1,6 +1,7 @@
 """The main job end to end: what it leaves, how it resumes, and what it says when a theorem fails."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -271,6 +272,25 @@ def test_a_condensed_table_judges_alike_and_says_how_it_was_made(small_run, tmp_
     table = CliRunner().invoke(main, ["condense", str(out), str(tmp_path / "small.csv")])
     assert (table.exit_code, "ends in .parquet" in table.stderr) == (2, True)
     assert not (tmp_path / "small.csv").exists()
+
+
+def test_what_there_is_of_an_unfinished_run_can_be_taken(small_run, tmp_path):
+    """As it comes home from another machine, from whose device nothing is asked."""
+    out, outcome = small_run
+    folder, target = tmp_path / "run", tmp_path / "some.parquet"
+    shutil.copytree(out, folder, ignore=shutil.ignore_patterns("results.parquet", "checkpoints"))
+    gone = sorted((folder / "units").iterdir())[0]
+    lost = read_table(gone)
+    gone.unlink()
+    refused = CliRunner().invoke(main, ["condense", str(folder), str(target)])
+    assert "run the experiment to its end, or take what there is of it (--partial)" in refused.stderr
+    result = CliRunner().invoke(main, ["condense", str(folder), str(target), "--partial"])
+    assert result.exit_code == 0, result.output
+    whole = len(outcome.networks) + len(outcome.violations)
+    assert read_table(target).num_rows == whole - lost["example"].null_count
+    assert json.loads(pq.read_schema(target).metadata[RUN_KEY])["unfinished"]
+    nothing = CliRunner().invoke(main, ["condense", str(tmp_path), str(tmp_path / "x.parquet"), "--partial"])
+    assert nothing.exit_code == 2
 
 
 def test_the_folder_of_a_run_stands_for_its_table(small_run, tmp_path):

@@ -85,6 +85,24 @@ def test_shards_that_do_not_fit_are_named(tmp_path):
         load(str(folder / "nothing_*"))
 
 
+def test_a_listed_shard_that_is_missing_is_named(tmp_path):
+    """But where it is none of the parts asked for, or the files are chosen among those that are there."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    save_shards(folder, "tiny", train=4)
+    listed = [f"{'0' * 64}  other_train_7.npz"]
+    for path in sorted(folder.iterdir()):
+        listed.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
+    (folder / "SHA256SUMS").write_text("\n".join(listed) + "\n")
+    whole = len(load(str(folder)).y_train)
+    gone = sorted(folder.glob("tiny_train*"))[-1]
+    assert len(load(str(folder / f"tiny_*[!{gone.stem[-1]}].npz")).y_train) < whole
+    gone.unlink()
+    with pytest.raises(InvalidInput, match=f"lacks {gone.name}, which SHA256SUMS lists"):
+        load(str(folder))
+    assert len(load_test(str(folder)).y)
+
+
 def sums(path: Path, digest: str, *, mode: str = " ") -> None:
     path.with_name("SHA256SUMS").write_text(f"{digest} {mode}{path.name}\n{'0' * 64}  absent.npz\n")
 

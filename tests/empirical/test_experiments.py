@@ -47,7 +47,7 @@ def written(tmp_path):
 def test_shipped_experiments_are_sound(name):
     experiment = read_experiment(name)
     assert experiment.name == name
-    few = {"structured-mnist": 5, "two-of-four-mnist": 3}
+    few = {"structured-mnist": 5, "E6-short": 6, "two-of-four-mnist": 3}
     assert len(experiment.sparsities) >= few.get(name, 4 if "small-dense" in name else 8)
     if "[quick]" in catalog()[name].read_text():
         quick = read_experiment(name, quick=True)

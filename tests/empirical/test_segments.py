@@ -1,6 +1,7 @@
 """Bands of a module on a segment hold its activations, are thin where it is linear, and refuse the rest."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from empirical.ensembles import from_modules
+from empirical.ensembles import from_modules, segments
 from empirical.ensembles.segments import NotPiecewiseLinear, scores_on_segments
 
 SHAPE = (2, 6, 6)
@@ -136,3 +137,21 @@ def test_one_relu_has_the_thinnest_band():
     assert low.tolist() == [[-0.375, 0.75]]
     assert high.tolist() == [[2.625, -5.25]]
     assert radius.tolist() == [[0.375, 0.75]]
+
+
+def test_batch_norm_is_called_as_a_gpu_needs_it():
+    """cuDNN's kernel takes a weight and a bias, or neither."""
+
+    def kernel(z, weight, bias, *settings):
+        assert (weight is None) == (bias is None)
+        return torch.native_batch_norm(z, weight, bias, *settings)
+
+    start, end, radius = torch.randn(3, 2, 4, 6, 6, dtype=torch.float64).unbind()
+    mean, weight, bias = torch.randn(3, 4, dtype=torch.float64).unbind()
+    for parts in ((weight, bias), (None, None)):
+        settings: Any = (*parts, mean, mean.exp(), False, 0.1, 1e-5)
+        found = segments._batch_norm(kernel, segments.Segment(start, end, radius.abs()), *settings)[0]
+        ends = [torch.native_batch_norm(part, *settings)[0] for part in (start, end)]
+        torch.testing.assert_close([found.start, found.end], ends)
+        beyond = torch.native_batch_norm(start + radius.abs(), *settings)[0]
+        torch.testing.assert_close((beyond - ends[0]).abs(), found.radius)

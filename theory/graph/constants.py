@@ -226,9 +226,9 @@ def terms_bound(operation: Linear) -> int:
 
 def _matrix_norm(matrix: Tensor) -> Tensor:
     """Largest singular value, a bound: LAPACK's in float64, with a generous (m + n) eps for its error."""
-    wide = matrix.double()
+    wide = matrix.double().cpu()  # where it is LAPACK's
     eps, limits = torch.finfo(wide.dtype).eps, torch.finfo(matrix.dtype)
     largest = wide.abs().amax()
     unit = torch.where(largest > 0, largest, 1.0)
     value = torch.linalg.matrix_norm(wide / unit, ord=2) * unit * (1 + 16 * sum(wide.shape) * eps)
-    return (value * (1 + 4 * limits.eps)).to(matrix.dtype) + limits.tiny
+    return (value * (1 + 4 * limits.eps)).to(matrix) + limits.tiny
