@@ -11,7 +11,7 @@ from paper_figures.axes import STYLE, draw, sparsity_axis
 from paper_figures.curves import COLLAPSE, arithmetic
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, look_of
-from paper_figures.subjects import seed_values, subjects
+from paper_figures.subjects import abscissa, seed_values, subjects
 
 _LEVEL = (0, (1, 2))
 
@@ -36,7 +36,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
                     axes.plot(curve.sparsity, level, color=GREY, linewidth=0.8, linestyle=_LEVEL)
             sparsity_axis(axes, subject.levels)
             axes.set_ylim(0, 1.03)
-        grid.label(["clean accuracy"], [subject.title for subject in found], below="sparsity (%)")
+        grid.label(["clean accuracy"], [subject.title for subject in found], below=abscissa(table))
         handles = condition_handles(found)[:-1]
         if any("dense" in subject.conditions for subject in found):
             label = f"{1 - COLLAPSE:.0%} of dense accuracy".replace("%", " %")

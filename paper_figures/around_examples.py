@@ -11,7 +11,7 @@ from paper_figures.axes import STYLE, draw, linear_limits, log_limits, sparsity_
 from paper_figures.curves import TELLING, arithmetic, geometric, intact
 from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, panels
 from paper_figures.looks import STRONG_LOOK, WEAK, WEAK_LOOK, Look
-from paper_figures.subjects import Subject, relu, seed_values, subjects
+from paper_figures.subjects import Subject, abscissa, relu, seed_values, subjects
 
 _ESTIMATE, _BOUND = "#E69F00", "#009E73"
 _LINES = {
@@ -54,7 +54,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
         for (subject, norm, _), below in zip(columns, grid.axes.T, strict=True):
             for axes, quantity in zip(below, _ROWS, strict=True):
                 _panel(axes, subject, conditions[subject.title], quantity=quantity, norm=norm)
-        grid.label(list(_ROWS.values()), [title for *_, title in columns], below="sparsity (%)")
+        grid.label(list(_ROWS.values()), [title for *_, title in columns], below=abscissa(table))
         legend_above(grid.figure, labelled(grid.figure))
     return grid.figure
 

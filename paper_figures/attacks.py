@@ -11,7 +11,7 @@ from paper_figures.axes import STYLE, draw, linear_limits, sparsity_axis
 from paper_figures.curves import arithmetic, intact, most_telling, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, panels
 from paper_figures.looks import STRONG_LOOK, WEAK_LOOK, Look, look_of
-from paper_figures.subjects import Subject, relu, seed_values, subjects
+from paper_figures.subjects import Subject, abscissa, relu, seed_values, subjects
 
 # In the order of the legend.
 _LOOKS = {
@@ -44,7 +44,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
         for (subject, norm, _), (axes,) in zip(columns, grid.axes.T, strict=True):
             _panel(axes, subject, condition, norm)
         title = look_of(condition).label
-        grid.label([f"mean radius, {title}"], [title for *_, title in columns], below="sparsity (%)")
+        grid.label([f"mean radius, {title}"], [title for *_, title in columns], below=abscissa(table))
         dense = look_of("dense").label
         legend_above(grid.figure, labelled(grid.figure, first=[dense, *(x.label for x in _LOOKS.values())]))
     return grid.figure

@@ -12,7 +12,7 @@ from paper_figures.axes import STYLE, draw, linear_limits, say_not_measured, spa
 from paper_figures.curves import arithmetic, intact, ratio_to_dense, reference, uncapped_ratio
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, NORM, look_of
-from paper_figures.subjects import Subject, is_measured, seed_values, subjects
+from paper_figures.subjects import Subject, abscissa, is_measured, seed_values, subjects
 
 _LOWEST = -100.0  # percent: a radius cannot lose more
 _ROWS = (r"gain in $R_2$ (%)", r"gain in $R_\infty$ (%)", "change of accuracy (points)")
@@ -33,7 +33,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             for axes, norm in zip(gains, NORM, strict=True):
                 _gain(axes, subject, norm)
             _accuracy(accuracy, subject)
-        grid.label(_ROWS, [subject.title for subject in found], below="sparsity (%)")
+        grid.label(_ROWS, [subject.title for subject in found], below=abscissa(table))
         legend_above(
             grid.figure, condition_handles(found, {name for subject in found for name in _judged(subject)})
         )

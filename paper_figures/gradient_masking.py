@@ -21,7 +21,7 @@ from paper_figures.curves import (
 )
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, STRONG_LOOK, WEAK, WEAK_LOOK, look_of
-from paper_figures.subjects import Subject, relu, seed_values, subjects
+from paper_figures.subjects import Subject, abscissa, relu, seed_values, subjects
 
 # Verdicts differ if they lie on both sides of 1 and this far apart.
 _APART = 0.01
@@ -46,7 +46,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             for axes in (above, below):
                 sparsity_axis(axes, subject.levels)
         rows = [f"{condition} / dense", "overstatement (%)"]
-        grid.label(rows, [title for *_, title in columns], below="sparsity (%)")
+        grid.label(rows, [title for *_, title in columns], below=abscissa(table))
         legend_above(grid.figure, [*_handles(), *condition_handles(found)])
     return grid.figure
 

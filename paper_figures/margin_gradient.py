@@ -12,7 +12,7 @@ from paper_figures.axes import STYLE, draw, log_limits, say_not_measured, sparsi
 from paper_figures.curves import geometric, intact, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, look_of
-from paper_figures.subjects import Subject, is_measured, relu, seed_values, subjects
+from paper_figures.subjects import Subject, abscissa, is_measured, relu, seed_values, subjects
 
 _ROWS = {"margin": "mean margin", "gradient_norm": "mean gradient norm", "radius": "mean radius"}
 
@@ -32,7 +32,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
         for (subject, norm, _), below in zip(columns, grid.axes.T, strict=True):
             for axes, quantity in zip(below, _ROWS, strict=True):
                 _panel(axes, subject, quantity=quantity, norm=norm)
-        grid.label(list(_ROWS.values()), [title for *_, title in columns], below="sparsity (%)")
+        grid.label(list(_ROWS.values()), [title for *_, title in columns], below=abscissa(table))
         ratio = Line2D([], [], color=GREY, linestyle="none", marker="x", label="accuracy·margin/gradient")
         legend_above(grid.figure, [*condition_handles(found), ratio])
     return grid.figure

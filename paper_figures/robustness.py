@@ -15,7 +15,7 @@ from paper_figures.axes import STYLE, draw, largest, linear_limits, say_not_meas
 from paper_figures.curves import Curve, arithmetic, intact, uncapped
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import BOUND, GREY, look_of
-from paper_figures.subjects import Subject, is_measured, seed_values, subjects
+from paper_figures.subjects import Subject, abscissa, is_measured, seed_values, subjects
 
 # quantity, norm and method of a row of panels, and its label
 _ROWS = (
@@ -60,7 +60,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
         for column, subject in enumerate(found):
             for axes, (quantity, norm, method, _) in zip(grid.axes[:, column], rows, strict=True):
                 _panel(axes, subject, quantity=quantity, norm=norm, method=method)
-        grid.label([row[-1] for row in rows], [subject.title for subject in found], below="sparsity (%)")
+        grid.label([row[-1] for row in rows], [subject.title for subject in found], below=abscissa(table))
         drawn = {line.get_gid() for axes in grid.figure.axes for line in axes.lines}
         legend_above(grid.figure, [*condition_handles(found), *_handles(drawn)])
     return grid.figure

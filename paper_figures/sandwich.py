@@ -12,7 +12,7 @@ from paper_figures.axes import STYLE, draw, log_limits, sparsity_axis
 from paper_figures.curves import Curve, geometric, intact, uncapped
 from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, panels
 from paper_figures.looks import GREY, Look
-from paper_figures.subjects import Subject, relu, seed_values, subjects
+from paper_figures.subjects import Subject, abscissa, relu, seed_values, subjects
 
 _LINES = {
     "universal ceiling": (Look("universal ceiling", GREY, (0, (2, 1))), ""),
@@ -42,7 +42,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
         grid = panels(1, len(columns), width=width, height=2.1, together=2)
         for axes, (subject, norm, _) in zip(grid.axes[0], columns, strict=True):
             _panel(axes, subject, norm)
-        grid.label(["mean radius"], [title for *_, title in columns], below="sparsity (%)")
+        grid.label(["mean radius"], [title for *_, title in columns], below=abscissa(table))
         legend_above(grid.figure, labelled(grid.figure, first=[look.label for look, _ in _LINES.values()]))
     return grid.figure
 

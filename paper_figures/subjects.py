@@ -79,6 +79,11 @@ def examples(table: pd.DataFrame) -> dict[str, int]:
     return {title: count for title, count in counts.items() if count}
 
 
+def abscissa(table: pd.DataFrame) -> str:
+    """What a level is, in percent; under network surgery the share that is cut at first, not in the end."""
+    return "nominal sparsity (%)" if "surgery" in set(table["pruning"]) else "sparsity (%)"
+
+
 def relu(found: Iterable[Subject]) -> list[Subject]:
     """The subjects that are no linear classifiers."""
     return [subject for subject in found if subject.family not in LINEAR]

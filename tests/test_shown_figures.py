@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from website.shown import FIGURES, SHOWN, shown
+from website.shown import CAPTIONS, FIGURES, SHOWN, captions, shown
 
 # Share of pixels that may differ: letters are drawn a little differently from one platform to another.
 DIFFERENT = 5e-4
@@ -23,3 +23,7 @@ def test_a_shown_figure_is_that_of_its_table(name: str) -> None:
 
 def test_every_shown_figure_has_its_table() -> None:
     assert {path.stem for path in FIGURES.iterdir()} == set(SHOWN)
+
+
+def test_every_shown_figure_has_its_caption() -> None:
+    assert CAPTIONS.read_text(encoding="utf-8") == captions(), "`python -m website.shown` writes them again"

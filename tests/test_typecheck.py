@@ -4,7 +4,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from empirical.claims import trends
+from empirical.claims import verdicts
 from tests import typecheck
 from theory.norms import norm
 
@@ -12,7 +12,7 @@ from theory.norms import norm
 @pytest.mark.parametrize("test", ["one test", "the next"])
 def test_wrong_shapes_and_dtypes_are_caught_in_the_first_calls_of_each_test(test):
     with pytest.raises(jaxtyping.TypeCheckError):
-        trends.holm(np.zeros((2, 2)))
+        verdicts.t_interval(np.zeros((2, 2)))
     for _ in range(typecheck.CALLS):
         with pytest.raises(jaxtyping.TypeCheckError):
             norm(np.zeros((1, 3), dtype=bool), p=2)

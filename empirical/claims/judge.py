@@ -15,7 +15,7 @@ from theory.types import InvalidInput
 STATEMENTS = {
     "C1": "Linear: l_inf robustness rises with sparsity, up to collapse",
     "C2": "Linear: no sparsity gains 5 % in l_2 robustness",
-    "C3": "ReLU: some sparsity gains 5 % over the equally trained dense network",
+    "C3": "ReLU: some sparsity gains, 5 % or more in the mean, over the equally trained dense network",
     "C4": "ReLU: robustness rises, then over-sparsified networks fall again",
     "C5": "Random masks: E[L] <= c (1 - eta), and every rung of the ladder",
     "C6": "Activation sparsity raises robustness by 5 %; extreme sparsity lowers it again",

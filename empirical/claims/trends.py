@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from numpy import ndarray as Array
 from scipy import stats
 from scipy.optimize import root_scalar
 from statsmodels.stats.power import TTestPower
@@ -100,7 +98,7 @@ def countable(spread: float, seeds: int, alpha: float, *, least: float = MARGIN)
 
 @dataclass(frozen=True)
 class BestGain:
-    """One sparsity's gain, interval and test; the latter two allow for having tried all sparsities.
+    """One sparsity's gain, interval and p-value; the latter two allow for having tried all sparsities.
 
     That with the largest mean gain, among the significant ones if there are any. ``highest`` is the largest
     upper limit of any sparsity; ``doubtful`` the sparsity of the largest spread among those whose limit
@@ -120,9 +118,14 @@ class BestGain:
     tried: int
 
     @property
+    def significant(self) -> bool:
+        """Whether the interval lies above 0."""
+        return self.low > 0
+
+    @property
     def counts(self) -> bool:
         """Whether the gain is significant and no smaller than the margin."""
-        return self.p_value < LEVEL and self.gain >= MARGIN
+        return self.significant and self.gain >= MARGIN
 
     @property
     def alike(self) -> str:
@@ -136,23 +139,25 @@ class BestGain:
             return self.alike
         if self.doubtful is None:
             return f"no sparsity gains {MARGIN:.0%}"
-        if self.p_value < LEVEL:
+        if self.significant:
             return f"a gain; whether of {MARGIN:.0%} is open"
         sparsity, width = self.doubtful
-        gain = countable(width, self.seeds, LEVEL / self.tried)
+        gain = countable(width, self.seeds, LEVEL / (2 * self.tried))
         return f"80 % power for a gain of {gain:.1%} at {sparsity:g}"
 
 
 def best_gain(found: pd.DataFrame) -> BestGain:
-    """Paired t statistics per sparsity: Bonferroni intervals, Holm-corrected one-sided p-values."""
+    """Paired t statistics per sparsity, with Bonferroni's correction for having tried them all.
+
+    The p-value is for a gain, twice the one-sided one: below LEVEL exactly where the interval lies above 0.
+    """
     count, tried = found.shape
     mean, width = found.mean(), pd.Series(spread(found.to_numpy()), found.columns)
     error = width / np.sqrt(count)
     reach = stats.t.ppf(1 - LEVEL / (2 * tried), count - 1) * error
-    p_values = holm(np.nan_to_num(stats.t.sf(mean / error, count - 1), nan=1.0))
-    significant = p_values < LEVEL
-    candidates = np.where(significant | ~significant.any(), mean, -np.inf)
-    best = int(candidates.argmax())
+    chances = np.nan_to_num(stats.t.sf(mean / error, count - 1), nan=1.0)
+    significant = mean - reach > 0
+    best = int(mean.where(significant | ~significant.any(), -np.inf).argmax())
     doubtful = width[mean + reach >= MARGIN]
     return BestGain(
         sparsity=float(mean.index[best]),
@@ -160,7 +165,7 @@ def best_gain(found: pd.DataFrame) -> BestGain:
         low=float((mean - reach).iloc[best]),
         high=float((mean + reach).iloc[best]),
         highest=float((mean + reach).fillna(np.inf).max()),
-        p_value=float(p_values[best]),
+        p_value=min(1.0, 2 * tried * float(chances[best])),
         doubtful=None if doubtful.empty else (float(doubtful.idxmax()), float(doubtful.max())),
         same=tuple(map(float, width.index[width.isna()])),
         seeds=count,
@@ -178,19 +183,6 @@ def _judged(shares: Shares, *, none: bool) -> pd.DataFrame:
     """The gains to tell of: those that no cap touches; the others where they alone show that none counts."""
     found = gains(shares.values)
     return gains(shares.most) if none and found.empty else found
-
-
-def holm(p_values: Float[Array, " tried"]) -> Float[Array, " tried"]:
-    """p-values that allow for having tried them all, step by step down from the smallest (Holm, 1979).
-
-    As ``multipletests(method="holm")`` of statsmodels has them, which collects the whole program's garbage
-    in every call: half the time of judging a table.
-    """
-    order = np.argsort(p_values)
-    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
-    adjusted = np.empty_like(stepped)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
 
 
 def no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
@@ -228,7 +220,7 @@ def no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdic
 def some_improvement(
     table: pd.DataFrame, family: str, measure: Measure, *, claim: str = "C3", pruning: str = "magnitude"
 ) -> Verdict:
-    """C3, C6: one-sided paired tests of a gain at every sparsity, Holm-corrected."""
+    """C3, C6: paired tests of a gain at every sparsity, with Bonferroni's correction."""
     shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
     none = _no_gain(shares)
     found = _judged(shares, none=none)
@@ -253,7 +245,7 @@ def some_improvement(
         effect=best.gain,
         interval=(best.low, best.high),
         what=GAIN,
-        test="paired t per sparsity, Holm",
+        test="paired t per sparsity, Bonferroni",
         p_value=best.p_value,
         seeds=len(found),
         note=note + shares.left_out,
@@ -267,7 +259,7 @@ def falls_again(
 
     Best is where most is left of what the equally trained dense network has: a rise of both is training.
     The best of many sparsities lies above the first and the last by chance alone, in every resample too; so
-    the rise and the fall must also be significant by paired tests of the sparsities between, Holm-corrected.
+    the rise and the fall must also be significant by the simultaneous intervals of the sparsities between.
     ``p_value`` is the rise's; the note has the fall's where it alone is in the way. No interval is
     told of fewer than 5 seeds: two have three resamples.
     """
@@ -285,12 +277,12 @@ def falls_again(
     falls = percentiles(means[:, -1] / means.max(axis=1) - 1, chances)
     rise, drop = (best_gain(told.iloc[:, 1:-1].sub(told.iloc[:, end], axis=0)) for end in (0, -1))
     inside = grid[0] < low and high < grid[-1]
-    verdict = "supported" if inside and rise.p_value < LEVEL and falls[1] < -MARGIN else "inconclusive"
+    verdict = "supported" if inside and rise.significant and falls[1] < -MARGIN else "inconclusive"
     mean = draws.mean(axis=0)
     reach = f" [{falls[0]:+.0%}, {falls[1]:+.0%}]" if len(draws) >= FEWEST_SEEDS else ""
     fall = f"{mean[-1] / mean.max() - 1:+.0%}{reach} at {grid[-1]:g}"
     note = f"then {fall}"
-    if verdict == "supported" and drop.p_value >= LEVEL:
+    if verdict == "supported" and not drop.significant:
         verdict, note = "inconclusive", f"{note}, p = {drop.p_value:.2g} for a fall"
     elif verdict == "inconclusive" and rise.same:
         note += f"; {rise.alike}"
@@ -311,7 +303,7 @@ def falls_again(
         effect=float(grid[mean.argmax()]),
         interval=(low, high) if reach else (np.nan, np.nan),
         what=OPTIMUM,
-        test=f"paired t for a rise and for a fall, Holm; {bootstrap(len(draws))}",
+        test=f"paired t for a rise and for a fall, Bonferroni; {bootstrap(len(draws))}",
         p_value=rise.p_value,
         seeds=len(draws),
         note=note + shares.left_out,
