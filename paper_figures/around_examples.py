@@ -13,7 +13,7 @@ from paper_figures.layout import TWO_COLUMNS, by_norm, labelled, legend_above, p
 from paper_figures.looks import STRONG_LOOK, WEAK, WEAK_LOOK, Look
 from paper_figures.subjects import Subject, abscissa, relu, seed_values, subjects
 
-_ESTIMATE, _BOUND = "#E69F00", "#009E73"
+_ESTIMATE, _BOUND = "#D55E00", "#009E73"
 _LINES = {
     "local_radius": {
         "exact, upper": (Look("exact radius", "#000000", (0, (1.2, 1.2))), ""),

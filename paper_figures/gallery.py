@@ -93,8 +93,9 @@ ENTRIES = (
         "attacks",
         "Robustness against sparsity, attack by attack",
         attacks.figure,
-        "Mean radius of the pruned networks by every attack, and by the strongest for every example, beside "
-        "that of the equally trained dense networks by the strongest (dashed; {over}).{thin}{unit}",
+        "Above: mean radius of the pruned networks by every attack, and by the strongest for every example, "
+        "beside that of the equally trained dense networks by the strongest (dashed; {over}). Below: by how "
+        "much an attack's mean radius exceeds the strongest's, on a logarithmic axis.{thin}{unit}",
     ),
     Entry(
         "sandwich",

@@ -426,7 +426,7 @@ def _attacked_often() -> pd.DataFrame:
 def test_every_attack_has_its_curve(table) -> None:
     assert attacks.figure(table) is None  # two attacks and the strongest of them
     shown = _attacked_often()
-    l2, linf = _panels(attacks.figure(shown))
+    l2, linf, l2_excess, linf_excess = _panels(attacks.figure(shown))
     assert len(l2.lines) == 2 * 5  # faded lines too; nothing of the linear classifiers
     for axes, norm, label, wanted in [
         (l2, "l2", "dense, equally trained", {"pruning": "dense", "method": "best"}),
@@ -438,6 +438,16 @@ def test_every_attack_has_its_curve(table) -> None:
         expected = _means(shown, family="mlp", quantity="mean_radius", norm=norm, **wanted)
         np.testing.assert_allclose(_values(axes, label), expected)
     assert "C&W" not in [line.get_label() for line in linf.lines]
+    ours = shown[(shown["family"] == "mlp") & (shown["pruning"] == "magnitude")]
+    ours = ours[ours["quantity"] == "mean_radius"]
+    for axes, norm, label, method in [(l2_excess, "l2", "C&W", "cw"), (linf_excess, "linf", "FMN", "fmn")]:
+        of = ours[ours["norm"] == norm].pivot_table(
+            index=["seed", "sparsity"], columns="method", values="value"
+        )
+        excess = 100 * (of[method] / of["best"] - 1)
+        np.testing.assert_allclose(_values(axes, label), excess.groupby("sparsity").mean())
+        assert axes.get_ylim()[0] > 0
+        assert "strongest attack" not in [line.get_label() for line in axes.lines]
 
 
 _WEAK = (1.0, 1.1, 1.2, 1.15, 1.1)
