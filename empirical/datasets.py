@@ -31,6 +31,7 @@ class Dataset:
 
     x_train: (n, d) float32, as training takes it; x_test: (m, d) float64, as measurements and theory do;
     labels int64. ``shape`` is that of one example before it was flattened, channels first; (d,) if not given.
+    ``doubt`` is what to look at in how they were read, or None.
     Raises: InvalidInput for NaN, features outside the box, labels outside [0, classes), shapes that disagree,
     or fewer than two classes in the training labels.
     """
@@ -43,6 +44,7 @@ class Dataset:
     classes: int
     box: tuple[float, float] = (0.0, 1.0)
     shape: tuple[int, ...] = ()
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         for part, dtype in _TYPES.items():
@@ -100,9 +102,7 @@ class Dataset:
                     )
             rows = (y == negative) | (y == positive)
             parts[f"x_{part}"], parts[f"y_{part}"] = x[rows], (y[rows] == positive).astype(np.int64)
-        return Dataset(
-            name=f"{self.name}:{negative}v{positive}", classes=2, box=self.box, shape=self.shape, **parts
-        )
+        return replace(self, name=f"{self.name}:{negative}v{positive}", classes=2, **parts)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ def load_test(name: str) -> Examples:
         return Examples(name, digits.x_test, digits.y_test)
     found = _source(name, parts=("test",))
     arrays = found.read(("test",))
-    doubt = _range_doubt(arrays["x_test"])
+    remedy = "if the network was trained on another scale, store them as floats on that one"
+    doubt = _range_doubt(arrays["x_test"], remedy)
     x, shape = _part(name, "test", arrays["x_test"])
     return Examples(found.name, x.reshape(-1, *shape), _joined(arrays["y_test"]), doubt)
 
@@ -188,7 +189,7 @@ def load(name: str) -> Dataset:
     uint8 pixels are divided by 255, float features must lie in [0, 1]. Examples keep their stored shape,
     named ones are made (channels, height, width); the last data set is kept in memory.
     Raises: InvalidInput for an unknown name, data that cannot be fetched, a damaged file, a wrong checksum,
-    missing keys or bad values.
+    missing keys, training and test features of which one alone are uint8, or bad values.
     """
     if name == "digits":
         return _digits()
@@ -201,6 +202,14 @@ def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -
     """The data set in these files, which have not changed since if the stamp is equal."""
     arrays = found.read(PARTS)
     y_train, y_test = (_joined(arrays[f"y_{part}"]) for part in ("train", "test"))
+    trained, attacked = (arrays[f"x_{part}"][0].dtype for part in ("train", "test"))
+    if (trained == np.uint8) != (attacked == np.uint8):
+        raise InvalidInput(
+            f"x_train of {name} is {trained}, x_test {attacked}; only uint8 is divided by 255: store both as "
+            "uint8 pixels, or both as floats in [0, 1]"
+        )
+    remedy = "if they are on another scale, store them as floats scaled into [0, 1]"
+    doubt = _range_doubt([*arrays["x_train"], *arrays["x_test"]], remedy)
     x_train, shape = _part(name, "train", arrays.pop("x_train"))
     x_test, tested = _part(name, "test", arrays.pop("x_test"))
     if not _alike(shape, tested):
@@ -210,7 +219,7 @@ def _loaded(name: str, found: Source, stamp: frozenset[tuple[Path, int, int]]) -
     y_train = check_labels("y_train", y_train, n=len(x_train), classes=None)
     y_test = check_labels("y_test", y_test, n=len(x_test), classes=None)
     classes = NAMED[name].classes if name in NAMED else _classes(y_train, y_test)
-    return Dataset(found.name, x_train, y_train, x_test, y_test, classes, shape=shape)
+    return Dataset(found.name, x_train, y_train, x_test, y_test, classes, shape=shape, doubt=doubt)
 
 
 def _source(name: str, *, parts: Sequence[str] = PARTS) -> Source:
@@ -278,15 +287,12 @@ def _part(name: str, part: str, read: Sequence[np.ndarray]) -> tuple[np.ndarray,
     return scaled.reshape(len(scaled), -1), shape[1:]
 
 
-def _range_doubt(read: Sequence[np.ndarray]) -> str | None:
+def _range_doubt(read: Sequence[np.ndarray], remedy: str) -> str | None:
     """What to look at if features are stored as uint8, but fill no more than half of its range; else None."""
     largest = max((int(x.max()) for x in read if x.dtype == np.uint8 and x.size), default=_HALF + 1)
     if largest > _HALF:
         return None
-    return (
-        f"uint8 features are divided by 255 and range to {largest / 255:.2g} then; if the network was "
-        "trained on another scale, store them as floats on that one"
-    )
+    return f"uint8 features are divided by 255 and range to {largest / 255:.2g} then; {remedy}"
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -26,8 +26,8 @@ class Surgery:
     """``rates`` has one entry for all layers, or one per layer; None spares a layer.
 
     Instead of rates, ``share``: that of every layer's weights which lies below its cutting threshold, 0.9 t,
-    at the start. At step t the masks of a member are updated with probability (1 + decay * t)^-power, all
-    layers at once.
+    at the start, zeros among them: of a pruned network it is to be more than its sparsity. At step t the
+    masks of a member are updated with probability (1 + decay * t)^-power, all layers at once.
     Raises: InvalidInput for no rates, one that is not finite, rates and a share, a share outside [0, 1), or a
     negative decay or power.
     """
@@ -55,7 +55,8 @@ class Surgery:
 def thresholds(weights: Sequence[Float[Tensor, "K *_"]], surgery: Surgery) -> list[Float[Tensor, "K *_"]]:
     """t of every layer and member, shaped to broadcast with the weights; NaN where a layer is spared.
 
-    Raises: InvalidInput if there are neither one rate nor as many as layers.
+    Raises: InvalidInput if there are neither one rate nor as many as layers, or a share at which the
+    threshold is 0: more of a layer's weights are 0 already, and whatever moves would be spliced in.
     """
     if surgery.share is not None:
         return [_threshold_of(weight, surgery.share) for weight in weights]
@@ -81,6 +82,12 @@ def _threshold_of(weight: Float[Tensor, "K *_"], share: float) -> Float[Tensor, 
     """
     size = weight.abs().flatten(1)
     least = size.kthvalue(1 + min(round(share * size.shape[1]), size.shape[1] - 1), dim=1).values.double()
+    if (least == 0).any():
+        sparsity = float((size == 0).double().mean(1).max())
+        raise InvalidInput(
+            f"share is {share}, but {sparsity:.4g} of a layer's weights are 0 already, which surgery would "
+            "undo; give a larger share, or start from the dense network"
+        )
     limit = least / CUT
     limit = torch.where(CUT * limit > least, limit.nextafter(torch.zeros_like(limit)), limit)
     return limit.view(-1, *[1] * (weight.ndim - 1))

@@ -79,16 +79,26 @@ def local_source(name: str, *, parts: Sequence[str] = PARTS) -> Source | None:
 
 
 def channels_first(name: str, x: np.ndarray) -> np.ndarray:
-    """The examples of a named data set in its shape, whether stored flat, without or with channels last.
+    """The examples of a named data set in its shape.
 
-    Raises: InvalidInput if they have another number of features.
+    They are stored flat, as images with channels first or last, or as channels of flat pixels; axes of one
+    entry do not count. Raises: InvalidInput for any other shape, whose order is not known.
     """
     shape = NAMED[name].shape
-    if x.ndim == 4 and x.shape[1:] == (*shape[1:], shape[0]):
+    if x.shape[1:] == (*shape[1:], shape[0]):
         return x.transpose(0, 3, 1, 2)
-    if x.ndim < 2 or prod(x.shape[1:]) != prod(shape):
-        raise InvalidInput(f"data {name!r} has x of shape {x.shape}; expected (examples, {shape})")
+    alike = [(prod(shape),), (shape[0], prod(shape[1:])), shape]
+    if _sides(x.shape[1:]) not in [_sides(known) for known in alike]:
+        raise InvalidInput(
+            f"data {name!r} has x of shape {x.shape}; store it as (examples, {', '.join(map(str, shape))}), "
+            "flat in that order, or as images with channels last"
+        )
     return x.reshape(len(x), *shape)
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of more than one entry."""
+    return tuple(side for side in shape if side != 1)
 
 
 def _download(name: str, path: Path) -> None:

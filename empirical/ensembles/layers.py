@@ -1,7 +1,8 @@
 """The products with a layer's weights: dense, or by compressed rows where few of them are not zero.
 
-Which one, the weights of each member alone decide: its results depend neither on the other members nor on
-how many examples there are. Both are the same sums, rounded in another order.
+Which one, the weights of each member alone decide: up to rounding, its results depend neither on the other
+members nor on how many examples there are. All are the same sums, rounded in another order: a dense member
+has another routine beside a sparse one.
 """
 
 from __future__ import annotations

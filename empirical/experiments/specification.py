@@ -41,6 +41,7 @@ CONDITIONS = (
     "activation",
 )
 SCALED = ("units", "small-dense")  # conditions at the widths of a smaller dense network
+HIDDEN = ("small-dense", "activation")  # conditions of networks with a hidden layer
 # Conditions that prune groups of so many weights.
 N_OF_M = {"n-of-4": 4, "n-of-16": 16, "n-of-4-shuffled": 4, "n-of-16-shuffled": 16}
 # An experiment file is a page. The reader of TOML needs the square of a dotted key's length in memory.
@@ -100,7 +101,8 @@ class Experiment:
     are rounded to half precision after every training and only those that others start from stay on disk.
     ``local`` names what is computed around the first ``local_examples`` test examples of every network
     (:mod:`empirical.local_comparison`); ``local_radii`` are those of the balls of its Lipschitz constants, in
-    l_2 and in l_inf.
+    l_2 and in l_inf. At step t of its training ``surgery`` updates its masks with probability
+    (1 + ``surgery_decay`` t)^-``surgery_power``.
     Raises: InvalidInput naming the entry that is out of range.
     """
 
@@ -125,6 +127,8 @@ class Experiment:
     local: tuple[str, ...] = ()
     local_examples: int = 20
     local_radii: tuple[float, float] = (0.5, 0.05)
+    surgery_decay: float = 0.0
+    surgery_power: float = 1.0
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -146,10 +150,11 @@ class Experiment:
         rising = all(a < b for a, b in zip(self.sparsities[:-1], self.sparsities[1:], strict=True))
         if not self.sparsities or self.sparsities[0] != 0 or not rising:
             raise InvalidInput(f"sparsities is {list(self.sparsities)}; give values that rise from 0")
-        if "small-dense" in self.conditions and self.network.kind in LINEAR_KINDS:
-            raise InvalidInput(
-                f"conditions is {list(self.conditions)}; small-dense is for a network with hidden layers"
-            )
+        for condition in (name for name in HIDDEN if name in self.conditions):
+            if self.network.kind in LINEAR_KINDS:
+                raise InvalidInput(
+                    f"conditions is {list(self.conditions)}; {condition} is for a network with hidden layers"
+                )
         if "units" in self.conditions and self.network.kind != "mlp":
             raise InvalidInput(f"conditions is {list(self.conditions)}; units are pruned of an mlp only")
         for condition in (name for name in N_OF_M if name in self.conditions):
@@ -176,8 +181,24 @@ class Experiment:
                 raise InvalidInput(
                     f"{name} is {getattr(self, name)}; steps of the fast gradient sign must be positive"
                 )
-
+        self._check_surgery()
         self._check_local()
+
+    def _check_surgery(self) -> None:
+        if not 0 <= self.surgery_decay < float("inf"):
+            raise InvalidInput(f"surgery_decay is {self.surgery_decay}; it must be finite and not negative")
+        if not 0 < self.surgery_power < float("inf"):
+            raise InvalidInput(f"surgery_power is {self.surgery_power}; it must be positive and finite")
+        if self.surgery_decay and "surgery" not in self.conditions:
+            raise InvalidInput(
+                f"surgery_decay is {self.surgery_decay}, but conditions is {list(self.conditions)}: "
+                "leave it out, or add surgery"
+            )
+        if self.surgery_power != 1 and not self.surgery_decay:
+            raise InvalidInput(
+                f"surgery_power is {self.surgery_power}, which does nothing without a positive "
+                "surgery_decay: give one, or leave it out"
+            )
 
     def _check_local(self) -> None:
         if len(self.local_radii) != 2 or not all(0 < radius < float("inf") for radius in self.local_radii):
@@ -210,7 +231,8 @@ class Experiment:
             case "small-dense":
                 return replace(self.retrain, **longer)
             case "surgery":
-                return replace(self.retrain, **longer, surgery=Surgery(share=s))
+                cuts = Surgery(share=s, decay=self.surgery_decay, power=self.surgery_power)
+                return replace(self.retrain, **longer, surgery=cuts)
             case "l1":
                 return replace(self.retrain, l1=s)
             case "activation":
@@ -220,6 +242,9 @@ class Experiment:
     def describe(self) -> dict[str, Any]:
         """The experiment as plain JSON values, without later settings that are unused: ids outlive them."""
         plain = asdict(self) | {"first": self.first.describe(), "retrain": self.retrain.describe()}
+        schedule = {name: plain.pop(name) for name in ("surgery_decay", "surgery_power")}
+        if self.surgery_decay:
+            plain["retrain"] |= schedule  # of training, so that --networks compares it
         unused = {name for name in ("further_eps", "compact", "local") if not plain[name]}
         if not self.local:
             unused |= {"local_examples", "local_radii"}

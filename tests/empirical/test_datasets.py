@@ -197,6 +197,29 @@ def test_first_keeps_order_shape_and_labels():
         digits.first(n_train=1)
 
 
+@pytest.mark.parametrize(("train", "test"), [(np.uint8, np.float64), (np.float32, np.uint8)])
+def test_pixels_are_stored_alike_in_both_parts(tmp_path, train, test):
+    images = arrays(x_train=np.eye(6, 4).astype(train), x_test=np.eye(3, 4).astype(test))
+    save(tmp_path / "mixed.npz", images)
+    told = f"x_train of .*mixed.npz is {np.dtype(train)}, x_test {np.dtype(test)}; .* store both as uint8"
+    with pytest.raises(InvalidInput, match=told):
+        load(str(tmp_path / "mixed.npz"))
+
+
+@pytest.mark.parametrize(("largest", "doubtful"), [(1, True), (127, True), (128, False), (255, False)])
+def test_small_numbers_stored_as_pixels_are_doubted(tmp_path, largest, doubtful):
+    """In either part, and so in every part of the data set."""
+    for part in ("x_train", "x_test"):
+        images = arrays(x_train=np.eye(6, 4, dtype=np.uint8), x_test=np.eye(3, 4, dtype=np.uint8))
+        images[part] *= np.uint8(largest)
+        save(tmp_path / "mine.npz", images)
+        data = load(str(tmp_path / "mine.npz"))
+        told = f"uint8 features are divided by 255 and range to {largest / 255:.2g} then; "
+        for some in (data, data.first(n_test=1), data.pair(0, 2)):
+            assert (some.doubt or "").startswith(told if doubtful else "")
+            assert bool(some.doubt) == doubtful
+
+
 def test_shape_of_an_example_survives(tmp_path):
     images = arrays(x_train=np.ones((6, 2, 3, 4)) / 2, x_test=np.ones((3, 2, 3, 4)) / 2)
     save(tmp_path / "images.npz", images)

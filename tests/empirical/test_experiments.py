@@ -11,6 +11,7 @@ from empirical.adversarial import Adversary
 from empirical.cli.main import main
 from empirical.experiments import catalog, read_experiment
 from empirical.recipe import Recipe, Schedule
+from empirical.surgery import Surgery
 from theory.types import InvalidInput
 
 PLAIN = """
@@ -22,6 +23,7 @@ sparsities = [0, 0.5]
 kind = "mlp"
 hidden = [8]
 """
+LINEAR = '[0, 0.5]\nconditions = ["dense", "{}"]\n\n[network]\nkind = "linear"'
 AUGMENTED = """[first]
 epochs = 1
 [retrain]
@@ -80,6 +82,23 @@ def test_quick_replaces_entries_inside_tables(written):
     assert (read_experiment(name).seeds, quick.seeds) == (5, 2)
 
 
+def test_surgery_is_given_its_schedule_and_older_ids_stay(written):
+    surgery = PLAIN.replace("[0, 0.5]", '[0, 0.5]\nconditions = ["dense", "surgery"]')
+    plain = read_experiment(written(surgery))
+    falling = read_experiment(
+        written(surgery.replace("data =", "surgery_decay = 1e-4\nsurgery_power = 2\ndata ="))
+    )
+    assert plain.retraining("surgery", level=1).surgery == Surgery(share=0.5)
+    assert falling.retraining("surgery", level=1).surgery == Surgery(share=0.5, decay=1e-4, power=2.0)
+    assert falling.retraining("dense", level=1) == falling.retrain
+    # Among the entries of training, which --networks compares.
+    told = falling.describe()
+    schedule = {"surgery_decay": 1e-4, "surgery_power": 2.0}
+    assert told.pop("retrain") == plain.describe()["retrain"] | schedule
+    assert told == {key: value for key, value in plain.describe().items() if key != "retrain"}
+    assert not any("surgery" in key for key in (*plain.describe(), *plain.describe()["retrain"]))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -114,6 +133,18 @@ def test_quick_replaces_entries_inside_tables(written):
         (
             ("[network]", "first = {surgery = 3}\n[network]"),
             "first.surgery is 3; give none: conditions set it",
+        ),
+        (("[network]", "surgery_decay = 1\n[network]"), "surgery_decay is 1.0, but conditions is"),
+        (("[network]", "surgery_decay = -1\n[network]"), "surgery_decay is -1.0; it must be finite"),
+        (("[network]", "surgery_power = 0\n[network]"), "surgery_power is 0.0; it must be positive"),
+        (("[network]", "surgery_power = 2\n[network]"), "surgery_power is 2.0, which does nothing without"),
+        (
+            ('[0, 0.5]\n\n[network]\nkind = "mlp"\nhidden = [8]', LINEAR.format("activation")),
+            "activation is for a network with hidden layers",
+        ),
+        (
+            ('[0, 0.5]\n\n[network]\nkind = "mlp"\nhidden = [8]', LINEAR.format("small-dense")),
+            "small-dense is for a network with hidden layers",
         ),
         (("[network]", "first = {epochs = -1}\n[network]"), "epochs is -1"),
         (("[network]", "[network"), "is no TOML file"),

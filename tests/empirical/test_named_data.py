@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import sys
 import urllib.error
 import warnings
@@ -172,11 +173,16 @@ def test_files_go_before_openml_however_images_are_stored(here, monkeypatch, sto
     assert load_test("fashion-mnist").x.shape == (3, 1, 28, 28)
 
 
-@pytest.mark.parametrize("stored", ["flat", "channels first", "channels last"])
+@pytest.mark.parametrize("stored", ["flat", "channels first", "channels first, flat", "channels last"])
 def test_colours_come_first(here, stored):
     here.mkdir()
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
-    kept = {"flat": images.reshape(4, -1), "channels last": images.transpose(0, 2, 3, 1)}.get(stored, images)
+    kept = {
+        "flat": images.reshape(4, -1),
+        "channels first": images,
+        "channels first, flat": images.reshape(4, 3, 1024),
+        "channels last": images.transpose(0, 2, 3, 1),
+    }[stored]
     for part in ("train_0", "train_1", "test"):
         save(here / f"cifar10_{part}.npz", {"x": kept, "y": np.array([0, 1, 2, 9], np.uint8)})
     data = load("cifar10")
@@ -195,11 +201,25 @@ def test_test_examples_alone_suffice_where_no_others_are_needed(here):
         load("cifar10")
 
 
-def test_images_of_another_size_are_refused(here):
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mnist", (8, 8)),
+        ("mnist", (14, 56)),
+        ("mnist", ()),
+        ("cifar10", (1024, 3)),
+        ("cifar10", (32, 96)),
+        ("cifar10", (32, 3, 32)),
+        ("cifar10", (64, 48)),
+    ],
+)
+def test_images_of_another_size_or_order_are_refused(here, name, shape):
+    """Whatever reshaping would make of as many numbers."""
     here.mkdir()
-    save(here / "mnist.npz", arrays(x_train=np.zeros((6, 8, 8)), x_test=np.zeros((3, 8, 8))))
-    with pytest.raises(InvalidInput, match=r"data 'mnist' has x of shape \(6, 8, 8\)"):
-        load("mnist")
+    save(here / f"{name}.npz", arrays(x_train=np.zeros((6, *shape)), x_test=np.zeros((3, *shape))))
+    told = re.escape(f"data {name!r} has x of shape {(6, *shape)}; store it as (examples, ")
+    with pytest.raises(InvalidInput, match=told):
+        load(name)
 
 
 @pytest.mark.parametrize(

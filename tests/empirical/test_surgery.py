@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from empirical.surgery import CUT, SPLICE, Surgery, operate, thresholds
+from theory.types import InvalidInput
 
 # Of so many layers a float32 threshold is off by a weight in some ten.
 LAYERS = 500
@@ -37,3 +38,16 @@ def test_what_grows_beyond_the_upper_threshold_is_spliced_in_again():
     mask, members = torch.zeros_like(weight), torch.ones(1, dtype=torch.bool)
     operate([weight], [mask], limits, members)
     assert (3.0 / CUT * SPLICE < 4.0, mask.tolist()) == (True, [[0, 0, 0, 1]])
+
+
+def test_a_share_that_is_removed_already_is_refused():
+    """A threshold of 0 would splice in every weight that moves; one more than that share is cut as told."""
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 3.0, 4.0]])
+    for share in (0.0, 0.25):
+        with pytest.raises(
+            InvalidInput, match=rf"share is {share}, but 0.5 of a layer's weights are 0 already"
+        ):
+            thresholds([weight], Surgery(share=share))
+    masks = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    operate([weight], [masks], thresholds([weight], Surgery(share=0.5)), torch.ones(2, dtype=torch.bool))
+    assert masks.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
