@@ -1,9 +1,11 @@
 # make verify: the main job on scikit-learn's digits.   make test: all tests.
 # make figures: all figures of the committed results, into figures/.   make docs: the site, into site/.
 # make wheel: the wheel, into dist/, and the main job, small, run from it in an environment of its own.
+# make bench MNIST=FILE.npz: the tables of docs/benchmarks.md, into results/bench: an hour, nothing else running.
 # One environment, .venv, built from constraints.txt.
 
 PYTHON ?= python3
+OUT ?= results/bench
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
@@ -27,8 +29,13 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/pre-commit run --all-files
 
+BENCHMARKS := certificates training attacks hidden_norms compaction convolutions
+
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks
+	@test -n "$(MNIST)" || { echo "give MNIST=FILE.npz, with peers on PYTHONPATH: docs/benchmarks.md"; exit 2; }
+	for name in $(BENCHMARKS); do \
+		$(BIN)/python -m benchmarks.$$name --mnist "$(MNIST)" --out "$(OUT)/$$name.csv" || exit; \
+	done
 
 figures: $(INSTALLED)
 	$(BIN)/python -m paper_figures

@@ -1,1 +1,1 @@
-"""Timings beside a peer and beside the arithmetic floor; see ``python -m benchmarks --help``."""
+"""Timings beside a peer and beside the arithmetic floor; ``make bench`` runs those of docs/benchmarks.md."""

@@ -6,23 +6,25 @@ for a smoke test on scikit-learn's digits. LeNet-300-100 and LeNet-5, float32, t
 test images, box [0, 1]. A row of the table is one method on one task:
 
 - ``success``: share of the images whose class has changed when the network is run again in float64.
-- ``mean``: mean distance where it has. It is not comparable where success differs.
-- ``seconds``: processor time, one thread, all images; ``times_ours`` that over this project's, first row
-  of the task.
+- ``mean``: mean distance over the ``compared`` images, which every method of the comparison (one network and
+  norm; steps along the gradient's signs among themselves) has found; left blank for methods that fail on more
+  than a twentieth of the images, or get fewer images, whose failures would leave the easy ones only.
+- ``seconds``: processor time, one thread, all images, the median of ``runs`` after one to warm up, ``least``
+  and ``most`` the smallest and the largest; what takes more than 10 s runs once, without. ``times_ours`` is
+  ``seconds`` an image over those of this project's method, the first row of its task.
+- ``gflop``: operations of the method's products, of C&W and of searches by steps, counted in a run of their
+  own; ``passes``: those over the operations of one pass to the input gradient for every image;
+  ``times_products``: ``seconds`` over the time of ``gflop`` at the run's fastest rate of a matrix product.
 - **logits and gradient**: one pass of all images to the input gradient of the cross-entropy, a step's work,
-  beside PyTorch's autograd and the floor: its floating-point operations at the rate of a matrix product.
-- **matrix product**: ``mean`` is in GFLOP/s; the machine is shared if it differs between start and end.
+  by this project and by PyTorch's autograd.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from time import process_time
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +40,9 @@ from benchmarks.attack_peers import (
 )
 from benchmarks.cases import CPU, QUICK, Setup, cases
 from benchmarks.command import on_mnist
-from benchmarks.floor import product_rate, seconds
+from benchmarks.floor import beside_products, product_row
 from benchmarks.tables import Row
-from benchmarks.turns import Timed, in_turns
+from benchmarks.turns import TIMES, in_turns
 from empirical.attacks import carlini_wagner, ddn, deepfool, fgs, fmn, fmn_init, minimal_fgs, strongest
 from empirical.attacks.active import margins
 from empirical.attacks.losses import cross_entropy_direction
@@ -55,35 +57,63 @@ FIELDS: tuple[str, ...] = (
     "task",
     "norm",
     "method",
+    "precision",
     "examples",
-    "seconds",
+    *TIMES,
     "times_ours",
+    "passes",
     "success",
+    "compared",
     "mean",
+    "gflop",
+    "times_products",
     "note",
-    "machine",
 )
-FULL = Setup(sparsities=(0.0,), examples=500, repeats=1)
+FULL = Setup(sparsities=(0.0,), examples=500, repeats=3)
 BOX = (0.0, 1.0)
 STEPS, SEARCHES = 100, 9
 FEWER = (50, 30)  # steps of ours, beside the STEPS that the peers take
 SLOWEST = 50  # images for peers that take minutes
 # LeNet-5: training images, attacked images, and the methods that would take hours or were run on the other.
 TRAINED, FEW = 10_000, 50
-LEFT_OUT = ("ART", "torchattacks", "strongest, effort 3", "strongest, effort 3, others")
+LEFT_OUT = ("ART", "torchattacks", "strongest, effort 3")  # and what begins with these
 ABSENT = "not installed"
+COMPARED = 0.95  # success of the methods whose means are compared
+COUNTED = ("steps", "C&W")  # tasks whose operations are counted
+FGS, PASS = "smallest FGS step", "logits and gradient"
 Ours = Callable[[Ensemble, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
+class Method:
+    """A method of a task, this project's or a peer's: neither if that is not installed."""
+
+    task: str
+    name: str
+    ours: Ours | None = None
+    peer: Attack | None = None
+
+    @property
+    def examples(self) -> int | None:
+        """How many images it gets, None for all."""
+        return SLOWEST if self.name == "torchattacks" and self.task == "DeepFool" else None
+
+    def work(self, nets: Ensemble, module: nn.Module, x: Tensor, y: Tensor) -> Callable[[], Tensor] | None:
+        """What returns its points; None if it is not installed."""
+        x, y = x[: self.examples], y[: self.examples]
+        if self.ours:
+            return partial(_points, self.ours, nets, x, y)
+        return partial(self.peer, module, x, y) if self.peer else None
+
+
+@dataclass(frozen=True)
 class Target:
-    """A network under attack, float64, its first correctly classified test images, and other images."""
+    """A network under attack, float64, and its first correctly classified test images."""
 
     name: str
     nets: MLPEnsemble | ModuleEnsemble
     x: Tensor
     y: Tensor
-    others: Tensor
 
     @property
     def module(self) -> nn.Module:
@@ -99,7 +129,7 @@ class Target:
 def fully_connected(data: Dataset, setup: Setup) -> Target:
     """The dense LeNet-300-100."""
     case = cases(data, setup)[0]
-    return Target("-".join(map(str, case.widths)), case.ensemble, case.x, case.y, others_of(data))
+    return Target("-".join(map(str, case.widths)), case.ensemble, case.x, case.y)
 
 
 def convolutional(data: Dataset) -> Target:
@@ -110,7 +140,7 @@ def convolutional(data: Dataset) -> Target:
     nets = nets.to(dtype=torch.float64, device=CPU)
     x_test, y_test = torch.tensor(data.x_test[: 2 * FEW]), torch.tensor(data.y_test[: 2 * FEW])
     rows = (nets.logits(x_test)[0].argmax(1) == y_test).nonzero()[:FEW, 0]
-    return Target("LeNet-5", nets, x_test[rows], y_test[rows], others_of(data))
+    return Target("LeNet-5", nets, x_test[rows], y_test[rows])
 
 
 def others_of(data: Dataset) -> Tensor:
@@ -134,76 +164,117 @@ def bisected(steps: int = 20) -> Ours:
     return attack
 
 
-def tasks(others: Tensor) -> list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | None]]]:
-    """Name, norm, this project's methods, and the peers', of every task; FMN starts from ``others`` too."""
-    found: list[tuple[str, float, dict[str, Ours], Mapping[str, Attack | None]]] = []
-    peers = deepfool_peers()
+def comparisons(others: Tensor) -> list[tuple[float, list[Method]]]:
+    """The norm and the methods of every comparison; FMN starts from ``others`` too. Peers are imported."""
+    deepfools, steppers = deepfool_peers(), gradient_step_peers(STEPS)
+    found: list[tuple[float, list[Method]]] = []
     for p in (2.0, math.inf):
-        ours: dict[str, Ours] = {"deepfool": partial(deepfool, p=p, box=BOX)}
-        found.append(("DeepFool", p, ours, {name: a for (name, q), a in peers.items() if q == p}))
-    steppers = gradient_step_peers(STEPS)
-    for p in (2.0, math.inf):
-        ours = {f"fmn, {n} steps": partial(fmn, p=p, steps=n, box=BOX) for n in (STEPS, *FEWER)}
-        ours["fmn_init, 5 x 30 steps"] = partial(fmn_init, others=others, p=p, box=BOX)
+        methods = [Method("DeepFool", "deepfool", partial(deepfool, p=p, box=BOX))]
+        methods += [Method("DeepFool", name, peer=a) for (name, q), a in deepfools.items() if q == p]
         if p == 2:
-            ours |= {f"ddn, {n} steps": partial(ddn, steps=n, box=BOX) for n in (STEPS, *FEWER)}
-        theirs = {f"{name}, {STEPS} steps": a for (name, q), a in steppers.items() if q == p}
-        found.append(("minimal", p, ours, theirs))
-    ours = {f"carlini_wagner, {SEARCHES} x {STEPS}": partial(carlini_wagner, box=BOX)}
-    found.append(("C&W", 2.0, ours, carlini_wagner_peers(SEARCHES, STEPS)))
-    ours = {"minimal_fgs": partial(minimal_fgs, box=BOX), "bisection of 20 steps": bisected()}
-    found.append(("smallest FGS step", math.inf, ours, smallest_step_peers()))
-    for p in (2.0, math.inf):
-        ours = {f"strongest, effort {e}": partial(strongest, p=p, effort=e, box=BOX) for e in (3, 2)}
-        more = partial(strongest, p=p, others=others, box=BOX)
-        ours |= {f"strongest, effort {e}, others": partial(more, effort=e) for e in (3, 2)}
-        found.append(("strongest", p, ours, {}))
-    return found
+            methods += [
+                Method("steps", f"ddn, {n} steps", partial(ddn, steps=n, box=BOX)) for n in (STEPS, *FEWER)
+            ]
+        methods += [
+            Method("steps", f"fmn, {n} steps", partial(fmn, p=p, steps=n, box=BOX)) for n in (STEPS, *FEWER)
+        ]
+        init = partial(fmn_init, others=others, p=p, box=BOX)
+        methods.append(Method("steps", "fmn_init, 5 x 30 steps", init))
+        methods += [Method("steps", name, peer=a) for (name, q), a in steppers.items() if q == p]
+        if p == 2:
+            ours = partial(carlini_wagner, steps=STEPS, searches=SEARCHES, box=BOX)
+            methods.append(Method("C&W", f"carlini_wagner, {SEARCHES} x {STEPS}", ours))
+            peers = carlini_wagner_peers(SEARCHES, STEPS)
+            methods += [Method("C&W", name, peer=a) for name, a in peers.items()]
+        for extra, more in (("", None), (", others", others)):
+            methods += [
+                Method(
+                    "strongest",
+                    f"strongest, effort {effort}{extra}",
+                    partial(strongest, p=p, effort=effort, others=more, box=BOX),
+                )
+                for effort in (3, 2)
+            ]
+        found.append((p, methods))
+    steps = [
+        Method(FGS, "minimal_fgs", partial(minimal_fgs, box=BOX)),
+        Method(FGS, "bisection of 20 steps", bisected()),
+        *(Method(FGS, name, peer=a) for name, a in smallest_step_peers().items()),
+    ]
+    return [*found, (math.inf, steps)]
 
 
-def measured(target: Target, table: list[Row], *, repeats: int, without: tuple[str, ...] = ()) -> None:
-    """Add the rows of every task, all methods of a task in turns."""
+def compared(
+    target: Target,
+    p: float,
+    methods: list[Method],
+    *,
+    repeats: int,
+    gflop: float,
+) -> Iterator[Row]:
+    """The rows of one comparison, all its methods in turns; one pass for all images takes ``gflop``."""
+    nets, module = target.nets.to(dtype=torch.float32, device=CPU), target.module
+    works = {m: m.work(nets, module, target.x.float(), target.y) for m in methods}
+    timed = in_turns(works, repeats=repeats)
+    distances = {m: distance(target, done.value, p=p) for m, done in timed.items()}
+    alike = [m for m, d in distances.items() if m.examples is None and _success(d) >= COMPARED]
+    common = torch.stack([distances[m].isfinite() for m in alike]).all(0)
+    first: dict[str, float] = {}
+    for method, work in works.items():
+        count = min(method.examples or len(target.x), len(target.x))
+        line: Row = {
+            "network": target.name,
+            "task": method.task,
+            "norm": "l2" if p == 2 else "linf",
+            "method": method.name,
+            "examples": count,
+        }
+        if work is None:
+            yield line | {"note": ABSENT}
+            continue
+        done, found = timed[method], distances[method]
+        an_image = done.seconds / count
+        line |= done.columns() | {
+            "precision": "float32",
+            "success": f"{_success(found):.3f}",
+            "times_ours": f"{an_image / first.setdefault(method.task, an_image):.3g}",
+        }
+        if method.task in COUNTED:
+            needed = operations(work)
+            line |= {"passes": f"{needed / gflop:.3g}", "gflop": f"{needed:.4g}"}
+        if method in alike:
+            line |= {"compared": int(common.sum()), "mean": f"{found[common].mean():.4g}"}
+        yield line
+
+
+def distance(target: Target, points: Tensor, *, p: float) -> Tensor:
+    """How far the points are from the first images, inf where the class is the same in float64."""
+    points, x, y = points.double(), target.x[: len(points)], target.y[: len(points)]
+    if not (points.min() >= BOX[0] and points.max() <= BOX[1]):
+        raise AssertionError("an attack left the box")
+    hit = margins(target.nets.logits(points), y)[0] < 0
+    return torch.where(hit, torch.linalg.vector_norm(points - x, ord=p, dim=1), math.inf)
+
+
+def _success(distances: Tensor) -> float:
+    return float(distances.isfinite().double().mean())
+
+
+def operations(work: Callable[[], object]) -> float:
+    """Gflop of the products of a work."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
+
+
+def _points(attack: Ours, nets: Ensemble, x: Tensor, y: Tensor) -> Tensor:
+    return attack(nets, x, y)[0][0]
+
+
+def one_pass(target: Target, *, repeats: int) -> Iterator[Row]:
+    """A step's work: ours and autograd's, and its operations."""
     nets, module = target.nets.to(dtype=torch.float32, device=CPU), target.module
     x, y = target.x.float(), target.y
-    for task, p, ours, peers in tasks(target.others):
-        ours = {name: attack for name, attack in ours.items() if name not in without}
-        peers = {name: attack for name, attack in peers.items() if name not in without}
-        if not ours:
-            continue
-        works: dict[str, Callable[[], Tensor] | None] = {}
-        counts = dict.fromkeys((*ours, *peers), len(x))
-        for name, attack in ours.items():
-            works[name] = partial(_points, attack, nets, x, y)
-        for name, peer in peers.items():
-            few = SLOWEST if name == "torchattacks" and task == "DeepFool" else len(x)
-            counts[name] = min(few, len(x))
-            works[name] = partial(peer, module, x[:few], y[:few]) if peer else None
-        timed = in_turns(works, repeats=repeats if task != "strongest" else 0)
-        first = timed[next(iter(ours))].seconds / len(x)
-        for name in works:
-            line: Row = {
-                "network": target.name,
-                "task": task,
-                "norm": "l2" if p == 2 else "linf",
-                "method": name,
-                "examples": counts[name],
-            }
-            if name in timed:
-                line |= _quality(target, timed[name], x[: counts[name]], y[: counts[name]], p=p)
-                line["times_ours"] = f"{timed[name].seconds / counts[name] / first:.3g}"
-            else:
-                line["note"] = ABSENT
-            table.append(dict.fromkeys(FIELDS, "") | line)
-
-
-def one_pass(target: Target, *, repeats: int, product: int) -> list[Row]:
-    """A step's work: ours, autograd's, and its operations at the rate of a matrix product."""
-    nets, module, x, y = (
-        target.nets.to(dtype=torch.float32, device=CPU),
-        target.module,
-        target.x.float(),
-        target.y,
-    )
 
     def autograd() -> Tensor:
         leaf = x.clone().requires_grad_()
@@ -213,70 +284,45 @@ def one_pass(target: Target, *, repeats: int, product: int) -> list[Row]:
     def ours() -> Tensor:
         return nets.logits_and_gradient(x, cross_entropy_direction(y))[1]
 
-    with FlopCounterMode(display=False) as counter:
-        autograd()
-    rate = product_rate(dtype=torch.float32, device=CPU, size=product, clock=process_time)
-    taken = [seconds(w, device=CPU, repeats=max(1, repeats), clock=process_time) for w in (ours, autograd)]
-    taken.append(counter.get_total_flops() / rate)
-    names = ("ensemble", "torch.autograd", "floor of the products")
-    table: list[Row] = []
-    for name, time in zip(names, taken, strict=True):
-        line: Row = {
+    gflop = operations(autograd)
+    timed = in_turns({"ensemble": ours, "torch.autograd": autograd}, repeats=repeats)
+    for name, done in timed.items():
+        yield {
             "network": target.name,
-            "task": "logits and gradient",
+            "task": PASS,
             "method": name,
+            "precision": "float32",
             "examples": len(x),
-            "seconds": f"{time:.3g}",
-            "times_ours": f"{time / taken[0]:.3g}",
+            **done.columns(),
+            "times_ours": f"{done.seconds / timed['ensemble'].seconds:.3g}",
+            "gflop": f"{gflop:.4g}",
         }
-        table.append(dict.fromkeys(FIELDS, "") | line)
-    return table
 
 
-def _points(attack: Ours, nets: Ensemble, x: Tensor, y: Tensor) -> Tensor:
-    return attack(nets, x, y)[0][0]
-
-
-def _quality(target: Target, timed: Timed, x: Tensor, y: Tensor, *, p: float) -> Row:
-    points = timed.value.double()
-    if not (points.min() >= BOX[0] and points.max() <= BOX[1]):
-        raise AssertionError("an attack left the box")
-    hit = margins(target.nets.logits(points), y)[0] < 0
-    distance = torch.linalg.vector_norm(points - x.double(), ord=p, dim=1)[hit]
-    return {
-        "seconds": f"{timed.seconds:.3g}",
-        "success": f"{hit.double().mean():.3f}",
-        "mean": f"{distance.mean():.4g}",
-        "note": "one run" if timed.runs == 1 else "",
-    }
-
-
-def products(setup: Setup) -> Row:
-    """The rate of matrix products, and how busy the machine is."""
-    rate = product_rate(dtype=torch.float32, device=CPU, size=setup.product, clock=process_time)
-    note = f"GFLOP/s, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    blank: Row = dict.fromkeys(FIELDS, "")
-    return blank | {"task": "matrix product", "mean": f"{rate / 1e9:.1f}", "note": note}
-
-
-def tabulate(data: Dataset, setup: Setup) -> list[Row]:
-    """The whole table, on dense networks; LeNet-5 on MNIST only, every attack once."""
-    table = [products(setup)]
-    target = fully_connected(data, setup)
-    table += one_pass(target, repeats=7 * setup.repeats, product=setup.product)
-    measured(target, table, repeats=setup.repeats)
+def tabulate(data: Dataset, setup: Setup) -> Iterator[Row]:
+    """The whole table, on dense networks; LeNet-5 on MNIST only."""
+    contests = comparisons(others_of(data))
+    yield product_row(torch.float32, setup.product)
+    targets: list[tuple[Callable[[], Target], tuple[str, ...]]]
+    targets = [(partial(fully_connected, data, setup), ())]
     if setup.repeats:
-        target = convolutional(data)
-        table += one_pass(target, repeats=7, product=setup.product)
-        measured(target, table, repeats=0, without=LEFT_OUT)
-    machine = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
-    return [line | {"machine": machine} for line in (*table, products(setup))]
+        targets.append((partial(convolutional, data), LEFT_OUT))
+    for build, without in targets:
+        target = build()
+        passes = list(one_pass(target, repeats=7 * setup.repeats))
+        yield from passes
+        gflop = float(str(passes[0]["gflop"]))
+        for p, methods in contests:
+            here = [method for method in methods if not method.name.startswith(without)]
+            yield from compared(target, p, here, repeats=setup.repeats, gflop=gflop)
+            yield product_row(torch.float32, setup.product)
 
 
 main = on_mnist(
     lambda data, quick: tabulate(data, QUICK if quick else FULL),
     FIELDS,
     "Attacks beside those of adv-lib, foolbox, torchattacks and ART",
+    beside_products,
 )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from empirical.datasets import Dataset
 from empirical.ensembles import MLPEnsemble, initialise, relu_network
@@ -75,6 +76,14 @@ class Case:
         """The smallest l_p distance at which an attack of :func:`empirical.measurement.measure` succeeds."""
         here = replace(data, x_test=self.x.numpy(), y_test=self.y.numpy())
         return torch.tensor(measure(self.ensemble, here, eps=0.1).radius[p, "best"][0])
+
+
+def fully_connected(widths: Sequence[int]) -> nn.Sequential:
+    """The usual module of linear layers with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for a, b in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def cases(data: Dataset, setup: Setup) -> list[Case]:

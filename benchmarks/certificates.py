@@ -11,34 +11,42 @@ packages of :mod:`benchmarks.peers` on PYTHONPATH (``not installed`` stands wher
   the constant over the largest gradient norm sampled in the ball. A constant below one stops the run. This
   project's constants never exceed the global one, which other packages could be held to as well: compare them
   with ``theory.graph, global aside``.
-- **matrix product**: ``value`` is in GFLOP/s; the machine is shared if it differs between start and end.
+- **matrix product**: what the machine can do at that moment.
 
-``seconds`` is processor time, one thread, for all examples and classes. ``times_floor`` divides them by the
-time of the dense products that the kind of bound consists of (:mod:`benchmarks.floor`), at the rate of the
-method's own precision at that moment; for a radius, of ten such bounds, a bisection from a factor of two to
-a relative 1e-3.
+``seconds`` is processor time, one thread, for all examples and classes, the median of ``runs`` after one to
+warm up, ``least`` and ``most`` the smallest and the largest; what takes more than 10 s runs once, without.
+``gflop`` are the operations of plain dense products: for a radius, of ten bounds, a bisection from a factor
+of two to a relative 1e-3, each CROWN's (intervals for IBP, none told where CROWN's lines meet intervals); for
+a constant, of intervals of the gradients over CROWN's bounds (:mod:`benchmarks.floor`). ``times_products`` is
+``seconds`` over their time at the run's fastest rate in the method's ``precision``. It is no floor: who
+leaves out inactive units, or needs fewer bounds, falls below 1.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from time import process_time
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import CPU, QUICK, Case, Setup, cases
+from benchmarks.cases import QUICK, Case, Setup, cases
 from benchmarks.command import on_mnist
-from benchmarks.floor import interval_flops, jacobian_flops, margin_flops, product_rate
+from benchmarks.floor import (
+    beside_products,
+    interval_flops,
+    jacobian_flops,
+    margin_flops,
+    precision,
+    product_row,
+)
 from benchmarks.peers import (
     LIRPA,
     RECURJAC,
     Constants,
+    import_certifiers,
     installed,
     largest_certified,
     lirpa_certify,
@@ -46,7 +54,7 @@ from benchmarks.peers import (
     recurjac_lipschitz,
 )
 from benchmarks.tables import Row
-from benchmarks.turns import Timed, in_turns
+from benchmarks.turns import TIMES, Timed, in_turns
 from empirical.datasets import Dataset
 from theory import graph, relu
 
@@ -56,13 +64,14 @@ FIELDS: tuple[str, ...] = (
     "radius",
     "sparsity",
     "method",
+    "precision",
     "examples",
-    "seconds",
+    *TIMES,
     "value",
     "ratio",
-    "times_floor",
+    "gflop",
+    "times_products",
     "note",
-    "machine",
 )
 RADII = {math.inf: (0.005, 0.02, 0.05), 2.0: (0.05, 0.2, 0.5)}
 START = {math.inf: 0.01, 2.0: 0.2}  # where a peer's search starts: within a factor of two of CROWN's radius
@@ -74,32 +83,36 @@ ABSENT = "not installed"
 
 @dataclass(frozen=True)
 class Method:
-    """A method that certifies radii: how many examples it gets, and its work, None if it is not installed."""
+    """A method that certifies radii: how many examples it gets, and its work, None if it is not installed.
+
+    ``flops`` are the operations of one of its bounds of one example, with dense products; 0 if not told.
+    """
 
     name: str
     examples: int
     work: Callable[[], Tensor] | None
+    flops: int
     dtype: torch.dtype = torch.float64
-    linear: bool = True  # linear relaxation, as opposed to intervals
 
 
 def radius_methods(case: Case, p: float, setup: Setup, *, full: bool) -> list[Method]:
     """Every method that certifies radii, or the two main ones if not ``full``."""
     net, x, y, m = case.net, case.x, case.y, len(case.x)
-    few = min(setup.few, m)
+    few, crown = min(setup.few, m), margin_flops(case.widths)
+    others = {"IBP": interval_flops(case.widths), "CROWN-IBP": 0}
 
     def lirpa(method: str, examples: int = m) -> Method:
         work = None
         if installed(LIRPA):
             certify = lirpa_certify(net, x, y, p=p, method=method)
             work = partial(largest_certified, certify, examples, start=START[p])
-        return Method(f"auto_LiRPA {method}", examples, work, torch.float32, linear=method != "IBP")
+        return Method(f"auto_LiRPA {method}", examples, work, others.get(method, crown), torch.float32)
 
     def ours(name: str, *, dtype: torch.dtype = torch.float64, examples: int = m, steps: int = 0) -> Method:
         here = graph.from_relu_network(net, dtype=dtype)
         some = x[:examples].to(dtype), y[:examples]
         work = partial(graph.certified_radius, here, *some, p=p, steps=steps)
-        return Method(name, examples, work, dtype)
+        return Method(name, examples, work, crown, dtype)
 
     def by_relu() -> Tensor:
         return torch.tensor(relu.crown_certified_radius(net, x.numpy(), y.numpy(), p=p))
@@ -109,7 +122,7 @@ def radius_methods(case: Case, p: float, setup: Setup, *, full: bool) -> list[Me
         methods += [
             ours("theory.graph float32", dtype=torch.float32),
             ours("theory.graph, 2 steps", steps=2),
-            Method("theory.relu crown_certified_radius", m, by_relu),
+            Method("theory.relu crown_certified_radius", m, by_relu, crown),
             lirpa("IBP"),
             lirpa("CROWN-IBP"),
             lirpa("CROWN-Optimized", few),
@@ -119,33 +132,27 @@ def radius_methods(case: Case, p: float, setup: Setup, *, full: bool) -> list[Me
     return methods
 
 
-def certified_radii(case: Case, data: Dataset, setup: Setup, *, full: bool) -> list[Row]:
+def certified_radii(case: Case, data: Dataset, setup: Setup, *, full: bool) -> Iterator[Row]:
     """The rows of certified radii, and of the best attack that they are held against.
 
-    All methods, timed ``setup.repeats`` times, if ``full``; the two main ones, run once, if not.
+    All methods if ``full``, the two main ones if not.
     """
-    table: list[Row] = []
     for p in RADII:
-        rate = rates(setup)
         attack = case.attacked(data, p=p)
-        table.append(row("best attack", p, case, "empirical best", len(case.x), value=attack.mean()))
+        yield row("best attack", p, case, "empirical best", len(case.x), value=attack.mean())
         methods = radius_methods(case, p, setup, full=full)
         works = {i: method.work for i, method in enumerate(methods)}
-        timed = in_turns(works, repeats=setup.repeats if full else 0)
+        timed = in_turns(works, repeats=setup.repeats)
         for i, method in enumerate(methods):
             add = partial(row, "certified radius", p, case, method.name, method.examples)
             if i not in timed:
-                table.append(add(note=ABSENT))
+                yield add(note=ABSENT)
                 continue
             found, limit = timed[i].value, attack[: method.examples]
             if not (found <= limit).all():
                 raise AssertionError(f"{method.name}: a certified radius exceeds an attack's")
-            flops = margin_flops(case.widths) if method.linear else interval_flops(case.widths)
-            floor = BISECTIONS * flops * method.examples / rate[method.dtype]
-            table.append(
-                add(timed=timed[i], value=found.mean(), ratio=found.mean() / limit.mean(), floor=floor)
-            )
-    return table
+            flops, ratio = BISECTIONS * method.flops * method.examples, found.mean() / limit.mean()
+            yield add(timed=timed[i], value=found.mean(), ratio=ratio, flops=flops, dtype=method.dtype)
 
 
 def sampled_constants(case: Case, x: Tensor, y: Tensor, radius: float, *, p: float, samples: int) -> Tensor:
@@ -204,9 +211,8 @@ def lipschitz_methods(case: Case, p: float) -> dict[str, Constants | None]:
     }
 
 
-def local_lipschitz(case: Case, setup: Setup) -> list[Row]:
+def local_lipschitz(case: Case, setup: Setup) -> Iterator[Row]:
     """The rows of local Lipschitz constants, on the first few examples and all other classes."""
-    table: list[Row] = []
     m = min(setup.lipschitz_examples, len(case.x))
     x, y = case.x[:m], case.y[:m]
     others = torch.arange(case.ensemble.classes) != y[:, None]
@@ -214,7 +220,6 @@ def local_lipschitz(case: Case, setup: Setup) -> list[Row]:
         methods = lipschitz_methods(case, p)
         everywhere = graph.lipschitz_constants(graph.from_relu_network(case.net), p=p)[y][others]
         for radius in radii:
-            rate = rates(setup)
             sample = partial(sampled_constants, p=p, samples=setup.samples)
             works = {name: partial(work, x, y, radius) for name, work in methods.items() if work}
             timed = in_turns(works, repeats=setup.repeats)
@@ -222,22 +227,25 @@ def local_lipschitz(case: Case, setup: Setup) -> list[Row]:
             least = sampled.value[others]
             add = partial(row, "local Lipschitz", p, case, examples=m, radius=radius)
             note = f"from below, {setup.samples} samples"
-            table.append(add(method="sampled", timed=sampled, value=least.mean(), note=note))
+            yield add(method="sampled", timed=sampled, value=least.mean(), note=note)
             ratio = (everywhere / least).mean()
-            table.append(add(method="global constant", value=everywhere.mean(), ratio=ratio))
+            yield add(method="global constant", value=everywhere.mean(), ratio=ratio)
             for name in methods:
                 if name not in timed:
-                    table.append(add(method=name, note=ABSENT))
+                    yield add(method=name, note=ABSENT)
                     continue
                 found = timed[name].value[others]
                 if not (found >= least * (1 - ROUNDING[found.dtype])).all():
                     raise AssertionError(f"{name}: a bound is below a gradient")
-                floor = jacobian_flops(case.widths) * m / rate[found.dtype]
-                ratio = (found / least).mean()
-                table.append(
-                    add(method=name, timed=timed[name], value=found.mean(), ratio=ratio, floor=floor)
+                flops, ratio = jacobian_flops(case.widths) * m, (found / least).mean()
+                yield add(
+                    method=name,
+                    timed=timed[name],
+                    value=found.mean(),
+                    ratio=ratio,
+                    flops=flops,
+                    dtype=found.dtype,
                 )
-    return table
 
 
 def row(
@@ -247,65 +255,53 @@ def row(
     method: str,
     examples: int,
     *,
-    timed: Timed | None = None,
+    timed: Timed[Tensor] | None = None,
     value: Tensor | None = None,
     ratio: Tensor | None = None,
-    floor: float | None = None,
+    flops: int = 0,
+    dtype: torch.dtype | None = None,
     radius: float | None = None,
     note: str = "",
 ) -> Row:
-    """One line of the table; ``floor`` in seconds."""
-    if timed and timed.runs == 1:
-        note = f"{note}, one run".removeprefix(", ")
+    """One line of the table."""
     return {
         "task": task,
         "norm": "l2" if p == 2 else "linf",
         "radius": "" if radius is None else radius,
         "sparsity": case.sparsity,
         "method": method,
+        "precision": precision(dtype) if dtype else "",
         "examples": examples,
-        "seconds": f"{timed.seconds:.3g}" if timed else "",
+        **(timed.columns() if timed else {}),
         "value": "" if value is None else f"{value:.4g}",
         "ratio": "" if ratio is None else f"{ratio:.4g}",
-        "times_floor": f"{timed.seconds / floor:.3g}" if timed and floor else "",
+        "gflop": f"{flops / 1e9:.4g}" if flops else "",
         "note": note,
     }
 
 
-def rates(setup: Setup) -> dict[torch.dtype, float]:
-    """Operations per second of a large matrix product, now."""
-    return {
-        dtype: product_rate(dtype=dtype, device=CPU, size=setup.product, clock=process_time)
-        for dtype in (torch.float32, torch.float64)
-    }
+def products(setup: Setup) -> Iterator[Row]:
+    """What the machine can do now, in both precisions."""
+    return (product_row(dtype, setup.product) for dtype in (torch.float32, torch.float64))
 
 
-def products(setup: Setup) -> list[Row]:
-    """The rates of matrix products, and how busy the machine is."""
-    note = f"GFLOP/s, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    blank: Row = dict.fromkeys(FIELDS, "")
-    return [
-        blank | {"task": "matrix product", "method": str(dtype), "value": f"{rate / 1e9:.1f}", "note": note}
-        for dtype, rate in rates(setup).items()
-    ]
-
-
-def tabulate(data: Dataset, setup: Setup) -> list[Row]:
+def tabulate(data: Dataset, setup: Setup) -> Iterator[Row]:
     """The whole table: everything on the dense network, the main methods on its sparse versions."""
-    table = products(setup)
+    import_certifiers()
+    yield from products(setup)
     for case in cases(data, setup):
         dense = case.sparsity == 0
-        table += certified_radii(case, data, setup, full=dense)
+        yield from certified_radii(case, data, setup, full=dense)
         if dense:
-            table += local_lipschitz(case, setup)
-    machine = f"{platform.machine()}, 1 thread, torch {torch.__version__}"
-    return [line | {"machine": machine} for line in (*table, *products(setup))]
+            yield from local_lipschitz(case, setup)
+        yield from products(setup)
 
 
 main = on_mnist(
     lambda data, quick: tabulate(data, QUICK if quick else Setup()),
     FIELDS,
     "Certificates and local Lipschitz constants beside auto_LiRPA, RecurJac and Fast-Lip",
+    beside_products,
 )
 
 

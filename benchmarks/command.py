@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -11,10 +11,16 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.tables import Row, report
 from empirical.datasets import Dataset, load
+from theory.types import InvalidInput, first_line
+
+PIXELS = 28 * 28
 
 
 def on_mnist(
-    tabulate: Callable[[Dataset, bool], Sequence[Row]], fields: Sequence[str], purpose: str
+    tabulate: Callable[[Dataset, bool], Iterable[Row]],
+    fields: Sequence[str],
+    purpose: str,
+    finish: Callable[[list[Row]], list[Row]] = list,
 ) -> click.Command:
     """A command that times on MNIST or, quickly, on the digits; ``tabulate`` is told which of the two."""
 
@@ -25,13 +31,18 @@ def on_mnist(
     def main(*, mnist: str | None, quick: bool, out: Path | None) -> None:
         if (mnist is None) != quick:
             raise click.UsageError("give either --mnist FILE.npz or --quick")
+        try:
+            data = load(mnist or "digits")
+        except (InvalidInput, OSError) as error:
+            raise click.ClickException(first_line(error)) from error
+        if mnist and data.x_train.shape[1] != PIXELS:
+            raise click.UsageError(f"{mnist} has {data.x_train.shape[1]} features, MNIST {PIXELS}")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with threadpool_limits(limits=1):
-                table = tabulate(load(mnist or "digits"), quick)
+                report(tabulate(data, quick), fields, out, finish)
         finally:
             torch.set_num_threads(threads)
-        report(table, fields, out)
 
     return main

@@ -4,9 +4,11 @@
 ``--quick`` for a smoke test on scikit-learn's digits. A row is one attack at one sparsity, layer-wise
 magnitude pruning from level to level, each trained again for an epoch: ``seconds`` are those of
 :func:`empirical.measurement.measure`, ``whole_seconds`` those of the same without
-:func:`empirical.compaction.smaller_stack`, processor time, one thread, the smallest of a few turns; ``ratio``
-is how many times slower the whole network is. Radii of ``fgs`` differ by at most a relative 1e-9, means of
-the others, whose steps rounding may turn elsewhere, by 1 %, or the run stops; ``note`` has the means.
+:func:`empirical.compaction.smaller_stack`, processor time, one thread, medians of ``runs`` in turns after one
+to warm up (what takes more than 10 s runs once, without); ``least`` and ``most``, ``whole_least`` and
+``whole_most`` the smallest and the largest; ``ratio`` is how many times slower the whole network is. Radii of
+``fgs`` differ by at most a relative 1e-9, means of the others, and how many they find, by 1 %, or the run
+stops; ``note`` has both.
 ``channels`` are what is left of the two convolutions' and the hidden layer's outputs.
 """
 
@@ -22,8 +24,9 @@ import torch
 
 from benchmarks.cases import CPU
 from benchmarks.command import on_mnist
-from benchmarks.compaction import SAME, timed
+from benchmarks.compaction import SAME, same_searches
 from benchmarks.tables import Row
+from benchmarks.turns import TIMES, in_turns
 from empirical.compaction import smaller_stack
 from empirical.datasets import Dataset
 from empirical.ensembles import ModuleEnsemble, initialise_modules
@@ -32,9 +35,17 @@ from empirical.models import lenet5
 from empirical.pruning import magnitude_masks
 from empirical.training import Recipe, train
 
-FIELDS = ("attack", "sparsity", "examples", "channels", "seconds", "whole_seconds", "ratio", "note")
-MEANS = 1e-2  # relative difference of means of searches
-SPARSITIES, EXAMPLES, REPEATS = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99), 100, 1
+FIELDS: tuple[str, ...] = (
+    "attack",
+    "sparsity",
+    "examples",
+    "channels",
+    *TIMES,
+    *(f"whole_{column}" for column in TIMES),
+    "ratio",
+    "note",
+)
+SPARSITIES, EXAMPLES, REPEATS = (0.0, 0.8, 0.9, 0.95, 0.98, 0.99), 100, 3
 ATTACKS = ("fgs", "rfgs", "deepfool", "fmn", "cw")
 RECIPE = Recipe(epochs=1, learning_rate=0.01)
 SHAPE = (1, 28, 28)
@@ -49,42 +60,33 @@ def pruned(data: Dataset, sparsities: tuple[float, ...]) -> Iterator[tuple[float
         yield sparsity, nets.to(dtype=torch.float64, device=CPU)
 
 
-def tabulate(data: Dataset, *, quick: bool) -> list[Row]:
+def tabulate(data: Dataset, *, quick: bool) -> Iterator[Row]:
     """The whole table."""
     if quick:  # digits as large as LeNet-5 takes images
         grown = {part: _grown(getattr(data, part)[:500]) for part in ("x_train", "x_test")}
         data = replace(data, **grown, y_train=data.y_train[:500], y_test=data.y_test[:500], shape=SHAPE)
     count = 5 if quick else EXAMPLES
     here = replace(data, x_test=data.x_test[:count], y_test=data.y_test[:count])
-    table: list[Row] = []
     for sparsity, nets in pruned(data, SPARSITIES[::4] if quick else SPARSITIES):
         small = smaller_stack(nets)
         left = "-".join(str(weight.shape[1]) for weight in (small or nets).weights[:-1])
         for attack in ATTACKS:
-            ours = partial(measure, nets, here, eps=0.1, attacks=(attack,))
-            runs = timed(ours, partial(_whole, ours), repeats=0 if quick else REPEATS)
-            (seconds, found), (whole_seconds, whole) = runs
-            means = []
-            for key, radius in found.radius.items():
-                if key[1] != "best":
-                    of_whole = whole.radius[key]
-                    means.append(f"{radius.mean():.6g} and {of_whole.mean():.6g}")
-                    np.testing.assert_allclose(radius.mean(), of_whole.mean(), rtol=MEANS)
-                    if attack == "fgs":
-                        np.testing.assert_allclose(radius, of_whole, rtol=SAME)
-            table.append(
-                {
-                    "attack": attack,
-                    "sparsity": sparsity,
-                    "examples": count,
-                    "channels": left,
-                    "seconds": f"{seconds:.3g}",
-                    "whole_seconds": f"{whole_seconds:.3g}",
-                    "ratio": f"{whole_seconds / seconds:.3g}",
-                    "note": f"mean radii {', '.join(means)}",
-                }
-            )
-    return table
+            compacted = partial(measure, nets, here, eps=0.1, attacks=(attack,))
+            works = {"ours": compacted, "whole": partial(_whole, compacted)}
+            ours, whole = in_turns(works, repeats=0 if quick else REPEATS).values()
+            if attack == "fgs":
+                for key, radius in ours.value.radius.items():
+                    np.testing.assert_allclose(radius, whole.value.radius[key], rtol=SAME)
+            yield {
+                "attack": attack,
+                "sparsity": sparsity,
+                "examples": count,
+                "channels": left,
+                **ours.columns(),
+                **{f"whole_{column}": value for column, value in whole.columns().items()},
+                "ratio": f"{whole.seconds / ours.seconds:.3g}",
+                "note": same_searches(ours.value, whole.value),
+            }
 
 
 def _whole(measurement: partial[Measurement]) -> Measurement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.tables import save
+from benchmarks.turns import in_turns
 from empirical.datasets import Dataset, load
 from empirical.ensembles import initialise, relu_network
 from empirical.pruning import magnitude_masks
@@ -44,9 +44,9 @@ Found = tuple[float, float, str, int | str]  # lower, upper, status, regions
 
 def timed(work: Callable[[], Found]) -> tuple[object, ...]:
     """lower, upper, seconds of processor time, status and regions of one call."""
-    started = time.process_time()
-    lower, upper, status, regions = work()
-    return lower, upper, time.process_time() - started, status, regions
+    (done,) = in_turns({"": work}, repeats=0).values()
+    lower, upper, status, regions = done.value
+    return lower, upper, done.seconds, status, regions
 
 
 def measure(net: ReLUNetwork, image: np.ndarray, label: np.ndarray, p: float) -> list[tuple[object, ...]]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from time import process_time
 
 import torch
+
+from benchmarks.tables import Row
+
+PRODUCT = "matrix product"  # the task of the rows that say what the machine can do
 
 
 def seconds(
@@ -37,6 +43,41 @@ def product_rate(
     """Floating-point operations per second of a large matrix product: nothing here can be faster."""
     a, b = (torch.rand(size, size, dtype=dtype, device=device) for _ in range(2))
     return 2 * size**3 / seconds(lambda: a @ b, device=device, clock=clock)
+
+
+def product_row(dtype: torch.dtype, size: int) -> Row:
+    """A row that says how fast a large matrix product is on the CPU now, and how busy the machine."""
+    rate = product_rate(dtype=dtype, device=torch.device("cpu"), size=size, clock=process_time)
+    gflop = 2 * size**3 / 1e9
+    return {
+        "task": PRODUCT,
+        "precision": precision(dtype),
+        "seconds": f"{gflop * 1e9 / rate:.4g}",
+        "gflop": f"{gflop:.4g}",
+        "note": f"{rate / 1e9:.1f} GFLOP/s, load average {os.getloadavg()[0]:.1f}",
+    }
+
+
+def beside_products(table: list[Row]) -> list[Row]:
+    """The rows with ``times_products``: seconds over those that ``gflop`` take at the run's fastest rate."""
+    rates: dict[object, float] = {}
+    for line in table:
+        if line["task"] == PRODUCT:
+            rate = float(str(line["gflop"])) / float(str(line["seconds"]))
+            rates[line["precision"]] = max(rate, rates.get(line["precision"], 0.0))
+
+    def times(line: Row) -> Row:
+        if not line.get("gflop"):
+            return line
+        products = float(str(line["gflop"])) / rates[line["precision"]]
+        return line | {"times_products": f"{float(str(line['seconds'])) / products:.3g}"}
+
+    return [times(line) for line in table]
+
+
+def precision(dtype: torch.dtype) -> str:
+    """The type's name in a table."""
+    return str(dtype).removeprefix("torch.")
 
 
 def multiply_adds(widths: Sequence[int]) -> int:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -106,23 +105,17 @@ def measure(case: Case) -> list[dict[str, object]]:
     rivals = rivals_of(case)
     layers = sum(isinstance(module, nn.Linear | nn.Conv2d) for module in case.model)
     alphas = np.repeat(SPARSITIES[:, None], layers, axis=1)
-    started = time.perf_counter()
     generator = torch.Generator().manual_seed(0)
     drawn = sample(case.model, case.x, case.y, rivals, alphas, masks=MASKS, generator=generator)
-    seconds = [time.perf_counter() - started]
     predictions: dict[str, Prediction] = {}
     for closure in ("covariance", "independent"):
-        started = time.perf_counter()
         if case.net is not None:
             predictions[closure] = predict(
                 case.net, case.x, case.y, rivals, alphas, covariance=closure == "covariance"
             )
         elif closure == "covariance":
             predictions[closure] = predict_sequential(case.model, case.x, case.y, rivals, alphas)
-        seconds.append(time.perf_counter() - started)
-    click.echo(
-        f"{case.name}: sampled in {seconds[0]:.1f} s, predicted in {seconds[1]:.1f} s, {seconds[2]:.1f} s"
-    )
+    click.echo(case.name)
     rows: list[dict[str, object]] = []
     for closure, prediction in predictions.items():
         for found in compare(prediction, drawn, caps=case.caps):

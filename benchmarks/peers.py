@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.cases import fully_connected
 from theory.types import ReLUNetwork
 
 LIRPA, RECURJAC = "auto_LiRPA", "bound_base"
@@ -37,8 +38,19 @@ Constants = Callable[[Tensor, Tensor, float], Tensor]  # (x, y, radius) -> (m, c
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported."""
-    return importlib.util.find_spec(package) is not None
+    """Whether a package, or a part of one, can be imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def import_certifiers() -> None:
+    """Import what is installed: a package that cannot be fails here, before any network is trained."""
+    if installed(LIRPA):
+        _lirpa()
+    if installed(RECURJAC):
+        _recurjac()
 
 
 @contextlib.contextmanager
@@ -59,15 +71,19 @@ def _lirpa() -> tuple[Any, Any, Any]:
     return package, perturbations, jacobians
 
 
+def _recurjac() -> Any:
+    os.environ["NUMBA_NUM_THREADS"] = "1"  # numba's idle threads spin, and would be counted
+    with _quiet():
+        return importlib.import_module(RECURJAC)
+
+
 def as_module(net: ReLUNetwork) -> torch.nn.Sequential:
     """The network as a float32 module."""
-    layers: list[torch.nn.Module] = []
-    for weight, bias in zip(net.weights, net.biases, strict=True):
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
-        layer.weight = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float32))
-        layer.bias = torch.nn.Parameter(torch.tensor(bias, dtype=torch.float32))
-        layers += [layer, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1])
+    module = fully_connected([net.weights[0].shape[1], *map(len, net.weights)])
+    values = [array for layer in zip(net.weights, net.biases, strict=True) for array in layer]
+    for parameter, value in zip(module.parameters(), values, strict=True):
+        parameter.data.copy_(torch.tensor(value))
+    return module
 
 
 def targets(y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -147,9 +163,7 @@ def recurjac_lipschitz(net: ReLUNetwork, *, p: float, algorithm: str) -> Constan
 
     Hidden layers by its adaptive CROWN, the backward direction: its tightest choices here.
     """
-    os.environ["NUMBA_NUM_THREADS"] = "1"  # numba's idle threads spin, and would be counted
-    with _quiet():
-        package = importlib.import_module(RECURJAC)
+    package = _recurjac()
     weights = [np.ascontiguousarray(weight, dtype=np.float32) for weight in net.weights]
     biases = [np.ascontiguousarray(bias, dtype=np.float32) for bias in net.biases]
     module = as_module(net)

@@ -5,7 +5,8 @@ or ``--quick`` for a smoke test on scikit-learn's digits. A row of the table is 
 networks trained dense, then pruned layer-wise by a third of what is left and trained again, round after
 round, float32, by the same recipe.
 
-``seconds`` is processor time per network, one thread, the median of ``runs``; ``times_floor`` divides it by
+``seconds`` is processor time per network, one thread, the median of ``runs`` after one to warm up, ``least``
+and ``most`` the smallest and the largest; ``times_floor`` divides it by
 that of the steps' products, forward and both backward ones, at the rate of a large matrix product before or
 after, the higher one. ``ratio`` is how many times longer than this project's ensemble a method takes.
 ``accuracy`` is on the test set, the mean over the networks, so that a fast method that learns less is seen.
@@ -13,9 +14,7 @@ after, the higher one. ``ratio`` is how many times longer than this project's en
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import process_time
@@ -24,30 +23,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from benchmarks.cases import CPU, fully_connected
 from benchmarks.command import on_mnist
 from benchmarks.floor import product_rate
 from benchmarks.tables import Row
-from benchmarks.turns import in_turns
+from benchmarks.turns import TIMES, in_turns
 from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, initialise, initialise_modules
 from empirical.models import lenet5
 from empirical.pruning import magnitude_masks
 from empirical.training import Recipe, train
 
-CPU = torch.device("cpu")
 FIELDS: tuple[str, ...] = (
     "architecture",
     "method",
     "networks",
     "examples",
     "rounds",
-    "seconds",
+    *TIMES,
     "ratio",
     "times_floor",
     "accuracy",
     "sparsity",
-    "runs",
-    "machine",
 )
 OURS = "ensemble"
 PEER = "torch.nn.utils.prune and torch.optim"
@@ -67,14 +64,6 @@ class Setup:
     examples: int = 30_000
     pruned: int = 1
     repeats: int = 3
-
-
-def fully_connected(widths: Sequence[int]) -> nn.Sequential:
-    """The usual module of linear layers with ReLUs between them."""
-    layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def setups(data: Dataset, *, quick: bool) -> list[Setup]:
@@ -177,51 +166,39 @@ def step_flops(setup: Setup) -> int:
     return 2 * (3 * sum(adds) - adds[0])
 
 
-def tabulate(data: Dataset, setup: Setup) -> list[Row]:
+def tabulate(data: Dataset, setup: Setup) -> Iterator[Row]:
     """The rows of one architecture."""
     n = min(setup.examples, len(data.x_train))
     x, y = torch.tensor(data.x_train[:n], dtype=torch.float32), torch.tensor(data.y_train[:n])
     test = torch.tensor(data.x_test, dtype=torch.float32), torch.tensor(data.y_test)
-    trained: dict[str, Ensemble | list[nn.Module]] = {}
-
-    def kept(name: str, work: Callable[[], Ensemble | list[nn.Module]]) -> Tensor:
-        trained[name] = work()
-        return torch.zeros(0)  # judged later, untimed
-
-    methods = {
+    works: dict[str, Callable[[], Ensemble | list[nn.Module]]] = {
         OURS: partial(by_ensemble, setup, x, y),
         PEER: partial(by_torch, setup, x, y, fused=False, channels_last=False),
         TUNED: partial(by_torch, setup, x, y, fused=True, channels_last=True),
     }
-    works = {name: partial(kept, name, work) for name, work in methods.items()}
     rate = partial(product_rate, dtype=torch.float32, device=CPU, clock=process_time)
     before = rate()
     timed = in_turns(works, repeats=setup.repeats)
     steps = setup.recipe.epochs * (n // setup.recipe.batch_size) * (setup.pruned + 1)
     floor = step_flops(setup) * steps * setup.recipe.batch_size / max(before, rate())
-    found = {name: judged(networks, setup, *test) for name, networks in trained.items()}
-    load_average = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    return [
-        {
+    for name, taken in timed.items():
+        accuracy, sparsity = judged(taken.value, setup, *test)
+        yield {
             "architecture": setup.name,
             "method": name,
             "networks": setup.networks,
             "examples": n,
             "rounds": setup.pruned + 1,
-            "seconds": f"{taken.seconds / setup.networks:.3g}",
+            **taken.columns(setup.networks),
             "ratio": f"{taken.seconds / timed[OURS].seconds:.2f}",
             "times_floor": f"{taken.seconds / setup.networks / floor:.2f}",
-            "accuracy": f"{found[name][0]:.4f}",
-            "sparsity": f"{found[name][1]:.4f}",
-            "runs": taken.runs,
-            "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}, {load_average}",
+            "accuracy": f"{accuracy:.4f}",
+            "sparsity": f"{sparsity:.4f}",
         }
-        for name, taken in timed.items()
-    ]
 
 
 main = on_mnist(
-    lambda data, quick: [line for setup in setups(data, quick=quick) for line in tabulate(data, setup)],
+    lambda data, quick: (line for setup in setups(data, quick=quick) for line in tabulate(data, setup)),
     FIELDS,
     "Training and progressive pruning beside a loop over single networks",
 )

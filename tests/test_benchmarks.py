@@ -1,18 +1,24 @@
 """The benchmarks compute what they say they time; how fast is measured there, not here."""
 
 import csv
+import json
 import math
+from collections.abc import Iterator
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import attacks, compaction, convolutions, gpu, hidden_norms
+from benchmarks import attacks, compaction, convolutions, gpu, hidden_norms, pages
 from benchmarks.cases import QUICK, Case
 from benchmarks.certificates import FIELDS, RADII, main, sampled_constants
-from benchmarks.floor import interval_flops, jacobian_flops, margin_flops
+from benchmarks.command import on_mnist
+from benchmarks.floor import beside_products, interval_flops, jacobian_flops, margin_flops
 from benchmarks.peers import RADII as SEARCHED
-from benchmarks.peers import largest_certified, targets
+from benchmarks.peers import installed, largest_certified, targets
+from benchmarks.tables import Row
 from benchmarks.training import FIELDS as TRAINING_FIELDS
 from benchmarks.training import main as main_of_training
 from benchmarks.training import setups, step_flops
@@ -21,6 +27,11 @@ from empirical.datasets import load
 from empirical.ensembles import initialise
 
 CPU = torch.device("cpu")
+
+
+def shown(path, make, **options):
+    """A table of the docs, without its headings, as the quick run would fill it."""
+    return make(pd.read_csv(path, dtype=str, keep_default_na=False), **options)[1:]
 
 
 def test_the_quick_run_fills_its_table(tmp_path):
@@ -38,7 +49,14 @@ def test_the_quick_run_fills_its_table(tmp_path):
         constants = [line for line in done if line["task"] == "local Lipschitz" and line["norm"] == norm]
         assert {float(line["radius"]) for line in constants} == set(radii)
         assert all(float(line["ratio"]) >= 1 for line in constants if line["method"] != "sampled")
-    assert all(float(line["seconds"]) > 0 for line in done if line["method"].startswith("theory"))
+    ours = [line for line in done if line["method"].startswith("theory")]
+    assert all(0 < float(line["least"]) <= float(line["seconds"]) <= float(line["most"]) for line in ours)
+    assert all(float(line["times_products"]) > 0 for line in ours)
+    assert not any(line["gflop"] for line in table if line["method"] == "auto_LiRPA CROWN-IBP")
+    assert {"commit", "date", "processor", "torch"} <= json.loads(out.with_suffix(".json").read_text()).keys()
+    assert "theory.graph" in [name for name, *_ in shown(out, pages.certified)]
+    assert "theory.graph" in [name for name, *_ in shown(out, pages.constants)]
+    assert [line[0] for line in shown(out, pages.by_sparsity)] == ["0.0", "0.5"]
 
 
 def test_the_quick_run_of_attacks_fills_its_table(tmp_path):
@@ -53,6 +71,12 @@ def test_the_quick_run_of_attacks_fills_its_table(tmp_path):
     ]
     assert len(ours) == 22
     assert all(float(line["success"]) == 1 and float(line["mean"]) > 0 for line in ours)
+    steps = {line["method"]: float(line["passes"]) for line in ours if line["passes"]}
+    assert 100 <= steps["ddn, 100 steps"] < 110
+    assert steps["carlini_wagner, 9 x 100"] <= 920
+    found = shown(out, pages.attacked, network="64-12-8-10")
+    assert len(found) == 3 + sum(bool(line["success"]) for line in table)
+    assert len(shown(out, pages.passes)) == 2
     for norm in ("l2", "linf"):
         means = {line["method"]: float(line["mean"]) for line in ours if line["norm"] == norm}
         assert min(means.values()) == pytest.approx(means["strongest, effort 3, others"], rel=1e-3)
@@ -73,6 +97,10 @@ def test_the_quick_run_of_compaction_fills_its_table(tmp_path):
         "crossing",
     }
     assert all(float(line["seconds"]) > 0 for line in table)
+    (ours, *_) = [line for line in table if line["task"] == "CLEVER"]
+    assert 0 < float(ours["score"]) < 2 * float(ours["most_score"])
+    assert [len(line) for line in shown(out, pages.compacted)] == [4] * 9
+    assert len(shown(out, pages.scores)) == 2
 
 
 def test_the_quick_run_of_hidden_norms_fills_its_table(tmp_path):
@@ -86,12 +114,64 @@ def test_the_quick_run_of_hidden_norms_fills_its_table(tmp_path):
         (precision, given) for precision in ("float32", "float64") for given in ("False", "True")
     ]
     assert all(float(line["seconds"]) > 0 < float(line["mean"]) for line in table)
+    assert len(shown(out, pages.hidden)) == 4
 
 
 def test_quick_and_mnist_exclude_each_other():
     for command in (main, attacks.main, hidden_norms.main):
         for arguments in ([], ["--quick", "--mnist", "mnist.npz"]):
             assert CliRunner().invoke(command, arguments).exit_code == 2
+
+
+def test_other_data_than_mnist_are_refused_before_any_work(tmp_path):
+    path = tmp_path / "small.npz"
+    x, y = np.zeros((4, 9), np.float32), np.arange(4) % 2
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    for argument, told in ((path, "has 9 features, MNIST 784"), (tmp_path / "none.npz", "none.npz")):
+        done = CliRunner().invoke(attacks.main, ["--mnist", str(argument)])
+        assert done.exit_code in (1, 2)
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_rows_of_a_run_that_ends_early_are_kept_beside_the_table(tmp_path):
+    out = tmp_path / "table.csv"
+    out.write_text("old")
+
+    def rows(*_: object) -> Iterator[Row]:
+        yield {"task": 1}
+        raise ZeroDivisionError
+
+    assert (
+        CliRunner().invoke(on_mnist(rows, ["task"], "Fails"), ["--quick", "--out", str(out)]).exit_code == 1
+    )
+    assert out.read_text() == "old"
+    assert out.with_suffix(".unfinished").read_text().split() == ["task", "1"]
+
+
+def test_products_are_held_against_the_fastest_rate_of_their_precision():
+    products: list[Row] = [
+        {"task": "matrix product", "precision": p, "gflop": "2", "seconds": s}
+        for p, s in (("float32", "0.1"), ("float32", "0.2"), ("float64", "0.4"))
+    ]
+    row: Row = {"task": "attack", "precision": "float32", "gflop": "10", "seconds": "1"}
+    *_, ours, bare = beside_products([*products, row, {"task": "attack", "seconds": "1"}])
+    assert ours["times_products"] == "2"
+    assert "times_products" not in bare
+
+
+def test_the_tables_of_the_docs_are_those_of_the_committed_results():
+    text = pages.PAGE.read_text()
+    assert pages.filled(text) == text
+    assert [name for _, name, _ in pages._BLOCK.findall(text)] == list(pages.TABLES)
+
+
+def test_a_package_that_only_has_the_name_of_a_peer_is_not_it(tmp_path, monkeypatch):
+    (tmp_path / "namesake.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert installed("namesake")
+    assert not installed("namesake.estimators")
+    assert not installed("missing.estimators")
 
 
 def test_training_is_timed_on_networks_that_learn_alike(tmp_path):
@@ -105,6 +185,7 @@ def test_training_is_timed_on_networks_that_learn_alike(tmp_path):
     assert len(table) == 3
     assert {line["sparsity"] for line in table} == {"0.3337"}
     assert all(float(line["accuracy"]) > 0.15 for line in table)
+    assert [name.split(", ")[0] for name, *_ in shown(out, pages.trained)] == ["64-12-8-10"] * 3
     assert CliRunner().invoke(main_of_training, []).exit_code == 2
 
 
@@ -175,7 +256,7 @@ def test_slow_works_run_once_and_missing_ones_not_at_all(monkeypatch):
     assert len(runs) == 3
     monkeypatch.setattr("benchmarks.turns.SLOW", -1.0)
     done = in_turns({"work": work}, repeats=2)["work"]
-    assert (len(runs), done.runs, int(done.value)) == (4, 1, 4)
+    assert (len(runs), done.columns()["runs"], int(done.value)) == (4, 1, 4)
 
 
 def test_the_quick_run_of_the_gpu_table_fills_it(tmp_path):
@@ -211,3 +292,4 @@ def test_the_quick_run_of_convolutions_fills_its_table(tmp_path):
     left = [int(count) for count in sparse.split("-")]
     assert left[0] < 20
     assert left[2] < 500
+    assert shown(out, pages.convolved)[0][1:] == [dense, sparse]
