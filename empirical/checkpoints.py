@@ -20,6 +20,10 @@ from empirical.recipe import Recipe
 from theory.types import InvalidInput, first_line
 
 
+class ForeignCheckpoint(InvalidInput):
+    """A stored training that has another start, other data, another recipe or other seeds."""
+
+
 def training_id(ensemble: Ensemble, x: Tensor, y: Tensor, recipe: Recipe, seeds: Sequence[int]) -> str:
     """A name for all that decides a training: where it starts, the data, the recipe, the seeds."""
     found = hashlib.sha256(json.dumps([recipe.describe(), list(seeds)], sort_keys=True).encode())
@@ -47,8 +51,9 @@ def write_tensors(path: Location, tensors: Mapping[str, Tensor], metadata: Mappi
     def write(temporary: Path) -> None:
         try:
             save_file(dict(tensors), temporary, metadata=told)
-        except SafetensorError as error:  # its word for a full disk too
-            raise OSError(str(error)) from error
+        except SafetensorError as error:  # its word for a full disk, and for a folder that is gone
+            kind = OSError if temporary.parent.is_dir() else FileNotFoundError
+            raise kind(str(error)) from error
 
     write_atomically(path, write)
 
@@ -56,8 +61,9 @@ def write_tensors(path: Location, tensors: Mapping[str, Tensor], metadata: Mappi
 def read_tensors(path: Location, *, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
-    Raises: SafetensorError or OSError if it cannot be read, InvalidInput if its tensors are not those of its
-    digest; a file without one, as other programs write them, is taken as it is.
+    Raises: SafetensorError or OSError if it is no such file, Unreachable if it cannot be read, InvalidInput
+    if its tensors are not those of its digest; a file without one, as other programs write them, is taken as
+    it is.
     """
     try:
         with on_disk(path) as there, safe_open(there, framework="pt", device=device) as file:
@@ -84,7 +90,7 @@ def save_checkpoint(path: Location, states: Sequence[Descent], *, training: str,
 def load_checkpoint(path: Location, states: Sequence[Descent], *, training: str, epochs: int) -> int:
     """Bring the parts of a training of ``epochs`` that has just begun to where the checkpoint was: its epoch.
 
-    Raises: InvalidInput naming a file that is damaged or belongs to another training.
+    Raises: InvalidInput naming a file that is damaged, ForeignCheckpoint one of another training.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -97,7 +103,7 @@ def load_checkpoint(path: Location, states: Sequence[Descent], *, training: str,
             f"checkpoint {path} is damaged ({first_line(error)}); delete it and run again"
         ) from error
     if foreign:
-        raise InvalidInput(
+        raise ForeignCheckpoint(
             f"checkpoint {path} belongs to another start, data, recipe or seeds; choose another path"
         )
     return epoch

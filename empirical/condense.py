@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.compute as pc
 
 from empirical.locations import Location, names
-from empirical.results import BOUNDS, SCHEMA, join_tables, read_settings, read_table, write_table
+from empirical.results import BOUNDS, SCHEMA, join_tables, read_settings, read_table, settings_id, write_table
 from theory.types import InvalidInput
 
 RUN_KEY = b"sparse_robustness.run"
 _TABLES = {"results.parquet": SCHEMA, "measure.parquet": SCHEMA, "bounds.parquet": BOUNDS}
 
 
-def condense(folder: Location, path: Path, *, partial: bool = False) -> int:
+def condense(
+    folder: Location, path: Path, *, partial: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> int:
     """Write the rows about whole networks of the run in ``folder`` to ``path``; returns their number.
 
     ``partial``: those that there are of a run that is not finished, wherever it was begun.
@@ -23,8 +26,9 @@ def condense(folder: Location, path: Path, *, partial: bool = False) -> int:
     With them every case in which a theorem failed, so that the table judges as the run did.
     A table of bounds, whose figure is drawn from its examples, keeps all rows. The settings and the
     commands that made it become metadata of the file, under ``RUN_KEY``.
-    Raises: InvalidInput if the folder holds no finished run, or, if ``partial``, no rows of any, or ``path``
-    exists or is not named .parquet.
+    ``tell`` hears of lines of the log that are no entries, which are left out.
+    Raises: InvalidInput if the folder holds no finished run, or, if ``partial``, no rows of any, or rows of
+    other settings than it says, or ``path`` exists or is not named .parquet.
     """
     if path.suffix != ".parquet":
         raise InvalidInput(f"out is {path}, but a Parquet file is written; give a name that ends in .parquet")
@@ -40,12 +44,16 @@ def condense(folder: Location, path: Path, *, partial: bool = False) -> int:
         raise InvalidInput(f"out is {path}, which exists; choose another name")
     schema = _TABLES[name] if name else SCHEMA
     rows = read_table(folder / name, schema=schema) if name else join_tables(units)
+    settings = read_settings(note)
+    if rows["settings"].unique().to_pylist() != [settings_id(settings)]:
+        raise InvalidInput(
+            f"folder is {folder}, which holds rows of other settings than those of its settings.json; "
+            "restore that of the run, or run it again into a new folder"
+        )
     if schema is SCHEMA:
         rows = rows.filter(pc.field("example").is_null() | (pc.field("quantity") == "excess"))
-    log = folder / "runs.jsonl"
-    told = json.dumps(
-        {"settings": read_settings(note), "runs": _logged(log)} | ({} if name else {"unfinished": True})
-    )
+    runs = _logged(folder / "runs.jsonl", tell)
+    told = json.dumps({"settings": settings, "runs": runs} | ({} if name else {"unfinished": True}))
     write_table(path, rows.replace_schema_metadata({**schema.metadata, RUN_KEY: told.encode()}))
     return rows.num_rows
 
@@ -56,10 +64,13 @@ def _units(folder: Location) -> list[Location]:
     return [there / name for name in sorted(names(there)) if name.endswith(".parquet")]
 
 
-def _logged(log: Location) -> list[object]:
-    """The entries of a run's runs.jsonl."""
+def _logged(log: Location, tell: Callable[[str], None]) -> list[object]:
+    """The entries of a run's runs.jsonl; a full disk leaves half of one."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{log} is damaged ({error}); delete the line that is no JSON") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
+            tell(f"Note: line {number} of {log} is no entry, and left out")
+    return found

@@ -48,6 +48,7 @@ from theory.types import InvalidInput
 
 # Examples whose gradients are in memory at once.
 _EXAMPLES = 250
+_COMMIT = commit()  # of the code in memory: the source tree of a worker that lives long may change
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def steps(job: Job, tell: Tell = lambda text: None) -> Iterator[None]:
         return
     device = choose_device(job.device)
     data = _same_data(job.experiment, job.version, job.data_sha256)
-    provenance = job.place.provenance | {"commit": _commit(), "device": device_name(device)}
+    provenance = job.place.provenance | {"commit": _COMMIT, "device": device_name(device)}
     place = replace(job.place, provenance=provenance)
     bench = Bench(job.experiment, data, job.chain.seeds, device, job.deadline, tell=tell)
     if not job.base:
@@ -167,9 +168,6 @@ def _same_data(experiment: Experiment, version: str, sha256: str) -> Dataset:
             "copy the same files there, or share their folder"
         )
     return experiment_data(experiment)
-
-
-_commit = functools.cache(commit)
 
 
 def experiment_data(experiment: Experiment) -> Dataset:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -216,9 +217,22 @@ def remove_abandoned(folder: Path) -> None:
 
 @contextmanager
 def on_disk(file: Location) -> Iterator[Path]:
-    """The file, or a copy of it, where a reader of paths alone finds it."""
+    """The file, or a copy of it, where a reader of paths alone finds it.
+
+    What cannot be read is no damaged file. Raises: FileNotFoundError; Unreachable if the file, or in the
+    context a part of it, cannot be read.
+    """
     if isinstance(file, Path):
-        yield file
+        try:
+            if stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
+                file.open("rb").close()
+            yield file
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno is None:  # a library's word for damage
+                raise
+            raise Unreachable(f"{file} cannot be read ({error.strerror}); mend that and run again") from error
         return
     with _scratch(file) as copy:
         copy.write_bytes(file.read_bytes())
@@ -245,19 +259,26 @@ def write_atomically(path: Location, write: Callable[[Path], object]) -> None:
 
 
 def append_line(path: Location, line: str) -> None:
-    """Add a line to a text file. Where files are put whole, of two at once one may be lost.
+    """Add a line to a text file, even if its last one is torn.
 
+    Where files are put whole, of two lines at once one may be lost.
     Raises: OSError naming ``path``.
     """
     if isinstance(path, Path):
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with path.open("ab+") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                file.write(_next_line(file.read(1), line))
         except OSError as error:
             raise OSError(f"{path} cannot be written ({error.strerror}); mend that and run again") from error
         return
     before = path.read_bytes() if path.is_file() else b""
-    write_atomically(path, lambda temporary: temporary.write_bytes(before + f"{line}\n".encode()))
+    write_atomically(path, lambda temporary: temporary.write_bytes(before + _next_line(before, line)))
+
+
+def _next_line(before: bytes, line: str) -> bytes:
+    """The line as it follows on what ends so."""
+    return b"\n" * (before[-1:] not in (b"", b"\n")) + f"{line}\n".encode()
 
 
 @contextmanager

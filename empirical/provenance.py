@@ -6,7 +6,6 @@ PyTorch is imported where it is needed, so that the version alone is told at onc
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shlex
@@ -22,22 +21,32 @@ if TYPE_CHECKING:
     import torch
 
 _HERE = Path(__file__)
-_URL = re.compile(r"[\w+.-]+://[^/]*/")  # but not an address, which is a host alone
+_URL = re.compile(r"[\w+.:-]+://[^/]*/")  # but not an address, which is a host alone
+_USER = re.compile(r"(?<=://).*@")  # and the password, which may hold any sign
 
 
-def package_version() -> str:
-    """The installed version, or "uninstalled" when run from a source tree."""
+def _installed() -> str:
     try:
         return version("sparse-robustness")
     except PackageNotFoundError:
         return "uninstalled"
 
 
-def log_command(folder: Location, *, seconds: float, workers: int, device: torch.device) -> None:
-    """Append the command that is running, how long it took and with which versions to runs.jsonl.
+_VERSION = _installed()  # of the code in memory: another one may be installed under a process that lives long
 
-    Of absolute paths and URLs only the last name is kept: tables are committed, one machine's folders say
-    nothing.
+
+def package_version() -> str:
+    """The installed version as this was imported, or "uninstalled" when run from a source tree."""
+    return _VERSION
+
+
+def log_command(
+    folder: Location, *, seconds: float, workers: int, device: torch.device, ended: str = "done"
+) -> None:
+    """Append the command that is running, how long it took, how it ended and its versions to runs.jsonl.
+
+    Of absolute paths and URLs only the last name is kept, of users and passwords nothing: tables are
+    committed, one machine's folders say nothing.
     """
     import numpy as np
     import torch
@@ -46,6 +55,7 @@ def log_command(folder: Location, *, seconds: float, workers: int, device: torch
     entry = {
         "command": shlex.join(["sparse-robustness", *arguments]),
         "seconds": round(seconds, 1),
+        "ended": ended,
         "workers": workers,
         "device": device_name(device),
         "cores": cores(),
@@ -58,6 +68,10 @@ def log_command(folder: Location, *, seconds: float, workers: int, device: torch
 
 
 def _without_folders(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if equals and name.startswith("--"):
+        return f"{name}={_without_folders(value)}"
+    argument = _USER.sub("", argument)
     is_long = _URL.match(argument) or Path(argument).is_absolute()
     return Path(argument).name if is_long else argument
 
@@ -114,5 +128,7 @@ def _git(*arguments: str) -> str:
 
 
 def cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of cores this process may use, by its affinity and by its container's share of the processor."""
+    from joblib.externals.loky import cpu_count
+
+    return cpu_count()

@@ -6,18 +6,20 @@ name and moved into place, so a reader sees a whole file or none.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
+from safetensors import SafetensorError, safe_open
 
 from empirical.locations import (
     Location,
@@ -57,6 +59,8 @@ SCHEMA = pa.schema(
     ],
     metadata={SCHEMA_KEY: SCHEMA_VERSION.encode()},
 )
+_SETTINGS = pa.schema([("settings", TEXT)])
+_NETWORKS = ".safetensors"
 # The table of bounds of one network; docs/bounds.md explains its columns.
 BOUNDS = pa.schema(
     [
@@ -92,6 +96,8 @@ INCOMPLETE = "incomplete.parquet"  # what there is of a run of which a training 
 _OURS = {*_FOLDERS, *_TABLES, INCOMPLETE, "unfinished", "report.html", "runs.jsonl"}
 # Folders of a run in a store where a folder is there once it holds a file; each says that the run is ours.
 _MARKS = {"units", "checkpoints", "unfinished"}
+# Errors of a folder that is the right one all the same.
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ESTALE}
 NORMS = {2.0: "l2", np.inf: "linf"}
 
 
@@ -191,7 +197,8 @@ def read_table(
 ) -> pa.Table:
     """Read a results table.
 
-    Raises: InvalidInput, which ends in the remedy, if it is damaged, of another schema or declares too much.
+    Raises: InvalidInput, which ends in the remedy, if it is damaged, of another schema or declares too much;
+    Unreachable if it cannot be read.
     """
     wanted = schema.metadata[SCHEMA_KEY].decode()
     try:
@@ -214,10 +221,46 @@ def read_table(
     return content
 
 
+def read_final(path: Location, *, settings: str, schema: pa.Schema = SCHEMA) -> pa.Table:
+    """The table of a finished run whose settings have this id.
+
+    Raises: as :func:`read_table`; InvalidInput if it is another run's.
+    """
+    content = read_table(path, schema=schema)
+    if content["settings"].unique().to_pylist() != [settings]:
+        raise InvalidInput(f"results file {path} belongs to a run with other settings; choose a new folder")
+    return content
+
+
+def settings_id(settings: Mapping[str, object]) -> str:
+    """Twelve hexadecimal digits that name the settings."""
+    return _digest(settings)[:12]
+
+
+def as_stored(out: Location, settings: dict[str, object]) -> dict[str, object]:
+    """The settings that the run in ``out`` has noted, if these differ from them in words alone; else these.
+
+    Words are titles, and the folder in which the same data lie: on another machine that is another one.
+    Raises: InvalidInput if they are damaged or cannot be read.
+    """
+    note = out / "settings.json"
+    try:
+        found = read_settings(note) if note.is_file() else settings
+    except (OSError, Unreachable) as error:
+        raise InvalidInput(f"out is {out}, but {first_line(error)}") from error
+    return found if _without_words(found) == _without_words(settings) else settings
+
+
+def _without_words(settings: Mapping[str, object]) -> dict[str, object]:
+    short = {key: PurePath(str(value)).name for key, value in settings.items() if key.endswith(".data")}
+    return {key: value for key, value in settings.items() if not key.endswith(".title")} | short
+
+
 def open_run(out: Location, settings: dict[str, object], *, parts: Sequence[str] = _FOLDERS) -> None:
     """Make ``out``, with folders for its ``parts``, that of the run with these settings, new or continued.
 
-    A run's folder whose settings.json was deleted gets it again: units and networks name their settings too.
+    A run's folder whose settings.json was deleted gets it again, if it is that of its units and networks,
+    which name their settings too.
     What killed commands left half written is deleted. A finished run's folder need not be writable.
     Raises: InvalidInput if it cannot be written, holds a run with other settings, or holds other files.
     """
@@ -231,6 +274,13 @@ def open_run(out: Location, settings: dict[str, object], *, parts: Sequence[str]
         elif entries and (entries.isdisjoint(marks) or not _OURS.issuperset(entries)):
             other = min(entries - _OURS, default=min(entries))
             raise InvalidInput(f"out is {out}, which holds {other} and no settings.json; choose a new folder")
+        else:
+            name, named = _named_in(out)
+            if named - {settings_id(settings)}:
+                raise InvalidInput(
+                    f"out is {out}, which has no settings.json and holds {name} of a run with other "
+                    "settings; choose a new folder"
+                )
         finished = note.is_file() and not entries.isdisjoint(_TABLES)
         if not finished:  # written anew, so that a folder that cannot be written is known before any work
             noted = json.dumps({**settings, _DIGEST: _digest(settings)}, indent=1) + "\n"
@@ -241,17 +291,23 @@ def open_run(out: Location, settings: dict[str, object], *, parts: Sequence[str]
         if isinstance(out, Path):
             remove_abandoned(out)
     except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        remedy = "mend that and run again" if cause.errno in _PASSING else "choose another folder"
         raise InvalidInput(
-            f"out is {out}, which cannot be written ({error.strerror or error}); choose another folder"
+            f"out is {out}, which cannot be written ({cause.strerror or cause}); {remedy}"
         ) from error
     except Unreachable as error:
         raise InvalidInput(f"out is {out}, but {error}") from error
 
 
 def read_settings(note: Location) -> dict[str, object]:
-    """The settings that a run's settings.json holds. Raises: InvalidInput naming it if it is damaged."""
+    """The settings that a run's settings.json holds.
+
+    Raises: InvalidInput naming it if it is damaged, Unreachable if it cannot be read.
+    """
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
+        with on_disk(note) as there:
+            found = json.loads(there.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no table")
         digest = found.pop(_DIGEST, None)
@@ -260,6 +316,27 @@ def read_settings(note: Location) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{note} is damaged ({first_line(error)}); delete it and run again") from error
     return found
+
+
+def _named_in(out: Location) -> tuple[str, set[str]]:
+    """The first file of a run in ``out`` that names settings, and these; empty if there is none.
+
+    A damaged one says nothing here: whoever needs it will name it.
+    """
+    for folder, suffix in ((out, ".parquet"), (out / "units", ".parquet"), (out / "checkpoints", _NETWORKS)):
+        for name in sorted(names(folder)):
+            if not name.endswith(suffix):
+                continue
+            with suppress(OSError, BadParquet, SafetensorError), on_disk(folder / name) as file:
+                if suffix == _NETWORKS:
+                    with safe_open(file, framework="numpy") as networks:
+                        found = (networks.metadata() or {}).get("settings")
+                    found = {found} if found else set()
+                else:
+                    found = set(read_parquet(file, _SETTINGS)["settings"].unique().to_pylist())
+                if found:
+                    return name, found
+    return "", set()
 
 
 def _digest(settings: Mapping[str, object]) -> str:

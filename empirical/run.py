@@ -25,8 +25,15 @@ from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint
 from empirical.locations import Location, in_one_process, present
 from empirical.progress import Advance, Progress
 from empirical.provenance import commit, package_version
-from empirical.results import INCOMPLETE, join_tables, open_run, read_table, write_table
-from empirical.sweep import settings_id
+from empirical.results import (
+    INCOMPLETE,
+    as_stored,
+    join_tables,
+    open_run,
+    read_final,
+    settings_id,
+    write_table,
+)
 from empirical.takeover import find_networks, settings_of, take_over
 from empirical.workers import HERE, Workers, spread
 from theory.types import InvalidInput
@@ -120,24 +127,21 @@ def run_experiments(
 ) -> Outcome:
     """Run all experiments into ``out``, continuing what an earlier run with the same settings left there.
 
+    Titles, and the folder of the same data, may be others; the run keeps those that it began with.
     ``workers`` share the chains; the rows do not depend on who they are. They see ``out``, and read the data,
     under the same paths. ``advance`` hears of every finished unit, ``tell`` of the epochs of this machine's
-    processes, ``note`` of units that another commit made. A file that is there is reused, never overwritten.
-    Past the ``deadline`` it stops after the epoch or the measurement at hand. What the run in the folder
-    ``networks`` trained in the same way is taken over (:mod:`empirical.takeover`).
+    processes, ``note`` of doubtful data and of units that another commit made. A file that is there is
+    reused, never overwritten. Past the ``deadline`` it stops after the epoch or the measurement at hand. What
+    the run in the folder ``networks`` trained in the same way is taken over (:mod:`empirical.takeover`).
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
     damaged file; NetworksLost if networks diverged, once the rows of the others are in
     ``incomplete.parquet``, which is no finished run's table; WorkersLost if workers were killed, OutOfTime if
     the deadline came before the end: the same call goes on from what was finished.
     """
-    settings = _open(experiments, out, device, workers, networks)
+    settings = _open(experiments, out, device, workers, networks, note)
     final = out / "results.parquet"
     if final.is_file():
-        content = read_table(final)
-        if set(content["settings"].unique().to_pylist()) != {settings_id(settings)}:
-            raise InvalidInput(
-                f"results file {final} belongs to a run with other settings; choose a new folder"
-            )
+        content = read_final(final, settings=settings_id(settings))
     else:
         dense, rest = _jobs(experiments, out, settings, device, Part(), deadline)
         jobs, lost = _work(dense, rest, workers, advance, tell, note)
@@ -182,7 +186,7 @@ def run_part(
 
     Returns the number of units that the whole run still lacks. Raises: as ``run_experiments``.
     """
-    settings = _open(experiments, out, device, workers, networks)
+    settings = _open(experiments, out, device, workers, networks, note)
     _, lost = _work(*_jobs(experiments, out, settings, device, part, deadline), workers, advance, tell, note)
     if lost:
         raise _told(lost, "all of this part that does not start from these networks is done")
@@ -197,6 +201,7 @@ def _open(
     device: torch.device,
     workers: Workers,
     networks: Location | None,
+    note: Note,
 ) -> dict[str, object]:
     """Make the folder that of this run, with the networks it takes over; returns the settings."""
     if in_one_process(out) and not workers.here:
@@ -204,11 +209,15 @@ def _open(
             f"out is {out}, which no other process sees; use one worker (--workers 1), or another location"
         )
     _check_apart(experiments)
+    doubts = []
     for experiment in experiments:
         data = experiment_data(experiment)  # a class that is missing is an error before any work
         check_smaller(experiment, inputs=data.x_train.shape[1], classes=data.classes)
         _check_data(experiment, data)
-    settings = describe(experiments, device, networks=networks)
+        doubts += [f"Note: data {experiment.data}: {data.doubt}"] if data.doubt else []
+    for doubt in dict.fromkeys(doubts):
+        note(doubt)
+    settings = as_stored(out, describe(experiments, device, networks=networks))
     taken = []
     if networks is not None:
         dense, rest = _jobs(experiments, out, settings, device, Part(), NEVER)
@@ -318,10 +327,12 @@ def _work(
         if any(stages):
             most = max(map(len, stages))  # further processes would start, and end without work
             crew, cuda = replace(workers, count=min(workers.count, most)), dense[0].device == "cuda"
+            first = crew.count  # so many jobs are begun whatever the time, in the first stage that has any
             with told.watching() as notes, spread(crew, cuda=cuda, tell=tell) as each:
                 for last in (False, True):
                     waiting = [job for job in (jobs if last else dense) if not job.finished()]
-                    begun = [replace(job, first=i < crew.count, notes=notes) for i, job in enumerate(waiting)]
+                    begun = [replace(job, first=i < first, notes=notes) for i, job in enumerate(waiting)]
+                    first = 0 if waiting else first
                     found = [pair for pair in each(do_on_one_core, begun) if pair]
                     for job, error in found:
                         if error.left is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -16,11 +15,6 @@ def unit_path(folder: Location, settings: str, name: str) -> Location:
     """Where a unit of the run with these settings is stored: its name and their common hash."""
     digest = hashlib.sha256(f"{settings} {name}".encode()).hexdigest()[:12]
     return folder / f"{name}-{digest}.parquet"
-
-
-def settings_id(settings: Mapping[str, object]) -> str:
-    """Twelve hexadecimal digits that name the settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def run_unit(path: Location, compute: Callable[[], list[Rows]], provenance: dict[str, str]) -> pa.Table:

@@ -61,15 +61,16 @@ def find_networks(
 def take_over(networks: Sequence[tuple[Location, Location]], *, settings: str) -> None:
     """Copy files of networks to places where none are yet, as those of the run with these settings.
 
+    They keep what they say of who trained them.
     Raises: InvalidInput naming a damaged file; OSError if one cannot be written.
     """
     for old, new in networks:
         if not new.is_file():
             try:
-                tensors, _ = read_tensors(old)
+                tensors, told = read_tensors(old)
             except (InvalidInput, SafetensorError, OSError, Unreachable) as error:
                 raise InvalidInput(f"networks cannot be taken over: {old}, {first_line(error)}") from error
-            write_tensors(new, tensors, {"settings": settings})
+            write_tensors(new, tensors, told | {"settings": settings})
 
 
 def _trained_alike(

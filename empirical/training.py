@@ -50,6 +50,7 @@ def train(
     checkpoint: Location | None = None,
     every: int = 1,
     spacing: float = 0.0,
+    keep_end: bool = False,
     deadline: Deadline = NEVER,
 ) -> AnyEnsemble:
     """The ensemble after ``recipe.epochs`` passes; pruned weights stay zero, unless surgery revives them.
@@ -61,13 +62,14 @@ def train(
     generator. On a CPU, the same call with the same number of threads gives the same bits.
 
     With ``checkpoint``, the training is stored there after every ``every`` epochs, if ``spacing`` seconds are
-    over since the last time, and goes on from a file that is there, to the same numbers. The file stays, for
-    the caller to delete. Past the ``deadline`` it stops after the epochs at hand, stored if there is a path.
+    over since the last time, and goes on from a file that is there, to the same numbers. With ``keep_end``,
+    for a training from which another one starts, its end is stored whatever the time. The file stays, for the
+    caller to delete. Past the ``deadline`` it stops after the epochs at hand, stored if there is a path.
 
     Raises: OutOfTime if the deadline ends it before its last epoch; InvalidInput for shapes that disagree,
-    labels out of range, augmentation of what is no image, or a checkpoint that is damaged or belongs to
-    another training; TrainingDiverged naming the members whose weights are no longer finite, and holding the
-    others.
+    labels out of range, augmentation of what is no image, or a checkpoint that is damaged or (its subclass
+    ForeignCheckpoint) belongs to another training; TrainingDiverged naming the members whose weights are no
+    longer finite, and holding the others.
     """
     _check(ensemble, x, y, recipe, seeds)
     y = y.long()
@@ -98,7 +100,8 @@ def train(
 
         on_cores(share, states, device=device)
         stops = deadline.over and done < recipe.epochs
-        if checkpoint and (stops or time.monotonic() - stored >= spacing):
+        due = stops or (keep_end and done == recipe.epochs) or time.monotonic() - stored >= spacing
+        if checkpoint and due:
             _store(checkpoint, states, training=training(), epoch=done)
             stored = time.monotonic()
         if stops:

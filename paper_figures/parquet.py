@@ -44,7 +44,7 @@ def read_parquet(path: Path, schema: pa.Schema, *, where: pc.Expression | None =
     """The columns of ``schema``, in its types, of the rows for which ``where`` holds.
 
     A text is held once, however many rows have it.
-    Raises: OSError if the file cannot be opened; BadParquet if it is damaged, lacks a column, has one of
+    Raises: OSError if the file cannot be read; BadParquet if it is damaged, lacks a column, has one of
     another type, or declares more rows or bytes than the limits above.
     """
     texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
@@ -58,9 +58,11 @@ def read_parquet(path: Path, schema: pa.Schema, *, where: pc.Expression | None =
             found = pa.concat_tables(tables) if tables else file.schema_arrow.empty_table()
             content = found.select(schema.names).cast(schema).unify_dictionaries()
             content.validate(full=True)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
+    except OSError as error:
+        if error.errno is not None:  # the system's, not Arrow's: the file may be whole
+            raise
+        raise BadParquet(_plain(error)) from error
+    except (ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise BadParquet(_plain(error)) from error
     return content
 
@@ -68,14 +70,16 @@ def read_parquet(path: Path, schema: pa.Schema, *, where: pc.Expression | None =
 def schema_version(path: Path, key: bytes) -> str:
     """What the file's metadata hold under the key, printable; "none" for nothing.
 
-    Raises: OSError if the file cannot be opened, BadParquet if it is no Parquet file.
+    Raises: OSError if the file cannot be read, BadParquet if it is no Parquet file.
     """
     try:
         _check_declared(path)
         found = pq.read_metadata(path).metadata or {}
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except OSError as error:
+        if error.errno is not None:  # the system's, not Arrow's: the file may be whole
+            raise
+        raise BadParquet(_plain(error)) from error
+    except (ValueError, pa.ArrowException) as error:
         raise BadParquet(_plain(error)) from error
     return printable(found.get(key, b"none").decode(errors="replace"))
 

@@ -234,6 +234,18 @@ def test_a_report_that_cannot_be_written_is_not_named(finished, read_only, tmp_p
     assert "Report  " not in result.stdout
 
 
+def test_a_table_of_another_run_is_not_taken_for_further_pruning(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    shutil.copy(
+        tmp_path / "run" / "measure" / "measure.parquet", tmp_path / "run" / "further_pruning.parquet"
+    )
+    result = run(*finished.arguments[:-1], tmp_path / "run")
+    assert result.exit_code == 2
+    assert (
+        "further_pruning.parquet belongs to a run with other settings; choose a new folder" in result.stderr
+    )
+
+
 def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
     import empirical.own_network.further_pruning as module
 

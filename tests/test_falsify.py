@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 
 from empirical.cli.hunt_book import HuntBook
 from empirical.cli.main import main
+from empirical.locations import write_atomically
 from theory.laws.catalog import select
 from theory.laws.hunt import Failure, Tally, hunt
 from theory.types import InvalidInput
@@ -140,6 +142,29 @@ def test_two_hunts_into_one_file_keep_the_rows_of_both(tmp_path):
     with pytest.raises(InvalidInput, match="seed is 0, not 1; name another file"):
         other.save()
     assert list(csv.DictReader(out.read_text().splitlines())) == rows
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no locks of folders here")
+def test_two_hunts_that_write_at_once_lose_no_row(tmp_path, monkeypatch):
+    """The second begins when the first has read the file, and not yet written it."""
+    out, laws = tmp_path / "table.csv", select(("linear.fgs", "relu.P2<=F"))
+    first, second = (HuntBook.open(out, laws=laws, examples=2000, seed=0) for _ in range(2))
+    for book, law in zip((first, second), laws, strict=True):
+        monkeypatch.setattr(book, "_saved", time.monotonic())  # what is entered is not yet saved
+        book.enter(law, Tally(1000, ratio=1.5))
+    other = threading.Thread(target=second.save)
+
+    def slowly(path: Path, write: Callable[[Path], object]) -> None:
+        if not other.ident:
+            other.start()
+            other.join(timeout=0.5)
+        write_atomically(path, write)
+
+    monkeypatch.setattr("empirical.cli.hunt_book.write_atomically", slowly)
+    first.save()
+    other.join()
+    rows = csv.DictReader(out.read_text().splitlines())
+    assert {row["law"] for row in rows} == {law.name for law in laws}
 
 
 def test_a_counterexample_in_the_file_stays_whatever_another_hunt_tried(tmp_path):

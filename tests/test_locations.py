@@ -332,6 +332,16 @@ def test_lines_are_added(kind, request):
     assert log.read_text(encoding="utf-8") == "one\ntwo ‰\n"
 
 
+@pytest.mark.parametrize("kind", ["tmp_path", "store", "folders"])
+def test_a_line_does_not_hang_on_a_torn_one(kind, request):
+    """As a full disk leaves it."""
+    log = request.getfixturevalue(kind) / "log"
+    write_atomically(log, lambda temporary: temporary.write_text('{"a": 1}\n{"b'))
+    for line in ("one", "two"):
+        append_line(log, line)
+    assert log.read_text(encoding="utf-8") == '{"a": 1}\n{"b\none\ntwo\n'
+
+
 def test_files_of_this_machine_are_paths(tmp_path):
     assert locate("a/b", argument="out") == Path("a/b")
     assert locate(f"file://{tmp_path}/x", argument="out") == tmp_path / "x"

@@ -1,9 +1,11 @@
 """Whoever does the work, the rows are the same; who cannot do it says so in one line."""
 
+import json
 import multiprocessing
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,22 +16,25 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 
+from empirical.checkpoints import read_tensors
 from empirical.cli.main import main
+from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.descent import Descent
-from empirical.experiments import conditions, read_experiment
+from empirical.experiments import chains, conditions, read_experiment
 from empirical.experiments.chains import Chain, NetworksLost, Place
 from empirical.gpus import gpu_of_each
 from empirical.jobs import Job, fingerprint, steps
 from empirical.provenance import commit, package_version
 from empirical.results import read_table
-from empirical.run import Part, run_experiments, run_part, total_steps
-from empirical.workers import Workers, spread
+from empirical.run import Part, _work, run_experiments, run_part, total_steps
+from empirical.workers import Workers, WorkersLost, spread
 from tests.faults.injection import ray_workers
 from tests.faults.sweep import CPU, rows, run, tiny
 from theory.types import InvalidInput
@@ -253,6 +258,25 @@ def test_no_more_processes_start_than_there_are_chains(sweep, tmp_path, monkeypa
     assert seen == [3]
 
 
+@pytest.mark.parametrize("dense_there", [False, True])
+def test_past_the_deadline_no_stage_begins_after_another(dense_there, sweep, tmp_path, monkeypatch):
+    """Every call gets on, by one job for each worker; chains do not begin where dense networks did."""
+    begun: list[list[str]] = []
+
+    def each(work: Callable, jobs: Sequence[Job]) -> list:
+        begun.append([job.chain.condition for job in jobs if job.first])
+        return [work(job) for job in jobs if job.base and job.deadline == NEVER]
+
+    monkeypatch.setattr("empirical.run.spread", lambda *_, **__: nullcontext(each))
+    done = {"part": Part(), "device": CPU, "workers": Workers(2)}
+    if dense_there:
+        run_part(sweep[0], tmp_path / "run", **done)
+        begun.clear()
+    with pytest.raises(OutOfTime):
+        run_part(sweep[0], tmp_path / "run", deadline=Deadline(0.0), **done)
+    assert begun == ([[], ["dense", "magnitude"]] if dense_there else [["base", "base"], []])
+
+
 def test_an_address_without_a_scheduler_says_what_to_start(monkeypatch):
     pytest.importorskip("distributed")
     monkeypatch.setattr("empirical.workers._PATIENCE", 0.5)
@@ -359,6 +383,79 @@ def test_parts_make_one_run_and_none_does_anothers_work(sweep, tmp_path):
     run_experiments(experiments, out, device=CPU)
     assert {path: path.stat().st_mtime_ns for path in out.glob("units/*")} == made
     pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
+
+
+def test_a_run_goes_on_where_its_data_lie_elsewhere_under_another_title(sweep, tmp_path):
+    """On another machine: rows and files keep the names that they began with."""
+    (one,), alone = sweep
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere" / Path(one.data).name
+    run_part([one], out, part=Part(0, 2), device=CPU)
+    settings = (out / "settings.json").read_text()
+    elsewhere.parent.mkdir()
+    shutil.copy(one.data, elsewhere)
+    moved, heard = replace(one, data=str(elsewhere), title="Mended"), []
+    run_experiments([moved], out, device=CPU, advance=lambda *unit: heard.append(unit))
+    assert len(heard) == total_steps([one], CPU)
+    assert len(list((out / "units").iterdir())) == total_steps([one], CPU)
+    assert (out / "settings.json").read_text() == settings
+    pd.testing.assert_frame_equal(rows(out), alone, check_exact=True)
+    run_experiments([moved], out, device=CPU)
+    for other in (replace(moved, eps=0.2), replace(moved, data="digits")):
+        with pytest.raises(InvalidInput, match="choose a new folder"):
+            run_experiments([other], out, device=CPU)
+
+
+def test_networks_name_who_trained_them_also_where_another_run_takes_them_over(sweep, tmp_path, monkeypatch):
+    """Rows name who measured."""
+    one = replace(sweep[0][0], seeds=1, conditions=("magnitude",), sparsities=(0.0, 0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr("empirical.jobs._COMMIT", "0123456789ab")
+        run_part([one], tmp_path / "a", part=Part(), device=CPU)
+    other = replace(one, eps=0.2)
+    run_experiments([other], tmp_path / "b", device=CPU, networks=tmp_path / "a")
+    for out in ("a", "b"):
+        for path in (tmp_path / out / "checkpoints").iterdir():
+            _, told = read_tensors(path)
+            assert told["commit"] == "0123456789ab"
+            assert told["version"] == package_version()
+            assert told["device"].startswith("cpu")
+    measured = read_table(tmp_path / "b" / "results.parquet")["commit"].unique().to_pylist()
+    assert measured == [commit()]
+
+
+def test_a_compact_chain_that_another_command_ends_meanwhile_is_done(sweep, tmp_path, monkeypatch):
+    (one,) = sweep[0]
+    made = replace(job([replace(one, compact=True)], tmp_path), chain=Chain("magnitude", (0,)))
+    for part in ("checkpoints", "units"):
+        (tmp_path / part).mkdir()
+
+    def overtaken(bench, place):
+        with monkeypatch.context() as patch:
+            patch.setattr(chains, "base_networks", base_networks)
+            assert len(list(steps(made))) == len(one.sparsities)
+        return base_networks(bench, place)
+
+    base_networks = chains.base_networks
+    monkeypatch.setattr(chains, "base_networks", overtaken)
+    assert list(steps(made)) == []
+    assert made.finished()
+
+
+def test_the_log_says_how_a_command_ended(sweep, tmp_path, monkeypatch):
+    file, out = tmp_path / "tiny.toml", tmp_path / "run"
+    file.write_text(FILE.format(data=sweep[0][0].data))
+    command = ["run", str(file), "--out", str(out), "--workers", "1", "--part", "0/1"]
+    for error, status in ((KeyboardInterrupt(), 130), (WorkersLost("killed"), 75), (None, 0)):
+
+        def work(*arguments: Any, error: BaseException | None = error) -> tuple:
+            if error:
+                raise error
+            return _work(*arguments)
+
+        monkeypatch.setattr("empirical.run._work", work)
+        assert CliRunner().invoke(main, command).exit_code == status
+    entries = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert [entry["ended"] for entry in entries] == ["interrupted", "workers were killed", "done"]
 
 
 def job(experiments, out) -> Job:
@@ -535,7 +632,7 @@ def test_units_of_another_commit_are_told_of(sweep, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("empirical.jobs._commit", lambda: "0123456789ab")
+        patch.setattr("empirical.jobs._COMMIT", "0123456789ab")
         with pytest.raises(KeyboardInterrupt):
             run_experiments([read_experiment(str(file))], out, device=CPU, advance=stop)
     command = ["run", str(file), "--out", str(out), "--workers", "1", "--part", "0/1"]

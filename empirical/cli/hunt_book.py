@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -98,12 +100,13 @@ class HuntBook:
         """
         if self.path is None:
             return
-        there = _read(self.path) if self.path.exists() else {}
-        own = {name: self._row(law) for name, law in self._hunted.items()}
-        self._rows |= own
-        further = {name for name in own.keys() & there.keys() if self._says_more(name, there[name])}
-        rows = self._rows | there | {name: own[name] for name in own.keys() - further}
-        write_atomically(self.path, partial(_write, rows))
+        with _alone(self.path.parent):
+            there = _read(self.path) if self.path.exists() else {}
+            own = {name: self._row(law) for name, law in self._hunted.items()}
+            self._rows |= own
+            further = {name for name in own.keys() & there.keys() if self._says_more(name, there[name])}
+            rows = self._rows | there | {name: own[name] for name in own.keys() - further}
+            write_atomically(self.path, partial(_write, rows))
         self._saved = time.monotonic()
 
     def _says_more(self, name: str, row: dict[str, str]) -> bool:
@@ -130,6 +133,23 @@ class HuntBook:
             "seed": str(self.seed),
             "commits": " ".join(commits),
         }
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Another hunt that would write in the folder waits; not where there are no locks, as on Windows."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without them
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def _write(rows: dict[str, dict[str, str]], path: Path) -> None:

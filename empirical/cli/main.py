@@ -115,5 +115,5 @@ def condense(folder: Location, out: Path, *, partial: bool) -> None:
         with uninterrupted():
             from empirical.condense import condense as write
 
-        rows = write(folder, out, partial=partial)
+        rows = write(folder, out, partial=partial, tell=lambda line: click.echo(line, err=True))
     click.echo(f"{rows:,} rows in {out}")

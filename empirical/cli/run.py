@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -250,9 +251,11 @@ def _execute(
         with uninterrupted():
             from empirical.deadline import OutOfTime, deadline_in
             from empirical.experiments.chains import NetworksLost
+            from empirical.locations import Unreachable
             from empirical.provenance import log_command
             from empirical.report import claims_table, write_report
             from empirical.run import Part, default_folder, run_experiments, run_part, total_steps
+            from empirical.workers import WorkersLost
 
         chosen = _device(device, address)
         crew = _crew(chosen, workers, backend, address, gpus)
@@ -260,8 +263,9 @@ def _execute(
         share = Part() if part is None else _part(part)
         folder = out or default_folder(experiments, chosen, networks=networks)
 
-        def log() -> None:
-            log_command(folder, seconds=time.perf_counter() - started, workers=crew.count, device=chosen)
+        def log(ended: str = "done") -> None:
+            seconds = time.perf_counter() - started
+            log_command(folder, seconds=seconds, workers=crew.count, device=chosen, ended=ended)
 
         try:
             with progress(total_steps(experiments, chosen, share)) as advance:
@@ -275,10 +279,15 @@ def _execute(
                     return
                 outcome = run_experiments(experiments, folder, **work)
         except NetworksLost:
-            log()
+            log("networks diverged")
+            raise
+        except (WorkersLost, KeyboardInterrupt) as error:
+            with suppress(OSError, Unreachable):  # what ended it is what is told
+                if (folder / "settings.json").is_file():  # else nothing was begun
+                    log("interrupted" if isinstance(error, KeyboardInterrupt) else "workers were killed")
             raise
         except OutOfTime:
-            log()
+            log("out of time")
             click.echo(f"Stopped after {minutes:g} minutes; the same command goes on from here.", err=True)
             sys.exit(PAUSED)
         with unless_read_only():

@@ -125,11 +125,11 @@ def base_networks(bench: Bench, place: Place) -> Ensemble:
     except TrainingDiverged as error:
         rest = chain.without_lost(error)
         if error.survivors is not None:
-            kept = place.checkpoint(rest, 0)
-            save_networks(kept, error.survivors, settings=place.settings, compact=compact)
+            _save(place.checkpoint(rest, 0), error.survivors, place, compact=compact)
         told = f"{bench.experiment.network.kind}, dense before pruning, {error}"
         raise NetworksLost(told, left=rest.seeds) from error
-    _keep(path, networks, unfinished, settings=place.settings, compact=compact)
+    _save(path, networks, place, compact=compact)
+    remove_folder(unfinished)
     bench.deadline.check()
     return networks
 
@@ -211,7 +211,10 @@ def _levels(bench: Bench, chain: Chain, place: Place) -> list[tuple[int, float]]
     levels = list(enumerate(bench.experiment.sparsities))
     if not bench.experiment.compact:
         return levels
-    done = next(level for level, _ in levels if not place.level_unit(chain, level).is_file())
+    missing = (level for level, _ in levels if not place.level_unit(chain, level).is_file())
+    done = next(missing, None)
+    if done is None:  # another command has ended the chain meanwhile
+        return []
     if chain.condition in UNTRAINED:
         return levels[done:]
     stored = [level for level in range(1, done + 1) if place.checkpoint(chain, level).is_file()]
@@ -252,10 +255,11 @@ def _level(
     except TrainingDiverged as error:
         if error.survivors is not None and chain.condition not in FINISHED_LATER:
             kept = place.checkpoint(chain.without_lost(error), level)
-            save_networks(kept, error.survivors, settings=place.settings, compact=compact)
+            _save(kept, error.survivors, place, compact=compact)
         raise
     if chain.condition not in UNTRAINED:
-        _keep(path, networks, unfinished, settings=place.settings, compact=compact)
+        _save(path, networks, place, compact=compact)
+        remove_folder(unfinished)
         bench.deadline.check()
     return networks
 
@@ -266,7 +270,5 @@ def _of(bench: Bench, what: str) -> Tell:
     return lambda text: bench.tell(f"{what}{several}, {text}")
 
 
-def _keep(path: Location, networks: Ensemble, unfinished: Location, *, settings: str, compact: bool) -> None:
-    """Store finished networks, and delete what their unfinished trainings left."""
-    save_networks(path, networks, settings=settings, compact=compact)
-    remove_folder(unfinished)
+def _save(path: Location, networks: Ensemble, place: Place, *, compact: bool) -> None:
+    save_networks(path, networks, settings=place.settings, compact=compact, provenance=place.provenance)

@@ -6,7 +6,9 @@ as bits: 2 (1 - sparsity) + 1/8 bytes per weight, 2 where nothing is pruned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -20,37 +22,47 @@ from empirical.locations import Location
 from theory.types import InvalidInput, first_line
 
 
-def save_networks(path: Location, networks: Ensemble, *, settings: str, compact: bool = False) -> None:
+def save_networks(
+    path: Location,
+    networks: Ensemble,
+    *,
+    settings: str,
+    compact: bool = False,
+    provenance: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write all weights, biases, buffers and masks of an ensemble, which a run with these settings made.
 
-    A compact file keeps every bit of networks that :func:`halved` gave.
+    Commit, version and device of the ``provenance``, which are those that trained, become metadata of the
+    file. A compact file keeps every bit of networks that :func:`halved` gave.
     """
     tensors = _tensors(networks)
     tensors = _packed(tensors, _weight_names(networks)) if compact else tensors
-    write_tensors(path, {name: t.contiguous() for name, t in tensors.items()}, {"settings": settings})
+    told = {name: text for name, text in provenance.items() if name in ("commit", "version", "device")}
+    write_tensors(path, {n: t.contiguous() for n, t in tensors.items()}, told | {"settings": settings})
 
 
 def load_networks(path: Location, like: AnyEnsemble, *, settings: str, compact: bool = False) -> AnyEnsemble:
     """The networks that ``path`` holds, of the architecture, number and device of ``like``.
 
-    Raises: InvalidInput naming a file that is damaged, holds other networks or those of other settings.
+    Raises: InvalidInput naming a file that is damaged, holds other networks or those of other settings;
+    Unreachable if it cannot be read.
     """
     wanted = _tensors(like)
     try:
         found, told = read_tensors(path, device=str(like.masks[0].device))
-        if compact:
-            found = _unpacked(found, wanted, _weight_names(like))
-        if _kinds(found) != _kinds(wanted):
-            raise InvalidInput("it holds other networks")
-        if not all(bool(torch.isfinite(t).all()) for t in found.values()):
-            raise InvalidInput("it holds NaN or infinity")
-        if told.get("settings", settings) != settings:
-            raise InvalidInput("it names a run with other settings")
-        return _rebuilt(like, found)
+        if told.get("settings", settings) == settings:
+            if compact:
+                found = _unpacked(found, wanted, _weight_names(like))
+            if _kinds(found) != _kinds(wanted):
+                raise InvalidInput("it holds other networks")
+            if not all(bool(torch.isfinite(t).all()) for t in found.values()):
+                raise InvalidInput("it holds NaN or infinity")
+            return _rebuilt(like, found)
     except (SafetensorError, InvalidInput, OSError) as error:
         raise InvalidInput(
             f"checkpoint {path} is damaged ({first_line(error)}); delete it and run again"
         ) from error
+    raise InvalidInput(f"checkpoint {path} belongs to a run with other settings; choose a new folder")
 
 
 def _kinds(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:

@@ -40,6 +40,7 @@ import numpy as np
 import torch
 
 from empirical.activations import share_of_zero_activations
+from empirical.checkpoints import ForeignCheckpoint
 from empirical.datasets import Dataset
 from empirical.deadline import NEVER, Deadline
 from empirical.ensembles import Ensemble, MLPEnsemble, initialise, initialise_modules
@@ -103,9 +104,11 @@ class Bench:
         widths = widths_of(network, inputs=self.data.x_train.shape[1], classes=classes)
         return initialise(widths, seeds=self.seeds, device=self.device)
 
-    def train(self, networks: Ensemble, recipe: Recipe, *, level: int) -> Ensemble:
+    def train(self, networks: Ensemble, recipe: Recipe, *, level: int, keep_end: bool = False) -> Ensemble:
         """The networks after one more training, in the example order of this level.
 
+        ``keep_end`` if another training of the same networks starts from it. A file of another start, as
+        rounding on another device gives one, is dropped: it only saves time.
         Raises: OutOfTime once the deadline is over; the training goes on from there in another call.
         TrainingDiverged naming the seeds of those that diverged.
         """
@@ -113,9 +116,10 @@ class Bench:
         y = torch.tensor(self.data.y_train, device=self.device)
         order = [derived_seed(seed, 1, level) for seed in self.seeds]
         checkpoint = self.unfinished / f"{level:02d}.safetensors" if self.unfinished else None
-        epochs = itertools.count(1)
-        try:
-            found = train(
+
+        def trained() -> Ensemble:
+            epochs = itertools.count(1)
+            return train(
                 networks,
                 x,
                 y,
@@ -124,8 +128,17 @@ class Bench:
                 after_epoch=lambda: self.tell(f"epoch {next(epochs)} of {recipe.epochs}"),
                 checkpoint=checkpoint,
                 spacing=SPACING,
+                keep_end=keep_end,
                 deadline=self.deadline,
             )
+
+        try:
+            try:
+                found = trained()
+            except ForeignCheckpoint:
+                assert checkpoint
+                checkpoint.unlink(missing_ok=True)
+                found = trained()
         except TrainingDiverged as error:
             lost = [str(seed) for k, seed in enumerate(self.seeds) if k not in error.members]
             told = f"seed {', '.join(lost)} diverged at learning_rate {recipe.learning_rate:g}"
@@ -222,9 +235,8 @@ def next_networks(
             rewound = bench.initial().masked(magnitude_masks(previous, sparsity=s))
             return bench.train(rewound, bench.experiment.first, level=level)
         case "small-dense":
-            small = bench.train(
-                blank_networks(bench, condition, level=level), bench.experiment.first, level=0
-            )
+            blank = blank_networks(bench, condition, level=level)
+            small = bench.train(blank, bench.experiment.first, level=0, keep_end=True)
             return bench.train(small, retrain, level=level)
         case "surgery":
             return bench.train(dense, retrain, level=level)

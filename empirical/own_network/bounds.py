@@ -25,9 +25,8 @@ from empirical.own_network.measuring import fingerprint
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem, Request, minutes_each
 from empirical.provenance import commit, device_name, package_version
-from empirical.results import BOUNDS, NORMS, open_run, read_table, write_table
-from empirical.sweep import settings_id, unit_path
-from theory.types import InvalidInput
+from empirical.results import BOUNDS, NORMS, open_run, read_final, read_table, settings_id, write_table
+from empirical.sweep import unit_path
 
 # Minutes of one core from which on linear relaxation is announced, and the units of the announcement.
 _LONG = 5
@@ -81,9 +80,7 @@ def bounds(
         note(f"Note: no bounds of random masks: {reason}")
     final = out / "bounds.parquet"
     if final.is_file():
-        content = read_table(final, schema=BOUNDS)
-        if set(content["settings"].unique().to_pylist()) != {settings_id(described)}:
-            raise InvalidInput(f"results file {final} belongs to another run; choose a new folder")
+        content = read_final(final, settings=settings_id(described), schema=BOUNDS)
     else:
         provenance = {
             "settings": settings_id(described),

@@ -26,8 +26,8 @@ from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem
 from empirical.own_network.sandwiches import sandwiches
 from empirical.provenance import commit, device_name, package_version
-from empirical.results import NORMS, open_run, read_table, write_table
-from empirical.sweep import run_unit, settings_id, unit_path
+from empirical.results import NORMS, open_run, read_final, read_table, settings_id, write_table
+from empirical.sweep import run_unit, unit_path
 from theory.types import InvalidInput
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9)
@@ -240,7 +240,7 @@ def _further(
     """The rows of further pruning: read from ``further_pruning.parquet``, or computed unit by unit."""
     final = out / "further_pruning.parquet"
     if final.is_file():
-        return read_table(final).to_pandas()
+        return read_final(final, settings=provenance["settings"]).to_pandas()
     parts = []
     for name, compute in units(
         subject.ensemble,

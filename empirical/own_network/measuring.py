@@ -26,8 +26,8 @@ from empirical.own_network.loading import Network
 from empirical.own_network.preparation import prepare
 from empirical.own_network.trial import check_attackable
 from empirical.provenance import commit, device_name, package_version
-from empirical.results import NORMS, Members, Rows, open_run, read_table, table, write_table
-from empirical.sweep import run_unit, settings_id, unit_path
+from empirical.results import NORMS, Members, Rows, open_run, read_final, settings_id, table, write_table
+from empirical.sweep import run_unit, unit_path
 from theory.types import InvalidInput, check_labels
 
 # Quantities of which every attack has its own; the others do not depend on the attack.
@@ -108,7 +108,7 @@ def measure_network(
         "dtype": "float64",
     }
     if final.is_file():
-        content = read_table(final)
+        content = read_final(final, settings=provenance["settings"])
     else:
         weights = network.weights.values()
         zeros = sum(int((weight == 0).sum()) for weight in weights)

@@ -41,6 +41,21 @@ def values(out) -> pd.DataFrame:
     return read_table(out / "results.parquet").to_pandas()[VALUES]
 
 
+def test_doubtful_data_are_told_once(tmp_path):
+    """By ``run`` and by ``verify``, however many experiments read them, and before any work."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 2, (40, 4), dtype=np.uint8), np.arange(40) % 8
+    np.savez(tmp_path / "ones.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez(tmp_path / "full.npz", x_train=255 * x, y_train=y, x_test=255 * x, y_test=y)
+    told = f"Note: data {tmp_path / 'ones.npz'}: uint8 features are divided by 255 and range to 0.0039 then"
+    for command in (["verify"], ["run", "digits-linear-binary", "digits-linear"]):
+        for data, said in (("ones.npz", 1), ("full.npz", 0)):
+            arguments = [*command, "--data", str(tmp_path / data), "--workers", "1", "--out", str(tmp_path)]
+            result = CliRunner().invoke(main, arguments)
+            assert "which holds full.npz and no settings.json" in result.stderr  # and so nothing is trained
+            assert result.stderr.count(told) == result.stderr.count("Note: ") == said
+
+
 def test_no_theorem_is_violated(small_run):
     _, outcome = small_run
     assert outcome.violations.empty

@@ -1,5 +1,6 @@
 """A killed training goes on as if it had not been killed, and never from a file that is not its own."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from empirical import training
+from empirical import checkpoints, training
 from empirical.activations import KLargest, with_activation
 from empirical.adversarial import Adversary
 from empirical.augmentation import Augmentation
@@ -197,6 +198,22 @@ def test_a_folder_that_another_process_takes_away_is_made_again(tmp_path, monkey
     left.extend([1, 1])
     with pytest.raises(OSError, match="cannot be written"):
         train(mlps(), *problem(), recipe, seeds=SEEDS, checkpoint=path)
+
+
+def test_a_folder_that_goes_while_a_file_is_written_is_made_again(tmp_path, monkeypatch):
+    """Safetensors says so in an error of its own."""
+    path, left = tmp_path / "unfinished" / "a", [1]
+
+    def taken(tensors, file, **options):
+        if left:
+            left.pop()
+            shutil.rmtree(path.parent)
+        written(tensors, file, **options)
+
+    written = checkpoints.save_file
+    monkeypatch.setattr(checkpoints, "save_file", taken)
+    train(mlps(), *problem(), Recipe(epochs=1, batch_size=10), seeds=SEEDS, checkpoint=path)
+    assert path.is_file()
 
 
 def test_every_is_checked(tmp_path):

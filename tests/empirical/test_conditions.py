@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from empirical.datasets import Dataset, load
+from empirical.deadline import Deadline, OutOfTime
 from empirical.experiments import Experiment, Network
 from empirical.experiments.chains import Chain, Place, run_chain
 from empirical.experiments.conditions import (
@@ -187,6 +188,48 @@ def test_a_killed_chain_goes_on_from_its_last_level(bench, tmp_path):
             found = [read_table(place.level_unit(chain, level)) for level in range(2 if stops else 3)]
             tables[name] = pd.concat([table.to_pandas() for table in found[:2]])
         pd.testing.assert_frame_equal(tables["whole"], tables["stopped"])
+
+
+def stopped_in_the_second(bench, dense, folder):
+    """Two trainings, a level of small-dense, stopped in the second; the bench that goes on with them."""
+
+    class Second(Deadline):
+        @property
+        def over(self) -> bool:
+            return (folder / "00.safetensors").is_file()
+
+    stored = replace(bench, unfinished=folder, deadline=Second())
+    with pytest.raises(OutOfTime):
+        next_networks(stored, "small-dense", level=1, dense=dense, previous=dense)
+    assert sorted(path.name for path in folder.iterdir()) == ["00.safetensors", "01.safetensors"]
+    return replace(bench, unfinished=folder)
+
+
+def test_the_end_from_which_another_training_starts_is_stored(bench, dense, tmp_path):
+    """Else its tail, trained again with other rounding, would be another start."""
+    resumed, told = stopped_in_the_second(bench, dense, tmp_path / "unfinished"), []
+    file = resumed.unfinished / "00.safetensors"
+    before = file.stat().st_mtime_ns
+    found = next_networks(
+        replace(resumed, tell=told.append), "small-dense", level=1, dense=dense, previous=dense
+    )
+    assert file.stat().st_mtime_ns == before
+    whole = next_networks(bench, "small-dense", level=1, dense=dense, previous=dense)
+    assert all(torch.equal(a, b) for a, b in zip(found.weights, whole.weights, strict=True))
+
+
+def test_an_unfinished_training_of_another_start_is_done_again(bench, dense, tmp_path):
+    resumed = stopped_in_the_second(bench, dense, tmp_path / "unfinished")
+    (resumed.unfinished / "00.safetensors").unlink()
+    other = replace(
+        resumed.experiment, first=replace(resumed.experiment.first, learning_rate=0.05)
+    )  # as another device rounds
+    rounded = replace(resumed, experiment=other)
+    found = next_networks(rounded, "small-dense", level=1, dense=dense, previous=dense)
+    alone = next_networks(
+        replace(rounded, unfinished=None), "small-dense", level=1, dense=dense, previous=dense
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found.weights, alone.weights, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -223,3 +223,17 @@ def test_tables_lose_no_digit_where_the_terminal_is_narrow(monkeypatch, capsys):
         "l_inf, smallest found       mean  mean square",
         "fgs                    0.0712345     0.006168",
     ]
+
+
+def test_a_table_of_another_run_is_not_reported_as_this_ones(model, tmp_path):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    assert invoke(model[0], mine).exit_code == 0
+    assert invoke(model[0], other, "--eps", "0.2").exit_code == 0
+    (other / "measure.parquet").replace(mine / "measure.parquet")
+    mixed = invoke(model[0], mine)
+    assert mixed.exit_code == 2
+    assert "measure.parquet belongs to a run with other settings; choose a new folder" in mixed.stderr
+    (mine / "settings.json").unlink()
+    lost = invoke(model[0], mine)
+    assert lost.exit_code == 2
+    assert lost.stderr.endswith("measure.parquet of a run with other settings; choose a new folder\n")

@@ -1,5 +1,7 @@
 """The results table keeps every row, and a damaged or foreign file is never taken for one."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,20 +12,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from empirical.condense import RUN_KEY, condense
+from empirical.ensembles import initialise
+from empirical.experiments.checkpoints import load_networks, save_networks
+from empirical.locations import Unreachable, append_line
 from empirical.progress import Progress
 from empirical.results import (
     SCHEMA,
     Members,
     Rows,
     open_run,
+    read_final,
     read_settings,
     read_table,
+    settings_id,
     table,
     write_atomically,
     write_table,
 )
 from empirical.sweep import run_unit, unit_path
+from empirical.training import Recipe, train
 from theory.types import InvalidInput
 
 MEMBERS = Members("digits", "mlp", ["dense", "magnitude"], [0.0, 0.5], [0.0, 0.49], [3, 4])
@@ -106,6 +116,36 @@ def test_damaged_and_foreign_tables_are_named(tmp_path):
     assert read_table(path).num_rows == 8
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_cannot_be_read_is_not_called_damaged(number, tmp_path, monkeypatch):
+    """Deleting it, as the message of a damaged file says, would lose whole results."""
+    networks = initialise([4, 2], seeds=[0], device=torch.device("cpu"))
+    x, y, recipe = torch.rand(8, 4), torch.arange(8) % 2, Recipe(epochs=1)
+    paths = [tmp_path / name for name in ("t.parquet", "nets", "training", "run")]
+    write_table(paths[0], table(both_levels(), provenance=PROVENANCE))
+    save_networks(paths[1], networks, settings="s")
+    train(networks, x, y, recipe, seeds=[0], checkpoint=paths[2])
+    open_run(paths[3], {"seeds": 5})
+
+    def refused(path, *arguments, **options):
+        if path.is_relative_to(tmp_path):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refused)
+    for read in (
+        lambda: read_table(paths[0]),
+        lambda: load_networks(paths[1], networks, settings="s"),
+        lambda: train(networks, x, y, recipe, seeds=[0], checkpoint=paths[2]),
+        lambda: read_settings(paths[3] / "settings.json"),
+    ):
+        with pytest.raises(Unreachable, match=rf"cannot be read \({os.strerror(number)}\); mend that and"):
+            read()
+    with pytest.raises(InvalidInput, match=r"out is .*/run, but .*settings.json cannot be read"):
+        open_run(paths[3], {"seeds": 5})
+
+
 def test_no_flipped_bit_changes_a_row(tmp_path):
     """Every 197th bit: the file is refused, or its rows are what they were."""
     path = tmp_path / "t.parquet"
@@ -138,6 +178,92 @@ def test_settings_that_changed_on_disk_are_damaged_and_can_be_written_again(tmp_
     (out / "mine.txt").write_text("keep")
     with pytest.raises(InvalidInput, match=r"holds mine\.txt and no settings\.json"):
         open_run(out, settings)
+
+
+def test_a_folder_without_settings_is_that_of_its_rows_or_networks(tmp_path):
+    """Given to other settings, it would have good files called damaged, or other rows reported as its own."""
+    networks = initialise([4, 2], seeds=[0], device=torch.device("cpu"))
+    mine: dict[str, object] = {"seeds": 5}
+    rows = table(both_levels(), provenance=PROVENANCE | {"settings": settings_id(mine)})
+    for name, write in (
+        ("results.parquet", lambda path: write_table(path, rows)),
+        ("units/a.parquet", lambda path: write_table(path, rows)),
+        ("checkpoints/a.safetensors", lambda path: save_networks(path, networks, settings=settings_id(mine))),
+    ):
+        out = tmp_path / Path(name).stem / Path(name).parent.name
+        open_run(out, mine)
+        write(out / name)
+        (out / "settings.json").unlink()
+        with pytest.raises(InvalidInput, match=rf"{Path(name).name} of a run with other settings; choose"):
+            open_run(out, {"seeds": 6})
+        assert not (out / "settings.json").exists()
+        open_run(out, mine)
+        assert read_settings(out / "settings.json") == mine
+
+
+def test_networks_of_other_settings_are_not_called_damaged(tmp_path):
+    networks = initialise([4, 2], seeds=[0], device=torch.device("cpu"))
+    save_networks(tmp_path / "nets", networks, settings="mine")
+    assert load_networks(tmp_path / "nets", networks, settings="mine")
+    with pytest.raises(InvalidInput, match=r"nets belongs to a run with other settings; choose a new folder"):
+        load_networks(tmp_path / "nets", networks, settings="other")
+
+
+def test_a_final_table_is_that_of_its_settings(tmp_path):
+    write_table(tmp_path / "t.parquet", table(both_levels(), provenance=PROVENANCE))
+    assert read_final(tmp_path / "t.parquet", settings="s").num_rows == 8
+    with pytest.raises(InvalidInput, match=r"t.parquet belongs to a run with other settings; choose a new"):
+        read_final(tmp_path / "t.parquet", settings="other")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "mend that and run again"),
+        (errno.EDQUOT, "mend that and run again"),
+        (errno.ESTALE, "mend that and run again"),
+        (errno.EROFS, "choose another folder"),
+    ],
+)
+def test_a_full_disk_asks_for_room_not_for_another_folder(number, remedy, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    open_run(out, {"seeds": 5})
+
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InvalidInput) as raised:
+        open_run(out, {"seeds": 5})
+    assert str(raised.value) == f"out is {out}, which cannot be written ({os.strerror(number)}); {remedy}"
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "units/a.parquet"])
+def test_rows_of_other_settings_are_not_condensed(name, tmp_path):
+    """They would be committed with settings that they were not made with."""
+    out = tmp_path / "run"
+    mine: dict[str, object] = {"seeds": 5}
+    open_run(out, mine)
+    rows = table(both_levels(), provenance=PROVENANCE | {"settings": settings_id(mine)})
+    write_table(out / name, rows)
+    assert condense(out, tmp_path / "good.parquet", partial=True) == 2
+    (out / "settings.json").write_text('{"seeds": 6}')
+    with pytest.raises(InvalidInput, match=r"which holds rows of other settings than those of its settings"):
+        condense(out, tmp_path / "bad.parquet", partial=True)
+    assert not (tmp_path / "bad.parquet").exists()
+
+
+def test_a_torn_line_of_the_log_is_told_of_and_left_out(tmp_path):
+    out, told = tmp_path / "run", []
+    open_run(out, {"seeds": 5})
+    rows = table(both_levels(), provenance=PROVENANCE | {"settings": settings_id({"seeds": 5})})
+    write_table(out / "results.parquet", rows)
+    (out / "runs.jsonl").write_text('{"seconds": 1}\n{"seco')
+    append_line(out / "runs.jsonl", '{"seconds": 2}')
+    condense(out, tmp_path / "small.parquet", tell=told.append)
+    assert told == [f"Note: line 2 of {out}/runs.jsonl is no entry, and left out"]
+    runs = json.loads(pq.read_schema(tmp_path / "small.parquet").metadata[RUN_KEY])["runs"]
+    assert runs == [{"seconds": 1}, {"seconds": 2}]
 
 
 def test_a_folder_of_another_experiment_says_so(tmp_path):
