@@ -126,12 +126,16 @@ def passes(rows: pd.DataFrame) -> Table:
 
 
 def compacted(rows: pd.DataFrame) -> Table:
-    """How many times slower the whole network is, by task and sparsity."""
-    is_whole = rows["peer"].isin(["dense, whole network", "dense product", "whole network"])
-    table = _ratios(rows[is_whole], "task")
-    last = rows["sparsity"].iloc[-1]
-    seconds = rows[is_whole & (rows["sparsity"] == last)].set_index("task")["seconds"]
-    return [line + [two(seconds[line[0]]) if i else f"seconds at {last}"] for i, line in enumerate(table)]
+    """How many times slower the whole network is, by task and sparsity, and the dense one."""
+    rows = rows[rows["peer"].isin(["dense, whole network", "dense product", "whole network"])]
+    seconds = rows.pivot(index="task", columns="sparsity", values="seconds").astype(float)
+    head, *lines = _ratios(rows, "task")
+    beside = ["0.98", "0.99"]
+    table = [[*head, *(f"dense, beside {sparsity}" for sparsity in beside), "seconds at 0.99"]]
+    for task, *ratios in lines:
+        dense = [two(str(seconds["0.0"][task] / seconds[sparsity][task])) for sparsity in beside]
+        table.append([task, *ratios, *dense, two(str(seconds["0.99"][task]))])
+    return table
 
 
 def scores(rows: pd.DataFrame) -> Table:
