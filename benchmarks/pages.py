@@ -130,11 +130,12 @@ def compacted(rows: pd.DataFrame) -> Table:
     rows = rows[rows["peer"].isin(["dense, whole network", "dense product", "whole network"])]
     seconds = rows.pivot(index="task", columns="sparsity", values="seconds").astype(float)
     head, *lines = _ratios(rows, "task")
-    beside = ["0.98", "0.99"]
-    table = [[*head, *(f"dense, beside {sparsity}" for sparsity in beside), "seconds at 0.99"]]
+    dense, last = head[1], head[-1]
+    beside = head[2:][-2:]
+    table = [[*head, *(f"dense, beside {sparsity}" for sparsity in beside), f"seconds at {last}"]]
     for task, *ratios in lines:
-        dense = [two(str(seconds["0.0"][task] / seconds[sparsity][task])) for sparsity in beside]
-        table.append([task, *ratios, *dense, two(str(seconds["0.99"][task]))])
+        saved = [two(str(seconds[dense][task] / seconds[sparsity][task])) for sparsity in beside]
+        table.append([task, *ratios, *saved, two(str(seconds[last][task]))])
     return table
 
 
