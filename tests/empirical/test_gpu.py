@@ -1,22 +1,31 @@
-"""What a GPU does must be what a CPU does; skipped where there is none."""
+"""What a GPU does must be what a CPU does; where there is none, on a stand-in for one."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from empirical.attacks import by_name
+from empirical.attacks.fmn_init import fmn_init
+from empirical.attacks.pgd import minimal_pgd
 from empirical.augmentation import Augmentation
 from empirical.datasets import Dataset
 from empirical.ensembles import initialise, initialise_modules
 from empirical.experiments.architectures import Channels, build
-from empirical.experiments.specification import ATTACKS, Network
+from empirical.experiments.specification import ATTACKS, Experiment, Network
 from empirical.measurement import measure
 from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks
+from empirical.run import run_experiments
 from empirical.surgery import Surgery
 from empirical.training import Recipe, train
+from tests.standin import standin_gpu
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+HAS_GPU = torch.cuda.is_available()
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, nesterov=True, augmentation=Augmentation())
 
@@ -32,11 +41,44 @@ def networks(kind: str, members: int, device: torch.device):
     )
 
 
+def convolutional() -> nn.Sequential:
+    norm, pool = nn.BatchNorm2d(4), nn.MaxPool2d(2)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 5, stride=3), norm, nn.ReLU(), pool, nn.Flatten(), nn.Linear(100, 10)
+    )
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    with nullcontext() if HAS_GPU else standin_gpu():
+        yield
+
+
 @pytest.fixture(scope="module")
 def images() -> Dataset:
     rng = np.random.default_rng(0)
-    x, y = rng.random((72, 3072)), np.arange(72) % 10
+    x, y = rng.random((68, 3072)), np.arange(68) % 10
     return Dataset("noise", x[:64], y[:64], x[64:], y[64:], 10, shape=(3, 32, 32))
+
+
+def test_numbers_of_two_devices_do_not_mix():
+    """Else a stand-in would show nothing."""
+    here, there = torch.ones(2), torch.ones(2, device=GPU)
+    assert there.is_cuda
+    assert not there.cpu().is_cuda
+    assert (there + torch.tensor(1.0)).is_cuda
+    assert there[torch.tensor([0])].is_cuda
+    assert here.to(there).is_cuda
+    with pytest.raises(RuntimeError, match="same device"):
+        here.add(there)
+    with pytest.raises(RuntimeError):
+        here[torch.zeros(1, dtype=torch.int64, device=GPU)]
+    with pytest.raises(RuntimeError):
+        torch.rand(2, device=GPU, generator=torch.Generator())
+    with pytest.raises(TypeError, match="numpy"):
+        there.numpy()
+    with pytest.raises(TypeError, match="numpy"):
+        np.asarray(there)
 
 
 def trained(nets, data, recipe):
@@ -48,16 +90,18 @@ def trained(nets, data, recipe):
 @pytest.mark.parametrize("kind", ["vgg", "resnet-32"])
 @pytest.mark.parametrize("members", [1, 2])
 def test_training_agrees_with_a_cpu(images, kind, members):
-    """Both ways through the members, on the same batches and augmentations; rounding grows with the steps."""
-    one = trained(networks(kind, members, GPU), images, replace(RECIPE, epochs=1, batch_size=64))
-    other = trained(networks(kind, members, CPU), images, replace(RECIPE, epochs=1, batch_size=64))
+    """Both ways through the members, on the same batches and augmentations."""
+    recipe = replace(RECIPE, epochs=1, batch_size=64)
+    starts = [networks(kind, members, CPU).to(dtype=torch.float64, device=device) for device in (GPU, CPU)]
+    one, other = (trained(start, images, recipe) for start in starts)
     for a, b in zip(one.weights, other.weights, strict=True):
-        torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(
     "change", [{"bfloat16": True}, {"compiled": "default"}, {"compiled": "reduce-overhead", "bfloat16": True}]
 )
+@pytest.mark.skipif(not HAS_GPU, reason="a stand-in neither rounds nor compiles as a GPU does")
 def test_fast_ways_learn_the_same(images, change):
     """Twice, as one training follows another in a run."""
     start = networks("resnet-32", 1, GPU)
@@ -67,7 +111,7 @@ def test_fast_ways_learn_the_same(images, change):
     assert sum(apart) < 0.5 * sum(moved)
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=1, surgery=Surgery(share=0.5))])
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=1, surgery=Surgery(share=0.75))])
 def test_masks_and_surgery_stay_on_the_device(images, recipe):
     nets = networks("vgg", 2, GPU)
     found = (
@@ -81,14 +125,67 @@ def test_masks_and_surgery_stay_on_the_device(images, recipe):
         assert after.sparsity().cpu().mean() > 0.2
 
 
+STARTS = {
+    "convolutions": partial(initialise_modules, convolutional, shape=(3, 32, 32), seeds=[0, 1]),
+    "mlp": partial(initialise, [3072, 20, 10], seeds=[0, 1]),
+}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Fewer steps: a stand-in takes every operation through Python, and small ones are slow on a GPU."""
+    monkeypatch.setattr(by_name, "STEPS", 10)
+    monkeypatch.setattr(by_name, "minimal_pgd", partial(minimal_pgd, steps=5, halvings=3))
+    monkeypatch.setattr(by_name, "fmn_init", partial(fmn_init, steps=5))
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("kind", STARTS)
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_attacks_agree_with_a_cpu(images, attack):
+def test_attacks_agree_with_a_cpu(images, attack, kind):
     """Radii in float64 of random networks: most examples agree closely; paths part where two steps tie."""
-    for build_on in (
-        lambda device: networks("resnet-32", 1, device),
-        lambda device: initialise([3072, 20, 10], seeds=[0, 1], device=device),
-    ):
-        one, other = (measure(build_on(d), images, eps=0.01, attacks=(attack,)) for d in (GPU, CPU))
-        assert (one.correct == other.correct).all()
-        for key, radius in one.radius.items():
-            np.testing.assert_allclose(np.median(radius), np.median(other.radius[key]), rtol=0.1)
+    nets = STARTS[kind](device=CPU)
+    x = torch.tensor(images.x_test, dtype=torch.float32)
+    images = replace(images, y_test=nets.logits(x)[0].argmax(1).numpy())  # else little is attacked
+    there = nets.to(dtype=torch.float32, device=GPU)
+    one, other = (measure(start, images, eps=0.01, attacks=(attack,)) for start in (there, nets))
+    assert (one.correct == other.correct).all()
+    assert one.correct[0].all()
+    for key, radius in one.radius.items():
+        assert (radius[0] > 0).all()
+        np.testing.assert_allclose(np.median(radius[0]), np.median(other.radius[key][0]), rtol=0.1)
+
+
+CONDITIONS_OF = {
+    "mlp": ("magnitude", "random", "surgery", "small-dense", "activation"),
+    "linear-binary": ("dense", "magnitude"),
+}
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("kind", CONDITIONS_OF)
+def test_a_run_has_the_rows_of_one_on_a_cpu(kind, tmp_path):
+    """What is measured is the same; its values are those of networks of other roundings."""
+    recipe, hidden = Recipe(epochs=1, batch_size=64), (16, 8) if kind == "mlp" else ()
+    experiment = Experiment(
+        "tiny",
+        "",
+        "digits",
+        Network(kind, hidden=hidden),
+        (0.0, 0.5),
+        conditions=CONDITIONS_OF[kind],
+        seeds=2,
+        first=recipe,
+        retrain=recipe,
+        attacks=("fgs", "ddn"),
+        masks=2,
+        train_examples=64,
+        test_examples=4 if kind == "mlp" else 12,
+    )
+    found = []
+    for device in (GPU, CPU):
+        run = run_experiments([experiment], tmp_path / device.type, device=device)
+        assert run.violations.empty
+        rows = run.networks.drop(columns=["settings", "device", "value", "achieved_sparsity", "commit"])
+        found.append(rows.sort_values([*map(str, rows)]).reset_index(drop=True))
+    pd.testing.assert_frame_equal(*found)
