@@ -144,6 +144,8 @@ def short(monkeypatch):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attacks_agree_with_a_cpu(images, attack, kind):
     """Radii in float64 of random networks: most examples agree closely; paths part where two steps tie."""
+    if not HAS_GPU and kind == "convolutions" and attack not in ("fgs", "deepfool", "ddn"):
+        pytest.skip("slow on a stand-in, where the other network takes the same way")
     nets = STARTS[kind](device=CPU)
     x = torch.tensor(images.x_test, dtype=torch.float32)
     images = replace(images, y_test=nets.logits(x)[0].argmax(1).numpy())  # else little is attacked
@@ -157,7 +159,7 @@ def test_attacks_agree_with_a_cpu(images, attack, kind):
 
 
 CONDITIONS_OF = {
-    "mlp": ("magnitude", "random", "surgery", "small-dense", "activation"),
+    "mlp": ("magnitude", "random", "surgery", "activation"),
     "linear-binary": ("dense", "magnitude"),
 }
 
