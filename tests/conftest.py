@@ -31,7 +31,7 @@ if typecheck:
 _SLOW_SETUP = [HealthCheck.too_slow]  # drawing arrays is slow on a loaded two-core machine
 settings.register_profile("dev", max_examples=30, deadline=None, suppress_health_check=_SLOW_SETUP)
 settings.register_profile(
-    "ci", max_examples=50, deadline=None, suppress_health_check=_SLOW_SETUP, derandomize=True
+    "ci", max_examples=25, deadline=None, suppress_health_check=_SLOW_SETUP, derandomize=True
 )
 settings.register_profile("thorough", max_examples=100_000, deadline=None, suppress_health_check=_SLOW_SETUP)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

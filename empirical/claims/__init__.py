@@ -7,6 +7,6 @@ large p-value, but needs an interval inside the declared margin.
 
 from empirical.claims.judge import STATEMENTS, judge
 from empirical.claims.theorems import violations
-from empirical.claims.verdicts import Verdict, curve
+from empirical.claims.verdicts import Verdict
 
-__all__ = ["STATEMENTS", "Verdict", "curve", "judge", "violations"]
+__all__ = ["STATEMENTS", "Verdict", "judge", "violations"]

@@ -9,7 +9,7 @@ import pandas as pd
 from empirical.claims.predictions import predictions
 from empirical.claims.theorems import THEOREMS, theorem
 from empirical.claims.trends import falls_again, no_improvement, some_improvement, trend
-from empirical.claims.verdicts import Measure, Verdict, is_measured
+from empirical.claims.verdicts import Curves, Measure, Verdict
 from theory.types import InvalidInput
 
 STATEMENTS = {
@@ -64,9 +64,10 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
             if len(names) > 1:
                 named = ", ".join(sorted(map(str, names)))
                 raise InvalidInput(f"table has {family} {joint} {named}; give the rows of one {one}")
+    curves = Curves(table)
     families = [str(family) for family in table["family"].unique()]
     for family in sorted(families, key=lambda name: (name not in LINEAR, families.index(name))):
-        verdicts += _linear(table, family) if family in LINEAR else _relu(table, family)
+        verdicts += _linear(curves, family) if family in LINEAR else _relu(curves, family)
     checks = table[table["kind"] == "check"]
     for claim, label, names in THEOREMS:
         rows = checks[checks["method"].astype(str).str.startswith(names)]
@@ -77,25 +78,25 @@ def judge(table: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("claim", kind="stable", ignore_index=True)
 
 
-def _linear(table: pd.DataFrame, family: str) -> list[Verdict]:
+def _linear(curves: Curves, family: str) -> list[Verdict]:
     l2, linf = (
-        [measure for measure in measures if is_measured(table, family, "magnitude", measure)]
+        [measure for measure in measures if curves.has(family, "magnitude", measure)]
         for measures in (LINEAR_L2, LINEAR_LINF)
     )
     return [
-        *(trend(table, family, measure) for measure in linf),
-        *(no_improvement(table, family, measure) for measure in l2),
+        *(trend(curves, family, measure) for measure in linf),
+        *(no_improvement(curves, family, measure) for measure in l2),
     ]
 
 
-def _relu(table: pd.DataFrame, family: str) -> list[Verdict]:
+def _relu(curves: Curves, family: str) -> list[Verdict]:
     found: list[Verdict] = []
     for pruning, rise, fall, rises, falls in CONDITIONS:
         for measure in RELU:
-            if not is_measured(table, family, pruning, measure):
+            if not curves.has(family, pruning, measure):
                 continue
             label, quantity, norm, method = measure
             up, down = ((label + mark, quantity, norm, method) for mark in (rises, falls))
-            found.append(some_improvement(table, family, up, claim=rise, pruning=pruning))
-            found.append(falls_again(table, family, down, claim=fall, pruning=pruning))
-    return found + [verdict for norm in ("linf", "l2") for verdict in predictions(table, family, norm)]
+            found.append(some_improvement(curves, family, up, claim=rise, pruning=pruning))
+            found.append(falls_again(curves, family, down, claim=fall, pruning=pruning))
+    return found + [verdict for norm in ("linf", "l2") for verdict in predictions(curves, family, norm)]

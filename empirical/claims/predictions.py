@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray as Array
 
 from empirical.claims.verdicts import (
     ALIKE,
     LACKING,
+    Curves,
     Verdict,
     accuracy_kept,
     collapsed,
-    curve,
-    curve_of_kind,
     t_interval,
     verdict_on,
 )
@@ -25,7 +23,7 @@ from empirical.claims.verdicts import (
 PREDICTION_ERROR = 0.10
 
 
-def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
+def predictions(curves: Curves, family: str, norm: str) -> list[Verdict]:
     """C9: the predicted mean radius against the measured one, of random masks and of retrained networks.
 
     The error at a sparsity is |predicted - measured| as a share of the measured radius without masks, all
@@ -33,14 +31,14 @@ def predictions(table: pd.DataFrame, family: str, norm: str) -> list[Verdict]:
     network has collapsed do not count: the radius of one that gives every input the same class is the cap,
     whatever the theory.
     """
-    predicted = curve_of_kind(
-        table, family, "random", ("", "mean_radius", norm, "moment propagation"), ["estimate"]
+    predicted = curves.of_kind(
+        family, "random", ("", "mean_radius", norm, "moment propagation"), ("estimate",)
     )
     verdicts = []
     for pruning in ("random", "random-retrained", "magnitude"):
-        measured = curve(table, family, pruning, ("", "mean_radius", norm, "best"))
+        measured = curves.measured(family, pruning, ("", "mean_radius", norm, "best"))
         shared = predicted.columns.intersection(measured.columns)
-        kept = accuracy_kept(table, family, pruning)
+        kept = accuracy_kept(curves, family, pruning)
         seeds = predicted.index.intersection(measured.index).intersection(kept.index)
         if len(shared) < 2 or shared[0] != 0 or not len(seeds):
             continue

@@ -17,6 +17,7 @@ from empirical.claims.verdicts import (
     LEVEL,
     MARGIN,
     OPTIMUM,
+    Curves,
     Measure,
     Shares,
     Verdict,
@@ -37,12 +38,12 @@ QUADRATURE = 4000  # equally likely spreads
 NO_TEST = "a paired test needs 2 seeds and a sparsity above 0 at which their networks can be compared"
 
 
-def trend(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
+def trend(curves: Curves, family: str, measure: Measure) -> Verdict:
     """C1: the mean over the seeds of the slope of each one's gain over sparsity.
 
     Where it decides nothing, the slope that it would show with a probability of 80 %, if the seeds differ.
     """
-    shares, label = share_of_dense(table, family, measure), measure[0]
+    shares, label = share_of_dense(curves, family, measure), measure[0]
     found = gains(shares.values)
     seeds = len(found)
     if seeds < 2 or found.shape[1] < 3:
@@ -185,9 +186,9 @@ def _judged(shares: Shares, *, none: bool) -> pd.DataFrame:
     return gains(shares.most) if none and found.empty else found
 
 
-def no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdict:
+def no_improvement(curves: Curves, family: str, measure: Measure) -> Verdict:
     """C2: every sparsity's simultaneous upper limit of the gain must lie below the margin."""
-    shares, label = share_of_dense(table, family, measure), measure[0]
+    shares, label = share_of_dense(curves, family, measure), measure[0]
     none = _no_gain(shares)
     found = _judged(shares, none=none)
     if len(found) < 2 or found.empty:
@@ -218,10 +219,10 @@ def no_improvement(table: pd.DataFrame, family: str, measure: Measure) -> Verdic
 
 
 def some_improvement(
-    table: pd.DataFrame, family: str, measure: Measure, *, claim: str = "C3", pruning: str = "magnitude"
+    curves: Curves, family: str, measure: Measure, *, claim: str = "C3", pruning: str = "magnitude"
 ) -> Verdict:
     """C3, C6: paired tests of a gain at every sparsity, with Bonferroni's correction."""
-    shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
+    shares, label = share_of_dense(curves, family, measure, pruning=pruning), measure[0]
     none = _no_gain(shares)
     found = _judged(shares, none=none)
     if len(found) < 2 or found.empty:
@@ -253,7 +254,7 @@ def some_improvement(
 
 
 def falls_again(
-    table: pd.DataFrame, family: str, measure: Measure, *, claim: str = "C4", pruning: str = "magnitude"
+    curves: Curves, family: str, measure: Measure, *, claim: str = "C4", pruning: str = "magnitude"
 ) -> Verdict:
     """C4, C6: bootstrap over seeds of the best sparsity, and of the fall from there to the last one.
 
@@ -263,7 +264,7 @@ def falls_again(
     ``p_value`` is the rise's; the note has the fall's where it alone is in the way. No interval is
     told of fewer than 5 seeds: two have three resamples.
     """
-    shares, label = share_of_dense(table, family, measure, pruning=pruning), measure[0]
+    shares, label = share_of_dense(curves, family, measure, pruning=pruning), measure[0]
     never = _never_rises(shares)
     told = shares.most if never and shares.values.shape[1] < FEWEST else shares.values
     grid, draws = told.columns.to_numpy(), told.to_numpy()

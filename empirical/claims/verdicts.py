@@ -90,44 +90,45 @@ def verdict_on(
     )
 
 
-def curve(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
-    """One measured quantity as seeds x sparsities."""
-    return curve_of_kind(table, family, pruning, measure, ["measured", "identity"])
+class Curves:
+    """The quantities of a results table, each as seeds x sparsities.
 
-
-def curve_of_kind(
-    table: pd.DataFrame, family: str, pruning: str, measure: Measure, kinds: list[str]
-) -> pd.DataFrame:
-    """One quantity as seeds x sparsities, from the rows of these kinds.
-
-    Raises: InvalidInput if a seed has several values at a sparsity: their mean would be nobody's.
+    Rows are looked up once and a curve is made once: claims ask for the same ones again and again.
     """
-    _, quantity, _, method = measure
-    chosen = table[_rows(table, family, pruning, measure) & table["kind"].isin(kinds)]
-    if chosen.duplicated(["seed", "sparsity"]).any():
-        named = ", ".join(sorted(map(str, chosen["settings"].unique())))
-        raise InvalidInput(
-            f"table has several values of {quantity}, {method}, of {family}, {pruning}, for one seed and "
-            f"sparsity, of the settings {named}; give the rows of one run"
-        )
-    return chosen.set_index(["seed", "sparsity"])["value"].dropna().unstack()
 
+    def __init__(self, table: pd.DataFrame) -> None:
+        self._table = table
+        names = ["family", "pruning", "quantity", "norm", "method"]
+        self._places = table.groupby(names, observed=True).indices
+        self._made: dict[tuple, pd.DataFrame] = {}
 
-def is_measured(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> bool:
-    """Whether the table speaks of it at all: an attack that nobody asked for is no claim."""
-    return bool(_rows(table, family, pruning, measure).any())
+    def has(self, family: str, pruning: str, measure: Measure) -> bool:
+        """Whether the table speaks of it at all: an attack that nobody asked for is no claim."""
+        return (family, pruning, *measure[1:]) in self._places
 
+    def measured(self, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
+        """One quantity from the rows of what was measured, exactly or not."""
+        return self.of_kind(family, pruning, measure, ("measured", "identity"))
 
-def _rows(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> pd.Series:
-    """Which rows hold it."""
-    _, quantity, norm, method = measure
-    return (
-        (table["family"] == family)
-        & (table["pruning"] == pruning)
-        & (table["quantity"] == quantity)
-        & (table["norm"] == norm)
-        & (table["method"] == method)
-    )
+    def of_kind(self, family: str, pruning: str, measure: Measure, kinds: tuple[str, ...]) -> pd.DataFrame:
+        """One quantity from the rows of these kinds.
+
+        Raises: InvalidInput if a seed has several values at a sparsity: their mean would be nobody's.
+        """
+        _, quantity, _, method = measure
+        place = (family, pruning, *measure[1:])
+        if (place, kinds) in self._made:
+            return self._made[place, kinds]
+        rows = self._table.take(np.asarray(self._places.get(place, []), dtype=int))
+        chosen = rows[rows["kind"].isin(kinds)]
+        if chosen.duplicated(["seed", "sparsity"]).any():
+            named = ", ".join(sorted(map(str, chosen["settings"].unique())))
+            raise InvalidInput(
+                f"table has several values of {quantity}, {method}, of {family}, {pruning}, for one seed and "
+                f"sparsity, of the settings {named}; give the rows of one run"
+            )
+        self._made[place, kinds] = chosen.set_index(["seed", "sparsity"])["value"].dropna().unstack()
+        return self._made[place, kinds]
 
 
 @dataclass(frozen=True)
@@ -165,19 +166,17 @@ def gains(shares: pd.DataFrame) -> pd.DataFrame:
     return shares[[alpha for alpha in shares.columns if alpha != 0]] - 1
 
 
-def share_of_dense(
-    table: pd.DataFrame, family: str, measure: Measure, *, pruning: str = "magnitude"
-) -> Shares:
+def share_of_dense(curves: Curves, family: str, measure: Measure, *, pruning: str = "magnitude") -> Shares:
     """The shares of the seeds that have networks of both kinds."""
-    pruned, dense = (curve(table, family, condition, measure) for condition in (pruning, "dense"))
+    pruned, dense = (curves.measured(family, condition, measure) for condition in (pruning, "dense"))
     seeds, grid = pruned.index.intersection(dense.index), pruned.columns
-    kept = accuracy_kept(table, family, pruning).reindex(index=seeds, columns=grid)
+    kept = accuracy_kept(curves, family, pruning).reindex(index=seeds, columns=grid)
     grid = grid[~collapsed(kept)]
     pruned, dense, kept = (frame.reindex(index=seeds, columns=grid) for frame in (pruned, dense, kept))
     shares = pruned / dense.where(dense > 0)
     known = _all(pd.DataFrame(np.isfinite(shares), seeds, grid) & kept.notna())
     withstood, withstood_on_dense = (
-        ~_all(~(_capped(table, family, condition, measure).reindex(index=seeds, columns=grid) > 0))
+        ~_all(~(_capped(curves, family, condition, measure).reindex(index=seeds, columns=grid) > 0))
         for condition in (pruning, "dense")
     )
     capped = withstood | withstood_on_dense
@@ -190,17 +189,17 @@ def _all(holds: pd.DataFrame) -> Bool[Array, " sparsities"]:
     return np.asarray(holds.to_numpy(dtype=bool).all(axis=0))
 
 
-def _capped(table: pd.DataFrame, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
+def _capped(curves: Curves, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
     """For how many examples an attack found nothing, where a mean radius counts them."""
     _, quantity, norm, method = measure
     if quantity != "mean_radius":
         return pd.DataFrame()
-    return curve(table, family, pruning, ("", "capped", norm, method))
+    return curves.measured(family, pruning, ("", "capped", norm, method))
 
 
-def accuracy_kept(table: pd.DataFrame, family: str, pruning: str) -> pd.DataFrame:
+def accuracy_kept(curves: Curves, family: str, pruning: str) -> pd.DataFrame:
     """Accuracy relative to the equally trained dense network's, seeds with networks of both x sparsities."""
-    kept, reference = (curve(table, family, condition, ACCURACY) for condition in (pruning, "dense"))
+    kept, reference = (curves.measured(family, condition, ACCURACY) for condition in (pruning, "dense"))
     kept, reference = kept.align(reference, join="inner", axis=0)
     return kept / reference
 

@@ -10,6 +10,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from empirical.claims import judge, trends, verdicts, violations
 from empirical.claims.judge import RELU
 from empirical.claims.predictions import predictions
+from empirical.claims.verdicts import Curves
 from empirical.results import SCHEMA, Members, Rows, table
 from theory.types import InvalidInput
 
@@ -72,41 +73,42 @@ def shown(shares: np.ndarray, grid=SPARSITIES, *, family: str = "mlp") -> pd.Dat
     return pd.DataFrame(rows, columns=names.split())
 
 
-def verdicts_on(frame: pd.DataFrame, claim: str) -> set[str]:
-    judged = judge(frame)
-    return set(judged[judged["claim"] == claim]["verdict"])
+def verdicts_by_claim(frame: pd.DataFrame) -> dict[str, set[str]]:
+    return {str(claim): set(found) for claim, found in judge(frame).groupby("claim")["verdict"]}
 
 
 def test_a_rise_is_found():
     rising = made_up(lambda alpha: 0.3 * alpha, noise=1e-3)
-    assert verdicts_on(rising, "C1") == {"supported"}
-    assert verdicts_on(rising, "C2") == {"refuted"}
-    assert verdicts_on(rising, "C3") == {"supported"}
+    found = verdicts_by_claim(rising)
+    assert found["C1"] == {"supported"}
+    assert found["C2"] == {"refuted"}
+    assert found["C3"] == {"supported"}
     # The best sparsity is the last one: no fall was seen, and none is ruled out.
-    assert verdicts_on(rising, "C4") == {"inconclusive"}
+    assert found["C4"] == {"inconclusive"}
 
 
 def test_a_fall_is_found():
     falling = made_up(lambda alpha: -0.3 * alpha)
-    assert verdicts_on(falling, "C1") == {"refuted"}
-    assert verdicts_on(falling, "C2") == {"supported"}
-    assert verdicts_on(falling, "C3") == {"refuted"}
-    assert verdicts_on(falling, "C4") == {"refuted"}
+    found = verdicts_by_claim(falling)
+    assert found["C1"] == {"refuted"}
+    assert found["C2"] == {"supported"}
+    assert found["C3"] == {"refuted"}
+    assert found["C4"] == {"refuted"}
 
 
 def test_a_rise_and_a_fall_are_found():
-    assert verdicts_on(made_up(lambda alpha: 0.8 * alpha * (1 - alpha)), "C4") == {"supported"}
+    assert verdicts_by_claim(made_up(lambda alpha: 0.8 * alpha * (1 - alpha)))["C4"] == {"supported"}
 
 
 def test_the_best_of_noise_is_no_rise():
     """A flat curve that falls at its end: of 60, as good as none is said to rise before (nominally 5 %)."""
     flat = (made_up(lambda alpha: -0.3 * (alpha > 0.95), seeds=5, noise=6e-3, draw=k) for k in range(10))
-    found = [trends.falls_again(frame, "mlp", measure) for frame in flat for measure in RELU]
+    found = [trends.falls_again(Curves(frame), "mlp", measure) for frame in flat for measure in RELU]
     assert len(found) == 60
     assert sum(v.verdict == "supported" for v in found) <= 8
     assert np.mean([v.low > 0 for v in found]) > 0.2  # the bootstrap alone would say so of many
     small = made_up(lambda alpha: 0.03 * (0 < alpha < 0.95) - 0.3 * (alpha > 0.95), noise=6e-3)
-    assert verdicts_on(small, "C4") == {"supported"}
+    assert verdicts_by_claim(small)["C4"] == {"supported"}
 
 
 def test_the_end_of_a_plateau_is_no_fall():
@@ -116,33 +118,35 @@ def test_the_end_of_a_plateau_is_no_fall():
     rng, found = np.random.default_rng(0), []
     for _ in range(25):
         noise = 0.12 * rng.normal(size=(3, 12))
-        found.append(trends.falls_again(shown(plateau + noise * (grid > 0), grid), "mlp", BEST))
+        found.append(trends.falls_again(Curves(shown(plateau + noise * (grid > 0), grid)), "mlp", BEST))
     assert sum(v.verdict == "supported" for v in found) <= 3
     refused = [v.note for v in found if " for a fall" in v.note]
     assert len(refused) >= 3
     assert all(float(note.rpartition("p = ")[2].partition(" for a fall")[0]) >= 0.05 for note in refused)
     hill = 1.3 - 0.015 * (np.arange(12) - 6) ** 2 + 0.02 * rng.normal(size=(5, 12))
     hill[:, 0] = 1
-    assert trends.falls_again(shown(hill, grid), "mlp", BEST).verdict == "supported"
+    assert trends.falls_again(Curves(shown(hill, grid)), "mlp", BEST).verdict == "supported"
 
 
 def test_a_rise_that_the_dense_network_shares_is_training():
     frame = made_up(lambda alpha: -0.2 * alpha, training=lambda alpha: 1.5 if alpha else 1.0)
-    assert verdicts_on(frame, "C3") == {"refuted"}
-    assert verdicts_on(frame, "C4") == {"refuted"}
+    found = verdicts_by_claim(frame)
+    assert found["C3"] == {"refuted"}
+    assert found["C4"] == {"refuted"}
 
 
 def test_one_collapsed_network_disqualifies_a_sparsity():
     """What gives every input the same class cannot be attacked: no gain, whatever the mean accuracy."""
     frame = made_up(lambda alpha: 20.0 if alpha == 0.99 else -0.2 * alpha)
-    assert verdicts_on(frame, "C3") == {"supported"}
+    assert verdicts_by_claim(frame)["C3"] == {"supported"}
     last = (frame["pruning"] == "magnitude") & (frame["sparsity"] == 0.99)
     lost = last & (frame["seed"] == 3) & (frame["quantity"] == "accuracy")
     assert lost.sum() == 2
     frame.loc[lost, "value"] = 0.5
     assert frame.loc[last & (frame["quantity"] == "accuracy"), "value"].mean() > 0.9 * 0.95
-    assert verdicts_on(frame, "C3") == {"refuted"}
-    assert verdicts_on(frame, "C4") == {"refuted"}
+    found = verdicts_by_claim(frame)
+    assert found["C3"] == {"refuted"}
+    assert found["C4"] == {"refuted"}
 
 
 @pytest.mark.parametrize("missing", ["dense", "magnitude"])
@@ -154,13 +158,14 @@ def test_a_condition_without_its_counterpart_decides_nothing(missing):
 
 def test_nothing_is_not_called_an_effect():
     flat = made_up(lambda alpha: 0.0)
-    assert verdicts_on(flat, "C2") == {"supported"}
-    assert verdicts_on(flat, "C3") == {"refuted"}
+    found = verdicts_by_claim(flat)
+    assert found["C2"] == {"supported"}
+    assert found["C3"] == {"refuted"}
 
 
 def test_noise_is_inconclusive_and_says_what_could_be_seen():
     noisy = made_up(lambda alpha: 0.0, seeds=3, noise=0.3)
-    assert verdicts_on(noisy, "C2") == {"inconclusive"}
+    assert verdicts_by_claim(noisy)["C2"] == {"inconclusive"}
     judged = judge(noisy)
     for claim, seen in (("C1", "slope"), ("C2", "gain"), ("C3", "gain")):
         notes = judged[(judged["claim"] == claim) & (judged["verdict"] == "inconclusive")]["note"]
@@ -189,10 +194,12 @@ def test_the_slope_that_could_be_seen_is_seen_four_times_in_five():
         table.loc[rows, "value"] *= 1 + slope * table.loc[rows, "sparsity"] + noise
         return table
 
-    notes = [trends.trend(noisy(0.0), "linear", measure).note for _ in range(trials)]
+    notes = [trends.trend(Curves(noisy(0.0)), "linear", measure).note for _ in range(trials)]
     said = float(np.mean([float(note.rpartition("slope of ")[2]) for note in notes if "power" in note]))
     assert said > 0.05
-    seen = [trends.trend(noisy(said), "linear", measure).verdict == "supported" for _ in range(trials)]
+    seen = [
+        trends.trend(Curves(noisy(said)), "linear", measure).verdict == "supported" for _ in range(trials)
+    ]
     assert abs(np.mean(seen) - 0.8) < 4 * (0.8 * 0.2 / trials) ** 0.5
 
 
@@ -245,7 +252,7 @@ def test_p_values_and_intervals_say_the_same(seeds, tried, entropy, gain):
 def test_collapsed_sparsities_do_not_count_for_the_trend():
     """After collapse the radius of what is left is meaningless; a rise there must not support C1."""
     table_ = made_up(lambda a: 5.0 if a >= 0.99 else -0.3 * a, accuracy=lambda a: 0.5 if a >= 0.99 else 0.95)
-    assert verdicts_on(table_, "C1") == {"refuted"}
+    assert verdicts_by_claim(table_)["C1"] == {"refuted"}
 
 
 def test_slope_and_gain_are_those_planted():
@@ -309,7 +316,7 @@ def test_a_fall_too_small_to_count_is_not_one():
     def rise_and_dip(alpha):
         return 0.2 * min(alpha, 0.6) - (0.001 if alpha > 0.95 else 0.0)
 
-    assert verdicts_on(made_up(rise_and_dip, noise=1e-5), "C4") <= {"inconclusive", "refuted"}
+    assert verdicts_by_claim(made_up(rise_and_dip, noise=1e-5))["C4"] <= {"inconclusive", "refuted"}
 
 
 def test_networks_without_any_robustness_are_inconclusive():
@@ -369,7 +376,7 @@ def test_two_seeds_seldom_decide_on_a_prediction():
     for _ in range(30):
         errors = 0.2 * (0.1 + 0.03 * rng.normal(size=2))
         changed = frame["value"].where(~guesses, frame["value"] + errors[frame["seed"]])
-        told += [verdict.verdict for verdict in predictions(frame.assign(value=changed), "mlp", "l2")]
+        told += [verdict.verdict for verdict in predictions(Curves(frame.assign(value=changed)), "mlp", "l2")]
     assert len(told) == 30
     assert told.count("inconclusive") >= 24
 
@@ -377,7 +384,7 @@ def test_two_seeds_seldom_decide_on_a_prediction():
 def test_predictions_that_err_alike_on_every_seed_decide_nothing():
     frame = masked(1.0)
     frame.loc[frame["quantity"] == "mean_radius", "value"] = 0.2
-    (told,) = predictions(frame, "mlp", "l2")
+    (told,) = predictions(Curves(frame), "mlp", "l2")
     assert told.verdict == "inconclusive"
     assert told.note.startswith("the seeds do not differ; before collapse")
 
@@ -448,7 +455,7 @@ HOLES = {
 def test_a_sparsity_with_a_hole_is_named_and_no_claim_on_all_is_made(hole):
     """The gain stands at this sparsity alone: without it nothing gains, and nothing may say so."""
     frame = made_up(lambda alpha: 0.3 * (alpha == 0.9), noise=1e-3)
-    assert verdicts_on(frame, "C3") == {"supported"}
+    assert verdicts_by_claim(frame)["C3"] == {"supported"}
     judged = judge(HOLES[hole](frame, at(frame, "magnitude", 0.9)))
     told = judged[judged["claim"].isin(["C2", "C3", "C4"])]
     assert set(told["verdict"]) == {"inconclusive"}
@@ -552,7 +559,7 @@ def test_a_gain_below_the_margin_is_never_said_to_be_seen():
 
 def test_a_flat_curve_neither_rises_nor_falls():
     shares = 1 + 1e-3 * np.outer([0, 0, -1, -2, 0], [0, 1, 2, 1, 2])
-    found = trends.falls_again(shown(shares), "mlp", BEST)
+    found = trends.falls_again(Curves(shown(shares)), "mlp", BEST)
     assert (found.verdict, found.note) == ("refuted", "no rise; then -0% [-0%, +0%] at 0.99")
 
 
@@ -563,16 +570,16 @@ def test_seeds_that_do_not_differ_decide_nothing(gain, seeds):
     shares = np.full((seeds, 5), 1 + gain)
     shares[:, 0] = 1
     table_ = shown(shares)
-    slope = trends.trend(table_, "mlp", BEST)
+    slope = trends.trend(Curves(table_), "mlp", BEST)
     assert (slope.verdict, slope.note) == (
         "inconclusive",
         "before collapse: up to sparsity 0.99; the seeds do not differ",
     )
     assert np.isnan([slope.low, slope.high, slope.p_value]).all()
     for found in (
-        trends.some_improvement(table_, "mlp", BEST),
-        trends.no_improvement(table_, "mlp", BEST),
-        trends.falls_again(table_, "mlp", BEST),
+        trends.some_improvement(Curves(table_), "mlp", BEST),
+        trends.no_improvement(Curves(table_), "mlp", BEST),
+        trends.falls_again(Curves(table_), "mlp", BEST),
     ):
         assert (found.verdict, found.p_value) == ("inconclusive", 1.0)
         assert "; the seeds do not differ at 0.3, 0.6, 0.9" in found.note
@@ -580,7 +587,7 @@ def test_seeds_that_do_not_differ_decide_nothing(gain, seeds):
 
 def test_gains_of_a_quantised_measure_that_agree_by_chance_are_no_proof():
     shares = np.array([[1, 1.0, 1.06, 1.01, 0.9], [1, 0.9, 1.06, 0.97, 0.8]])
-    found = trends.some_improvement(shown(shares), "mlp", BEST)
+    found = trends.some_improvement(Curves(shown(shares)), "mlp", BEST)
     assert found.verdict == "inconclusive"
     assert found.note == "at sparsity 0.6; the seeds do not differ at 0.6"
 
@@ -588,14 +595,14 @@ def test_gains_of_a_quantised_measure_that_agree_by_chance_are_no_proof():
 def test_two_seeds_that_may_hide_a_rise_refute_none():
     """Of 60 curves that rise by 2 % among noise of 10 %, none is said not to."""
     hidden = (made_up(lambda alpha: 0.02 * (0 < alpha < 0.95), seeds=2, noise=0.1, draw=k) for k in range(10))
-    found = [trends.falls_again(frame, "mlp", measure) for frame in hidden for measure in RELU]
+    found = [trends.falls_again(Curves(frame), "mlp", measure) for frame in hidden for measure in RELU]
     assert sum(v.verdict == "refuted" for v in found) == 0
     assert any(v.effect == 0 for v in found)  # the best of both seeds alone would say so of this one
 
 
 def test_the_trend_is_a_t_test_of_the_seeds_slopes():
     frame = made_up(lambda alpha: 0.1 * alpha, seeds=4, noise=0.05)
-    found = trends.trend(frame, "linear", ("R", "mean_radius", "linf", "exact"))
+    found = trends.trend(Curves(frame), "linear", ("R", "mean_radius", "linf", "exact"))
     rows = frame[(frame["family"] == "linear") & (frame["method"] == "exact") & (frame["norm"] == "linf")]
     values = rows.pivot_table(index="seed", columns=["pruning", "sparsity"], values="value", observed=True)
     gain = (values["magnitude"] / values["dense"] - 1)[list(SPARSITIES[1:])]
@@ -643,8 +650,8 @@ def of_seed(frame: pd.DataFrame, pruning: str) -> pd.Series:
 @pytest.mark.parametrize("pruning", ["random", "dense"])
 def test_a_seed_without_its_counterpart_predicts_nothing(pruning):
     frame = masked(1.5)
-    (whole,) = predictions(frame[frame["seed"] != 5], "mlp", "l2")
-    (lost,) = predictions(frame[~of_seed(frame, pruning)], "mlp", "l2")
+    (whole,) = predictions(Curves(frame[frame["seed"] != 5]), "mlp", "l2")
+    (lost,) = predictions(Curves(frame[~of_seed(frame, pruning)]), "mlp", "l2")
     assert lost == whole
     assert (whole.verdict, whole.seeds) == ("refuted", 5)
 
@@ -653,7 +660,7 @@ def test_a_seed_without_its_counterpart_predicts_nothing(pruning):
 def test_a_prediction_without_its_networks_accuracy_is_left_out_by_name(pruning):
     frame = masked(1.5)
     hole = of_seed(frame, pruning) & (frame["sparsity"] == 0.6) & (frame["quantity"] == "accuracy")
-    (told,) = predictions(frame[~hole], "mlp", "l2")
+    (told,) = predictions(Curves(frame[~hole]), "mlp", "l2")
     assert told.note.endswith("; without 0.6: a network has no value")
     wanted = 0.5 * np.mean([0.2 - 0.1 * alpha for alpha in (0.3, 0.9, 0.99)]) / 0.2
     assert told.effect == pytest.approx(wanted, rel=0.02)
