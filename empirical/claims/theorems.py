@@ -18,6 +18,7 @@ THEOREMS = (
     ("C7", "certificate <= attack", ("certificate <= attack",)),
     ("C7", "exact <= attack", ("exact <= attack",)),
     ("C7", "CROWN <= exact, attack", ("CROWN <= ",)),
+    ("C7", "interval Jacobian <= attack", ("interval Jacobian <= ",)),
     ("C7", "mean <= universal ceiling", ("universal ceiling",)),
     ("C8", "identities", ("binary mean radius", "runner-up decomposition")),
     ("C8", "attack = exact radius", ("linear radius",)),

@@ -50,7 +50,7 @@ _LARGEST, _LONGEST = 2**16, 1000
 _MOST = {"seeds": 10**5, "masks": 10**6}
 _MOST_WEIGHTS = 2**32
 ATTACKS = ("fgs", "rfgs", "deepfool", "pgd", "ddn", "fmn", "fmn-init", "cw")
-LOCAL = ("crown", "clever", "exact", "condition")
+LOCAL = ("crown", "jacobian", "clever", "exact", "condition")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from theory.graph import certificate
 from theory.graph.bounds import node_bounds
-from theory.graph.certificate import centre_margins, certified_radius, margin_bounds
+from theory.graph.certificate import centre_margins, certified_radius, jacobian_radius, margin_bounds
 from theory.graph.constants import lipschitz_constants
 from theory.graph.effort import relaxation_products
 from theory.graph.lipschitz import local_lipschitz
@@ -58,6 +58,66 @@ def test_float32_radii_are_sound_in_float64(graph, p, data):
     x = x + 1e-9  # float32 cannot hold it
     found = certified_radius(graph, x, y, p=p).double()
     laws.law_no_attack_inside(found, exact, x, y, p=p)
+
+
+@settings(max_examples=25)
+@given(graph=graphs(), p=attack_norms(), data=st.data())
+def test_no_attack_succeeds_inside_the_ball_by_intervals(graph, p, data):
+    x, y = data.draw(labelled(graph))
+    laws.law_no_attack_inside(jacobian_radius(graph, x, y, p=p), graph, x, y, p=p)
+
+
+@settings(max_examples=25)
+@given(graph=graphs(dtype=torch.float32), p=attack_norms(), data=st.data())
+def test_float32_radii_by_intervals_are_sound_in_float64(graph, p, data):
+    exact = laws.in_float64(graph)
+    x, y = data.draw(labelled(exact))
+    x = x + 1e-9
+    laws.law_no_attack_inside(jacobian_radius(graph, x, y, p=p).double(), exact, x, y, p=p)
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_radii_by_intervals_are_the_largest_that_local_constants_certify(p, monkeypatch):
+    """And lie between the certificates by global constants and by CROWN."""
+    rng = np.random.default_rng(3)
+    weights = tuple(rng.normal(size=s) / math.sqrt(s[1]) for s in ((30, 12), (30, 30), (4, 30)))
+    net = ReLUNetwork(weights, tuple(0.1 * rng.normal(size=len(w)) for w in weights))
+    graph, x = from_relu_network(net), torch.tensor(rng.normal(size=(12, 12)))
+    y = graph.scores(x).argmax(1)
+    y[0] = (y[0] + 1) % 4
+    found = jacobian_radius(graph, x, y, p=p)
+    assert found[0] == 0
+    found, x, y = found[1:], x[1:], y[1:]
+    centre = centre_margins(graph, x, y)
+
+    def certifies(radius):
+        constants = local_lipschitz(graph, x, y, p=p, radius=radius, effort=0, relaxed=False)
+        return (centre > radius[:, None] * constants).all(1)
+
+    assert certifies(found * (1 - 1e-9)).all()
+    assert not certifies(found * (1 + 2 * certificate.JACOBIAN_PRECISION)).any()
+    start = torch.tensor(global_radius(net, x.numpy(), y.numpy(), p=p))
+    assert (found > start).all()
+    assert (found < certified_radius(graph, x, y, p=p)).all()
+    middle = float(found.median())
+    limited = jacobian_radius(graph, x, y, p=p, domain_radius=middle)
+    assert (limited <= middle).all()
+    assert (limited >= (1 - 2 * certificate.JACOBIAN_PRECISION) * found.clamp(max=middle)).all()
+    monkeypatch.setattr(certificate, "POINT_ENTRIES", 1)
+    torch.testing.assert_close(jacobian_radius(graph, x, y, p=p), found, rtol=AGREEMENT, atol=0.0)
+
+
+def test_radii_by_intervals_are_exact_of_linear_classifiers_and_refuse_what_others_refuse():
+    net = ReLUNetwork((np.eye(2),), (np.zeros(2),))
+    graph = from_relu_network(net)
+    x, y = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([0])
+    for p in (2.0, math.inf):
+        exact = torch.tensor(global_radius(net, x.numpy(), y.numpy(), p=p))
+        torch.testing.assert_close(jacobian_radius(graph, x, y, p=p), exact, rtol=AGREEMENT, atol=0.0)
+    with pytest.raises(InvalidInput, match="domain_radius is -1"):
+        jacobian_radius(graph, x, y, p=2.0, domain_radius=-1.0)
+    with pytest.raises(InvalidInput, match="p is 3"):
+        jacobian_radius(graph, x, y, p=3.0)
 
 
 def test_float32_radii_are_those_of_float64_within_the_precision():

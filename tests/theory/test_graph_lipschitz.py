@@ -133,10 +133,16 @@ def balls(draw: st.DrawFn, graph: Graph):
 
 
 @settings(max_examples=50)
-@given(graph=graphs(), p=attack_norms(), effort=st.sampled_from([2, 2, 1, 0]), data=st.data())
-def test_local_constants_bound_difference_quotients_and_gradients(graph, p, effort, data):
+@given(
+    graph=graphs(),
+    p=attack_norms(),
+    effort=st.sampled_from([2, 2, 1, 0]),
+    relaxed=st.booleans(),
+    data=st.data(),
+)
+def test_local_constants_bound_difference_quotients_and_gradients(graph, p, effort, relaxed, data):
     x, y, radius = data.draw(balls(graph))
-    constants = partial(local_lipschitz, effort=effort)
+    constants = partial(local_lipschitz, effort=effort, relaxed=relaxed)
     laws.law_bounds_difference_quotients(constants, graph, x, y, radius, p=p)
     laws.law_bounds_generic_gradients(constants, graph, x, y, radius, p=p)
 

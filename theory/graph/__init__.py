@@ -4,7 +4,7 @@ Max pooling is included, as max(a, b) = b + relu(a - b).
 """
 
 from theory.graph.bounds import node_bounds
-from theory.graph.certificate import centre_margins, certified_radius, margin_bounds
+from theory.graph.certificate import centre_margins, certified_radius, jacobian_radius, margin_bounds
 from theory.graph.constants import lipschitz_constants, norm_product, path_norm
 from theory.graph.effort import relaxation_products
 from theory.graph.lipschitz import local_lipschitz
@@ -21,6 +21,7 @@ __all__ = [
     "expected_path_norm",
     "frobenius_bound",
     "from_relu_network",
+    "jacobian_radius",
     "lipschitz_constants",
     "local_lipschitz",
     "margin_bounds",

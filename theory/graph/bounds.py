@@ -112,6 +112,14 @@ def _check_ball(graph: Graph, ball: Ball) -> None:
         )
 
 
+def untightened(
+    graph: Graph, node: int, interval: Interval, before: NodeBounds, ball: Ball, part: AffinePart
+) -> Interval:
+    """The interval as it is, a bound: what ``tighten`` does where units are not relaxed backward."""
+    del graph, node, before, ball, part
+    return interval
+
+
 def open_signs(
     graph: Graph,
     node: int,

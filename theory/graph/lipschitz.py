@@ -16,7 +16,7 @@ from torch import Tensor
 
 from theory.graph.affine import AffinePart, norms, points_only
 from theory.graph.backward import NodeBounds, lower_bounds
-from theory.graph.bounds import Tighten, node_bounds
+from theory.graph.bounds import Tighten, node_bounds, untightened
 from theory.graph.compaction import compacted
 from theory.graph.constants import lipschitz_constants
 from theory.graph.entries import entry_bounds, is_exact
@@ -35,12 +35,15 @@ def local_lipschitz(
     radius: Float[Tensor, " m"],
     constants: Float[Tensor, "c c"] | None = None,
     effort: int = 2,
+    relaxed: bool = True,
 ) -> Float[Tensor, "m c"]:
     """Lipschitz constants of g_y - g_k in l_p on the ball around each example, a bound; 0 at k = y.
 
     Never above the global ``constants`` (default: :func:`theory.graph.constants.lipschitz_constants`), which
     are rounded up to the graph's dtype, and with more ``effort`` never above what less gives: 0 bounds the
     entries of the gradient by intervals, 1 by one linear relaxation for all classes, 2 by one for each.
+    Where ``relaxed`` is False the values, on which the gradient depends, are bounded by intervals too: a few
+    passes, where to relax every unit of a deep network backward takes as many as it has units.
 
     Raises: InvalidInput for bad x, y or p, a radius that is negative, not finite or of another length,
       constants of another shape, negative or NaN, or an effort other than 0, 1 and 2.
@@ -59,7 +62,7 @@ def local_lipschitz(
     if not (everywhere >= 0).all():
         raise InvalidInput("constants has a negative or NaN entry; Lipschitz constants are non-negative")
     everywhere = rounded_up(everywhere.to(graph.device).double(), graph.dtype)
-    bounds = node_bounds(graph, ball)
+    bounds = node_bounds(graph, ball, tighten=None if relaxed else untightened)
     classes = torch.arange(graph.classes, device=graph.device).expand(len(labels), -1)
     others = classes[classes != labels[:, None]].reshape(len(labels), -1)
     rows = label_differences(graph, labels).gather(1, others[..., None].expand(-1, -1, graph.classes))
