@@ -407,6 +407,22 @@ def test_a_radius_without_a_number_is_none():
         np.testing.assert_array_equal(drawn.values(quantity, caps=(3.0, 3.0)), [radius])
 
 
+def test_a_convolution_that_ends_a_model_has_the_scores_of_the_linear_layer_that_it_is():
+    """Scores of shape (3, 1, 1): both models have the same weights, and draw the same masks."""
+    linear = convolutional(nn.AvgPool2d(2))
+    *features, _, last = linear
+    final = nn.Conv2d(4, 3, 3).double()
+    final.load_state_dict({"weight": last.weight.reshape(final.weight.shape), "bias": last.bias})
+    x, y, alphas = np.random.default_rng(0).normal(size=(2, 1, 6, 6)), np.array([1, 2]), np.full((1, 3), 0.3)
+    ends, flat = (
+        sample(model, x, y, y - 1, alphas, masks=5, generator=torch.Generator().manual_seed(0))
+        for model in (nn.Sequential(*features, final), linear)
+    )
+    for quantity in ("margin", "gradient_l2", "gradient_l1"):
+        found, known = (drawn.values(quantity, caps=(1.0, 1.0)) for drawn in (ends, flat))
+        np.testing.assert_allclose(found, known, rtol=1e-12, atol=1e-12)
+
+
 def test_layers_are_found_by_the_names_of_the_model():
     plain = as_sequential(random_network((3, 4, 3), seed=1))
     named = nn.Sequential(OrderedDict(zip(("first", "rectified", "second"), plain, strict=True)))

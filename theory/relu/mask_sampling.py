@@ -113,7 +113,7 @@ def _measure(
     rows = torch.arange(len(images))
     with torch.enable_grad():
         leaf = images.clone().requires_grad_()
-        scores = torch.func.functional_call(model, parameters, (leaf,))
+        scores = torch.func.functional_call(model, parameters, (leaf,)).flatten(1)
         own = scores[rows, y]
         (gradient,) = torch.autograd.grad((own - scores[rows, rivals]).sum(), leaf)
     others = scores.detach().clone()
