@@ -411,6 +411,7 @@ def test_a_convolution_that_ends_a_model_has_the_scores_of_the_linear_layer_that
     """Scores of shape (3, 1, 1): both models have the same weights, and draw the same masks."""
     linear = convolutional(nn.AvgPool2d(2))
     *features, _, last = linear
+    assert isinstance(last, nn.Linear)
     final = nn.Conv2d(4, 3, 3).double()
     final.load_state_dict({"weight": last.weight.reshape(final.weight.shape), "bias": last.bias})
     x, y, alphas = np.random.default_rng(0).normal(size=(2, 1, 6, 6)), np.array([1, 2]), np.full((1, 3), 0.3)
