@@ -83,7 +83,9 @@ def panels(rows: int, columns: int, *, width: float, height: float, together: in
             line, place = column * lines + row // across, row % across
         else:
             line, place = column // across * lines + row, column % across
-        axes[row, column] = figure.add_subplot(grid[line, place], sharex=axes[0, column] if row else None)
+        panel = figure.add_subplot(grid[line, place], sharex=axes[0, column] if row else None)
+        panel.set_title("")  # else the style's place of titles is not that of panels without one
+        axes[row, column] = panel
     return Panels(figure, axes, across, folded)
 
 
