@@ -43,10 +43,10 @@ figures: $(INSTALLED)
 docs: figures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-wheel: $(INSTALLED)
+wheel:
 	rm -rf dist
-	$(BIN)/python -m hatchling build -t wheel -d dist
 	$(PYTHON) -m venv dist/empty
+	dist/empty/bin/pip wheel --quiet --no-deps --wheel-dir dist .
 	dist/empty/bin/pip install --quiet --no-compile -c constraints.txt dist/*.whl
 	cd dist && env -u PYTHONPATH empty/bin/python -c \
 		"import empirical, sys; assert empirical.__file__.startswith(sys.prefix), empirical"

@@ -61,6 +61,13 @@ def read_only():
     _read_only.clear()
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports without figures, or with empty ones: drawing takes longer than what such a test is about."""
+    monkeypatch.setattr("empirical.pages.render", lambda figure, format: b"<svg/>")
+    monkeypatch.setattr("empirical.report.drawn", lambda table: iter(()))
+
+
 def pytest_runtest_setup():
     if typecheck:
         typecheck.calls.clear()

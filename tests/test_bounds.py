@@ -221,6 +221,7 @@ def test_certificates_never_exceed_an_attack(trained, finished):
             assert share == (radius >= at).mean()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_relaxation_that_takes_long_is_announced(tmp_path, monkeypatch):
     torch.save(mlp(64, 9, 10).state_dict(), tmp_path / "net.pt")
     monkeypatch.chdir(tmp_path)

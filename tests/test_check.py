@@ -205,6 +205,7 @@ def test_the_page_stands_alone_and_labels_its_numbers(finished):
     assert "Prunable without retraining" in finished.result.stdout
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_only_reported_again_and_never_overwritten(finished, monkeypatch):
     tables = sorted(finished.folder.rglob("*.parquet"))
     before = [path.stat().st_mtime_ns for path in tables]
@@ -217,6 +218,7 @@ def test_a_finished_run_is_only_reported_again_and_never_overwritten(finished, m
     assert [path.stat().st_mtime_ns for path in tables] == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_reported_where_nothing_can_be_written(finished, read_only):
     read_only(finished.folder)
     result = run(*finished.arguments)
@@ -225,6 +227,7 @@ def test_a_finished_run_is_reported_where_nothing_can_be_written(finished, read_
     assert result.stdout.splitlines()[:-1] == finished.result.stdout.splitlines()[:-1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_that_cannot_be_written_is_not_named(finished, read_only, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
     read_only(tmp_path / "run")
@@ -246,6 +249,7 @@ def test_a_table_of_another_run_is_not_taken_for_further_pruning(finished, tmp_p
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_killed_run_goes_on(finished, tmp_path, monkeypatch):
     import empirical.own_network.further_pruning as module
 
@@ -341,6 +345,7 @@ def test_the_comparison_is_that_of_both_networks_own_tables(beside):
     assert (beside.folder / "figures" / "against.svg").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_comparison_is_only_reported_again(beside, monkeypatch):
     monkeypatch.setattr("empirical.own_network.measuring.measure", None)
     monkeypatch.setattr(against, "rows", None)
@@ -419,6 +424,7 @@ def convolutional(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monkeypatch):
     monkeypatch.chdir(convolutional)
     common = ("--data", "images.npz", *QUICK, "--removed", "0.9")
@@ -451,6 +457,7 @@ def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monke
     assert not (rows["method"] == "CROWN").any()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_the_theory_does_not_cover_is_said_and_the_rest_is_done(convolutional, monkeypatch):
     monkeypatch.chdir(convolutional)
     arch = ("--arch", "own_cnn:Net", "--arch-args", '{"activation": "tanh"}')

@@ -234,6 +234,7 @@ def test_bad_usage_is_one_line_and_2(arguments, message, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_is_reported_where_nothing_can_be_written(read_only, tmp_path):
     file, out = tmp_path / "small.toml", tmp_path / "run"
     file.write_text(SMALL)

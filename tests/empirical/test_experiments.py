@@ -258,6 +258,7 @@ def test_a_missing_file_is_no_unknown_name(tmp_path):
     assert (unknown.exit_code, "choose one of" in unknown.stderr) == (2, True)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_run_takes_a_users_file(written, tmp_path):
     name = written(PLAIN + "[first]\nepochs = 2\n[retrain]\nepochs = 1\n")
     out = tmp_path / "out"

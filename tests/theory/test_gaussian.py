@@ -1,6 +1,7 @@
 """Gaussian classes and the limits of magnitude pruning against sampling, statistics and derivations."""
 
 import math
+from functools import cache
 
 import mpmath
 import numpy as np
@@ -146,6 +147,7 @@ def test_pruning_limit_is_the_derived_curve(kind, limit, p):
         assert limit(np.array([sparsity(tau)]), p=p)[0] == pytest.approx(radius(tau), rel=1e-8)
 
 
+@cache
 def exact_pruning_limit(kind, alpha, *, p):
     """The derived curve at this very float, in 40 digits: tau from alpha, then the formula at tau."""
     sparsity, radius = symbolic_random.prove_pruning_limit(p, kind)
