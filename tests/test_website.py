@@ -128,6 +128,7 @@ def test_nothing_is_fetched_from_elsewhere():
     assert re.search(r"^  font: false", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_recipes_run_as_they_stand(tmp_path, monkeypatch):
     """A pruned checkpoint through both commands, at fewer examples; a conjecture to its counterexample."""
     monkeypatch.chdir(tmp_path)
