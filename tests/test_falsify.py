@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,18 @@ def falsify(*arguments: object):
     return CliRunner().invoke(main, ["falsify", *map(str, arguments)])
 
 
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """Hunts in threads of this process, which others take seconds to join: for what is said of them."""
+
+    def pool(jobs: int, *, initargs: tuple, **_: object) -> ThreadPoolExecutor:
+        monkeypatch.setattr("theory.laws.hunt._laws", initargs[0]())
+        return ThreadPoolExecutor(jobs)
+
+    monkeypatch.setattr("theory.laws.hunt.ProcessPoolExecutor", pool)
+
+
+@pytest.mark.usefixtures("in_one_process")
 def test_laws_that_hold_are_a_line_each_and_rows_of_a_table(tmp_path):
     out = tmp_path / "table.csv"
     result = falsify("relu.P2<=F", "linear.two-rows", "--examples", 30, "--jobs", 1, "--out", out)
@@ -57,6 +70,7 @@ def test_laws_that_hold_are_a_line_each_and_rows_of_a_table(tmp_path):
     assert list(csv.DictReader(out.read_text().splitlines())) == rows  # nothing was left to do
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_what_simplifies_a_counterexample_is_said_to_be_counted(tmp_path):
     (tmp_path / "mine.py").write_text(FALSE)
     result = falsify("--conjecture", tmp_path / "mine.py", "--examples", 200, "--jobs", 1)
@@ -69,6 +83,7 @@ def test_what_simplifies_a_counterexample_is_said_to_be_counted(tmp_path):
     assert "with those" not in falsify("linear.fgs", "--examples", 20, "--jobs", 1).stdout
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_a_hunt_goes_on_where_its_file_ends(tmp_path, monkeypatch):
     """Two hunts into one file find what one of as many examples finds, and know it without the cases."""
     for place in ("theory.laws.hunt.ROUND", "empirical.cli.hunt_book.ROUND"):
@@ -179,6 +194,7 @@ def test_a_counterexample_in_the_file_stays_whatever_another_hunt_tried(tmp_path
     assert (row["falsified"], row["examples"]) == ("True", "10")
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_a_killed_process_is_status_75_and_the_same_command_goes_on(tmp_path, monkeypatch):
     for place in ("theory.laws.hunt.ROUND", "empirical.cli.hunt_book.ROUND"):
         monkeypatch.setattr(place, 50)
@@ -213,6 +229,7 @@ def test_a_conjecture_that_kills_its_process_is_not_falsified(tmp_path):
     assert result.stderr.endswith("run again with another file to start anew\n")
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_a_false_conjecture_exits_1_with_its_minimal_counterexample_as_a_program(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FALSE)
@@ -227,6 +244,7 @@ def test_a_false_conjecture_exits_1_with_its_minimal_counterexample_as_a_program
     assert "AssertionError: 0.25 exceeds 0.0" in run.stderr
 
 
+@pytest.mark.usefixtures("in_one_process")
 def test_a_conjecture_that_stands_comes_with_its_evidence_and_what_that_is_worth():
     result = falsify("--conjecture", "linf_radius_is_smaller", "--examples", 200, "--jobs", 1)
     assert result.exit_code == 0
