@@ -311,21 +311,21 @@ def test_what_nobody_foresaw_is_no_violated_theorem(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no masks of signals here")
 @pytest.mark.parametrize(
-    ("arguments", "module"),
+    ("arguments", "module", "sent", "status"),
     [
-        (["run", "digits-linear", "--out", "never"], "matplotlib.ft2font"),
-        (["check", "absent.pt", "--data", "digits"], "scipy.stats"),
+        (["run", "digits-linear", "--out", "never"], "matplotlib.ft2font", "SIGINT", 130),
+        (["check", "absent.pt", "--data", "digits"], "scipy.stats", "SIGTERM", 143),
     ],
 )
-def test_ctrl_c_while_modules_are_imported_is_ctrl_c(arguments, module, tmp_path):
-    """Where C is imported, Python makes an ImportError of it, or loses it and goes on."""
+def test_signals_while_modules_are_imported_end_in_order(arguments, module, sent, status, tmp_path):
+    """Where C is imported, Python makes an ImportError of an interruption, or loses it and goes on."""
     program = f"""
 import os, signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
             try:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.{sent})
             except KeyboardInterrupt:
                 raise ImportError("initialization failed") from None
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -337,5 +337,5 @@ main({arguments!r})
         [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, "Stopped; the same command goes on from here.\n")
+    assert (done.returncode, done.stderr) == (status, "Stopped; the same command goes on from here.\n")
     assert not list(tmp_path.iterdir())

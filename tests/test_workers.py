@@ -30,6 +30,7 @@ from empirical.descent import Descent
 from empirical.experiments import chains, conditions, read_experiment
 from empirical.experiments.chains import Chain, NetworksLost, Place
 from empirical.gpus import gpu_of_each
+from empirical.interrupts import Terminated
 from empirical.jobs import Job, fingerprint, steps
 from empirical.provenance import commit, package_version
 from empirical.results import read_table
@@ -37,6 +38,7 @@ from empirical.run import Part, _work, run_experiments, run_part, total_steps
 from empirical.workers import Workers, WorkersLost, spread
 from tests.faults.injection import ray_workers
 from tests.faults.sweep import CPU, rows, run, tiny
+from tests.test_falsify import line_of, soon
 from theory.types import InvalidInput
 
 FILE = """
@@ -445,7 +447,8 @@ def test_the_log_says_how_a_command_ended(sweep, tmp_path, monkeypatch):
     file, out = tmp_path / "tiny.toml", tmp_path / "run"
     file.write_text(FILE.format(data=sweep[0][0].data))
     command = ["run", str(file), "--out", str(out), "--workers", "1", "--part", "0/1"]
-    for error, status in ((KeyboardInterrupt(), 130), (WorkersLost("killed"), 75), (None, 0)):
+    ends = ((KeyboardInterrupt(), 130), (Terminated(), 143), (WorkersLost("killed"), 75), (None, 0))
+    for error, status in ends:
 
         def work(*arguments: Any, error: BaseException | None = error) -> tuple:
             if error:
@@ -455,7 +458,34 @@ def test_the_log_says_how_a_command_ended(sweep, tmp_path, monkeypatch):
         monkeypatch.setattr("empirical.run._work", work)
         assert CliRunner().invoke(main, command).exit_code == status
     entries = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-    assert [entry["ended"] for entry in entries] == ["interrupted", "workers were killed", "done"]
+    ended = [entry["ended"] for entry in entries]
+    assert ended == ["interrupted", "terminated", "workers were killed", "done"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
+def test_sigterm_ends_a_run_its_processes_and_its_log_in_order(sweep, tmp_path):
+    """As a scheduler sends it before it kills; to the command alone, as a container's does."""
+    file, out = tmp_path / "tiny.toml", tmp_path / "run"
+    text = FILE.format(data=sweep[0][0].data)
+    file.write_text(text.replace("retrain = { epochs = 2", "retrain = { epochs = 3000"))
+    command = [sys.executable, "-m", "empirical", "run", file, "--workers", "2", "--out", out]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
+    own = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        while process.poll() is None and not list(out.glob("units/*.parquet")):
+            time.sleep(0.01)
+        started = own.read_text().split()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, errors
+    assert errors.endswith("Stopped; the same command goes on from here.\n")
+    assert len(started) >= 2
+    assert soon(lambda: not any(map(line_of, started)))
+    (entry,) = map(json.loads, (out / "runs.jsonl").read_text().splitlines())
+    assert entry["ended"] == "terminated"
 
 
 def job(experiments, out) -> Job:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from empirical.cli.completion import complete_conjecture, complete_law
-from empirical.cli.terminal import INTERRUPTED, OK, UNFINISHED, USAGE, VIOLATED, plain
+from empirical.cli.terminal import OK, UNFINISHED, USAGE, VIOLATED, plain, stopped_by
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -114,10 +114,10 @@ def falsify(
             click.echo(f"The simplest case found that shows this; run it:\n\n{error.program}")
         sys.exit(USAGE)
     _print_results(results, conjectures=source is not None)
-    if ended == INTERRUPTED:
-        click.echo("Stopped; the table shows what was tried until then.", err=True)
-    elif ended == UNFINISHED:
+    if ended == UNFINISHED:
         click.echo(f"Error: {_lost(out, conjectures=source is not None)}", err=True)
+    elif ended:
+        click.echo("Stopped; the table shows what was tried until then.", err=True)
     else:
         ended = _FALSIFIED if any(tally.failure for _, tally in results) else OK
     sys.exit(ended)
@@ -149,8 +149,8 @@ def _hunt(load: partial, book: HuntBook, *, examples: int, jobs: int, seed: int)
                 before = book.tried.get(law.name, 0)
                 book.enter(law, tally)
                 advance(law.name, (examples if tally.failure else book.tried[law.name]) - before)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        return stopped_by(error)
     except BrokenProcessPool:
         return UNFINISHED
     finally:

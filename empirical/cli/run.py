@@ -25,7 +25,7 @@ from empirical.cli.terminal import (
     progress,
     unless_read_only,
 )
-from empirical.interrupts import uninterrupted
+from empirical.interrupts import Terminated, uninterrupted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -284,7 +284,8 @@ def _execute(
         except (WorkersLost, KeyboardInterrupt) as error:
             with suppress(OSError, Unreachable):  # what ended it is what is told
                 if (folder / "settings.json").is_file():  # else nothing was begun
-                    log("interrupted" if isinstance(error, KeyboardInterrupt) else "workers were killed")
+                    ended = {WorkersLost: "workers were killed", Terminated: "terminated"}
+                    log(ended.get(type(error), "interrupted"))
             raise
         except OutOfTime:
             log("out of time")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from empirical.interrupts import uninterrupted
+from empirical.interrupts import Terminated, terminable, uninterrupted
 
 if TYPE_CHECKING:
     from empirical.locations import Remote
 
 OK, VIOLATED, USAGE, PAUSED, BROKEN, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 70, 75, 130
-UNREAD = 141  # as of a program that a closed pipe ended
+UNREAD, TERMINATED = 141, 143  # as of programs that a closed pipe and SIGTERM ended
 
 
 class LocationPath(click.Path):
@@ -41,13 +41,13 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. Status 1, which says that a theorem is violated, is its own alone."""
-        with _printing():
+        with terminable(), _printing():
             return super().invoke(ctx)
 
 
 @contextmanager
 def _printing() -> Iterator[None]:
-    """Replace signs that a terminal lacks; a pipe that nobody reads, a full disk and Ctrl-C end in order.
+    """Replace signs that a terminal lacks; an unread pipe, a full disk, Ctrl-C and SIGTERM end in order.
 
     So does what nobody foresaw, with its traceback.
     """
@@ -63,9 +63,9 @@ def _printing() -> Iterator[None]:
     except OSError as error:
         click.echo(f"Error: {plain(error)}", err=True)
         sys.exit(USAGE)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         click.echo("Stopped.", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(stopped_by(error))
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise  # click ends in order by these
     except Exception:  # Python's own status for it would say that a theorem is violated
@@ -96,9 +96,14 @@ def one_line_errors() -> Iterator[None]:
     except WorkersLost as error:
         click.echo(f"Error: {error}; run the same command again to go on", err=True)
         sys.exit(UNFINISHED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         click.echo("Stopped; the same command goes on from here.", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(stopped_by(error))
+
+
+def stopped_by(error: KeyboardInterrupt) -> int:
+    """The exit status of Ctrl-C or of SIGTERM."""
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 @contextmanager
