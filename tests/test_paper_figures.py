@@ -152,6 +152,20 @@ def test_what_a_table_holds_is_drawn_on_the_canvas_and_no_more(shape, width) -> 
         _assert_laid_out(figure)
 
 
+def test_small_ticks_stand_below_every_panel_where_something_was_measured() -> None:
+    """On the canvas: at the axis's lower end, at the places of the levels."""
+    table = network_table(families=("linear",))
+    figure = accuracy.figure(table)
+    assert figure is not None
+    (axes,), (ticks,) = figure.axes, figure.artists
+    assert isinstance(ticks, Line2D)
+    figure.draw_without_rendering()
+    drawn_at = ticks.get_transform().transform(ticks.get_xydata())
+    levels = np.unique(table["sparsity"])
+    across = axes.transData.transform(np.column_stack([levels, np.ones_like(levels)]))[:, 0]
+    np.testing.assert_allclose(drawn_at, np.column_stack([across, np.full_like(across, axes.bbox.y0)]))
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_captions_name_seeds_and_examples(seeds: int) -> None:
     table = network_table(families=("linear",), seeds=seeds)
