@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from empirical.cli.main import main
 from empirical.experiments import Experiment, conditions
@@ -308,8 +309,9 @@ def test_parts_meet_in_one_location_and_the_command_line_makes_the_table(sweep, 
     ],
 )
 def test_a_location_that_cannot_be_used_is_one_line_and_2(out, message, monkeypatch):
-    for driver in ("s3fs", "gcsfs"):
+    for protocol, driver in (("s3", "s3fs"), ("gs", "gcsfs")):
         monkeypatch.setitem(sys.modules, driver, None)
+        monkeypatch.delitem(_registry, protocol, raising=False)  # what was loaded before
     result = CliRunner().invoke(main, ["run", "digits-linear", "--out", out, "--workers", "2"])
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
