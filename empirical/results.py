@@ -352,10 +352,10 @@ def _check_same(note: Location, settings: dict[str, object]) -> None:
             f"out is {note.parent}, a run of {', '.join(map(str, there))}, not of "
             f"{', '.join(map(str, wanted))}; choose a new folder"
         )
-    if {"model", "model_sha256"} & set(changed):
+    if {"model", "model_sha256", "computed_sha256"} & set(changed):
         raise InvalidInput(
-            f"out is {note.parent}, a run of another network, {found.get('model')}, whose content or name "
-            f"differs from that of {settings.get('model')}; choose a new folder"
+            f"out is {note.parent}, a run of another network, {found.get('model')}, whose content, name or "
+            f"architecture differs from that of {settings.get('model')}; choose a new folder"
         )
     if changed:
         key = changed[0]

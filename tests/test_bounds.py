@@ -548,6 +548,32 @@ def test_arch_with_arguments_through_a_subprocess(tmp_path):
     assert settings["pair"] == [1, 7]
 
 
+@pytest.mark.parametrize("command", ["bounds", "measure", "check"])
+def test_another_architecture_of_the_same_file_is_another_run(tmp_path, command):
+    code = ARCHITECTURE.replace("width=6", "sign=1.0, width=6").replace(
+        "self.activation(self.first(x))", "self.activation(self.sign * self.first(x))"
+    )
+    (tmp_path / "own.py").write_text(code.replace("__init__()", "__init__()\n        self.sign = sign"))
+    torch.save(renamed(mlp(64, 6, 10)), tmp_path / "small.pt")
+    quick = {"bounds": ("--p", "inf"), "measure": ("--attacks", "fgs"), "check": ("--attacks", "fgs")}[
+        command
+    ]
+    asked = (command, tmp_path / "small.pt", "--data", "digits", "--arch", f"{tmp_path}/own.py:Small",
+             "--examples", 3, *quick, "--out", tmp_path / "out", "--arch-args")  # fmt: skip
+
+    def result(arguments: str) -> Result:
+        return CliRunner().invoke(main, [*map(str, asked), arguments])
+
+    first = result("{}")
+    assert first.exit_code == 0, first.output
+    assert result("{}").exit_code == 0
+    other = result('{"sign": -1.0}')
+    assert other.exit_code == 2
+    assert re.search(
+        r"out is .*, a run of another network, small.pt, whose .*architecture differs", other.stderr
+    )
+
+
 def test_arch_in_a_file_wherever_it_is_and_whatever_it_is_called(tmp_path):
     """Beside a module that it imports, under a name that another module has, from any working folder."""
     folder = tmp_path / "models"

@@ -20,13 +20,14 @@ from empirical.cli.main import main
 from empirical.datasets import load, load_test
 from empirical.own_network import against, problem
 from empirical.own_network.accuracies import MORE
-from empirical.own_network.check import Findings
+from empirical.own_network.check import Findings, Request, check
 from empirical.own_network.check_facts import harmless, layers
 from empirical.own_network.loading import Network, load_network
 from empirical.results import BOUNDS, read_table
 from tests.browser import assert_readable
+from tests.test_bounds import mlp
 from tests.test_report import Page
-from theory.graph import relaxation_products
+from theory.graph import read, relaxation_products
 
 ARCHITECTURE = """
 import torch
@@ -43,7 +44,7 @@ class Net(nn.Module):
     def forward(self, x):
         return self.head(self.pool(self.activation(self.conv(x))).flatten(1))
 """
-N, LEVELS = 25, (0.5, 0.9)
+N, LEVELS, CPU = 25, (0.5, 0.9), torch.device("cpu")
 QUICK = ("--examples", N, "--attacks", "fgs,deepfool", "--removed", ",".join(map(str, LEVELS)))
 
 
@@ -375,6 +376,56 @@ def test_another_reference_is_refused(beside, tmp_path, monkeypatch, reference, 
     assert (beside.folder / "report.html").read_bytes() == before
 
 
+def checked(*networks: nn.Module, folder: Path) -> Findings:
+    """What ``check`` finds of the first, beside the second if there is one."""
+    for i, network in enumerate(networks):
+        torch.save(network.state_dict(), folder / f"{i}.pt")
+    loaded = [load_network(folder / f"{i}.pt") for i in range(len(networks))]
+    asked = Request(examples=N, attacks=("deepfool",), removed=(0.5,))
+    return check(
+        loaded[0],
+        load_test("digits"),
+        asked,
+        folder / "out",
+        device=CPU,
+        dense=dict(enumerate(loaded)).get(1),
+    )
+
+
+def test_both_networks_are_certified_alike(tmp_path, monkeypatch):
+    """Where relaxation of the reference takes longer: the same function, padded with zeros."""
+    small, large = mlp(64, 8, 10), mlp(64, 90, 10)
+    with torch.no_grad():
+        for weight in large.parameters():
+            weight.zero_()
+        for mine, theirs in zip(small.parameters(), large.parameters(), strict=True):
+            theirs[tuple(map(slice, mine.shape))] = mine
+    each = 12 * 2 * relaxation_products(read(large, (64,)))  # radii tried, norms
+    monkeypatch.setattr(problem, "_MINUTE", 10.5 * each)
+    found = checked(small, large, folder=tmp_path)
+    assert isinstance(found.bounds, pd.DataFrame)
+    assert found.crown == 10
+    assert found.bounds["method"].eq("CROWN").sum() > found.crown
+    assert found.reference is not None
+    certified = [row.change for row in found.reference.rows if row.quantity == "mean_certified_radius"]
+    assert certified == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_a_decision_that_nothing_changes_is_certified_up_to_the_cap(tmp_path):
+    """As in the table of attacks, where a radius of inf counts as the largest distance in the data's box."""
+    net = mlp(64, 8, 10)
+    with torch.no_grad():
+        first, _, last, bias = net.parameters()
+        for weights in (first, last, bias):
+            weights *= 1e-6
+        bias[3] = 1.0
+    for part in checked(net, folder=tmp_path).radii:
+        assert part.certified is not None
+        assert part.certified.max() > part.cap
+        assert part.mean_certified == part.mean_attacked
+        assert 0 < part.mean_attacked < part.cap
+
+
 def test_intervals_of_paired_examples():
     """Beside the delta method for the ratio; exchanging the networks turns both around."""
     rng = np.random.default_rng(0)
@@ -475,7 +526,7 @@ def test_linear_relaxation_stops_where_it_would_take_long(convolutional, monkeyp
     monkeypatch.chdir(convolutional)
     asked = problem.Request(examples=N)
     network, data = load_network(Path("cnn.pt2")), load_test("images.npz")
-    stated = problem.Problem.of(network, data, asked, device=torch.device("cpu"))
+    stated = problem.Problem.of(network, data, asked, device=CPU)
     assert problem.affordable(stated, asked) == N
     each = 12 * 2 * relaxation_products(stated.graph)  # radii tried, norms
     for minute, count in ((3.5 * each, 3), (0.5 * each, 0)):
@@ -529,7 +580,7 @@ def test_facts_of_the_finished_run(finished):
     conv[0, 2:5, 0, 1] = 1.0  # three channels in a row, two of them in one group
     weights = {"a": torch.tensor([[0.0, 1.0]]), "b": torch.zeros(2, 2), "c": conv}
     network = Network("net", "0", "a network", nn.Identity(), None, weights)
-    findings = Findings(network, "none", rows[:0], rows, 0, "", "", 1000, 0.1, None, {}, {})
+    findings = Findings(network, "none", rows[:0], [], rows, 0, "", "", 1000, 0.1, None, {}, {})
     assert harmless(findings) == 0.1
     assert harmless(replace(findings, constant=0.89)) is None  # the interval of 0.9 of 1000 reaches below it
     found = layers(findings)

@@ -26,7 +26,8 @@ from theory.types import InvalidInput
 CONFIDENCE = 0.95
 # The nature of what certificates and attacks of both networks leave open, and no more.
 BOUNDED = "lower bound, upper bound"
-_RESAMPLES = 9999
+# Resamples, and how many examples of resamples are in memory at a time.
+_RESAMPLES, _BATCH = 9999, 2**21
 # A quantity of both networks a row; docs/check.md explains the columns.
 COMPARISON = pa.schema(
     [
@@ -89,12 +90,9 @@ class Reference:
         return [row for row in self.rows if row.norm == norm and (row.nature == BOUNDED) == bounded]
 
 
-def compare(
-    dense: Side, pruned: Side, caps: dict[str, float], out: Path, *, provenance: dict[str, str]
-) -> Reference:
+def compare(dense: Side, pruned: Side, out: Path, *, provenance: dict[str, str]) -> Reference:
     """The comparison, in ``out``/comparison.parquet; what is there already is only read.
 
-    ``caps`` are the largest distances in the data's box, which a radius of inf counts as.
     Raises: InvalidInput for a table of another comparison, or a damaged one.
     """
     path = out / "comparison.parquet"
@@ -108,14 +106,14 @@ def compare(
         if any(set(content[name].to_pylist()) != {entry} for name, entry in run.items()):
             raise InvalidInput(f"results file {path} belongs to another run; choose a new folder")
     else:
-        content = pa.Table.from_pylist([run | asdict(row) for row in rows(dense, pruned, caps)], COMPARISON)
+        content = pa.Table.from_pylist([run | asdict(row) for row in rows(dense, pruned)], COMPARISON)
         write_table(path, content)
     names = [field.name for field in fields(Row)]
     found = [Row(**entries) for entries in content.select(names).to_pylist()]
     return Reference(dense.network, found, dense.radii)
 
 
-def rows(dense: Side, pruned: Side, caps: dict[str, float]) -> list[Row]:
+def rows(dense: Side, pruned: Side) -> list[Row]:
     """Sparsity, accuracy, and in each norm radii, what is certain of them, margins and gradient norms."""
     found = [
         Row("sparsity", "", "identity", len(dense.right), dense.sparsity, pruned.sparsity,
@@ -124,7 +122,7 @@ def rows(dense: Side, pruned: Side, caps: dict[str, float]) -> list[Row]:
             *difference_of_shares(dense.right, pruned.right)),
     ]  # fmt: skip
     for before, after in zip(dense.radii, pruned.radii, strict=True):
-        norm, cap, n = before.norm, caps[before.norm], len(before.attacked)
+        norm, cap, n = before.norm, before.cap, len(before.attacked)
         one, other = np.minimum(before.attacked, cap), np.minimum(after.attacked, cap)
         found.append(
             Row("mean_radius", norm, "measured", n, one.mean(), other.mean(), *ratio_of_means(one, other))
@@ -190,6 +188,7 @@ def ratio_of_means(before: Float[Array, " n"], after: Float[Array, " n"]) -> tup
             paired=True,
             confidence_level=CONFIDENCE,
             n_resamples=_RESAMPLES,
+            batch=max(1, _BATCH // len(before)),
             rng=0,
         ).confidence_interval
     return value, float(found.low), float(found.high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -20,8 +21,8 @@ from theory import graph as graphs
 from theory.ceiling import mean_radius_ceiling, robust_accuracy_ceiling
 from theory.relu.certificate import radius_from_margins
 
-# Radii at which the ceiling of the robust accuracy is computed.
-CEILING_POINTS = 41
+# Radii at which the ceiling of the robust accuracy is computed, and distances that are in memory at a time.
+CEILING_POINTS, DISTANCES = 41, 2**22
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ def _ceiling_rows(
 ) -> list[Row]:
     """The ceiling of the robust accuracy, up to the largest distance from an example to another class."""
     metric = "euclidean" if p == 2 else "chebyshev"
-    distances = np.where(y[:, None] == y, np.inf, cdist(x, x, metric)).min(1)
+    blocks = np.array_split(np.arange(len(x)), math.ceil(len(x) ** 2 / DISTANCES))
+    distances = np.concatenate(
+        [np.where(y[rows, None] == y, np.inf, cdist(x[rows], x, metric)).min(1) for rows in blocks]
+    )
     radii = np.linspace(0, distances[np.isfinite(distances)].max(initial=0.0), CEILING_POINTS)
     shares = robust_accuracy_ceiling(x, y, correct, radii, p=p)
     return [

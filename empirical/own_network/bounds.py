@@ -121,9 +121,7 @@ def _describe(problem: Problem, request: Request, device: torch.device) -> dict[
     network = problem.network
     described = asdict(replace(request, shape=problem.graph.nodes[0].shape)) | {
         "norms": [NORMS[p] for p in request.norms],
-        "model": network.name,
-        "model_sha256": network.sha256,
-        "recognised": network.recognised,
+        **network.settings,
         "data": problem.examples.name,
         "data_sha256": fingerprint(problem.examples.x, problem.examples.y),
         "version": package_version(),

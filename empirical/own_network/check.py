@@ -24,7 +24,7 @@ from empirical.own_network.loading import Network
 from empirical.own_network.mask_bounds import unmaskable
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem
-from empirical.own_network.sandwiches import sandwiches
+from empirical.own_network.sandwiches import Sandwich, sandwiches
 from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, open_run, read_final, read_table, settings_id, write_table
 from empirical.sweep import run_unit, unit_path
@@ -73,12 +73,14 @@ class Findings:
     ``bounds`` is a table of ``bounds`` or the reason why nothing could be proved; ``further`` is about whole
     networks; ``crown`` says how many examples linear relaxation certified, ``unmasked`` why no bound speaks
     of random masks and ``moments`` why these could not be predicted, empty where they were. ``tested``
-    examples tell accuracies; ``constant`` is that of the best constant decision on them.
+    examples tell accuracies; ``constant`` is that of the best constant decision on them. ``radii`` are what
+    is known of them in each norm.
     """
 
     network: Network
     bounds: pd.DataFrame | str
     measured: pd.DataFrame
+    radii: list[Sandwich]
     further: pd.DataFrame
     crown: int
     unmasked: str
@@ -114,10 +116,10 @@ class _Subject:
         most = problem.affordable(self.problem, request.proving()) if wanted is None else wanted
         return min(len(self.data.y_test), most)
 
-    def side(self, proved: pd.DataFrame | str, measured: pd.DataFrame) -> against.Side:
+    def side(self, radii: list[Sandwich], measured: pd.DataFrame) -> against.Side:
         """What a comparison takes of it."""
         right = accuracies.correct(self.ensemble, self.tested)[0].numpy()
-        return against.Side(self.network, right, sandwiches(measured, proved), measured)
+        return against.Side(self.network, right, radii, measured)
 
 
 def default_folder(network: Network) -> Path:
@@ -155,11 +157,13 @@ def check(
             f"against is {reference.network.name}, which has {reference.data.classes} classes; "
             f"{subject.network.name} has {subject.data.classes}"
         )
-    affordable = [part.affordable(request) for part in (subject, reference) if part is not None]
-    request = replace(request, crown=affordable[0])
+    sides = [part for part in (subject, reference) if part is not None and isinstance(part.problem, Problem)]
+    request = replace(request, crown=min((part.affordable(request) for part in sides), default=0))
     settings = _describe(subject, request, device)
     open_run(out, settings, parts=("units", "figures", "bounds", "measure"))
+    caps = {norm: subject.data.diameter(p) for p, norm in NORMS.items()}
     proved, measured = _prove_and_attack(subject, data, request, out, device, advance)
+    radii = sandwiches(measured, proved, caps)
     provenance = {
         "settings": settings_id(settings),
         "version": package_version(),
@@ -171,15 +175,14 @@ def check(
     beside = None
     if reference is not None:
         folder = out / "against" / Path(reference.network.name).stem
-        asked = replace(request, crown=min(affordable))
-        found = _prove_and_attack(reference, data, asked, folder, device, advance)
-        sides = reference.side(*found), subject.side(proved, measured)
-        caps = {norm: subject.data.diameter(p) for p, norm in NORMS.items()}
-        beside = against.compare(*sides, caps, folder, provenance=provenance)
+        known, attacked = _prove_and_attack(reference, data, request, folder, device, advance)
+        before = reference.side(sandwiches(attacked, known, caps), attacked)
+        beside = against.compare(before, subject.side(radii, measured), folder, provenance=provenance)
     return Findings(
         subject.network,
         proved,
         measured,
+        radii,
         further[further["example"].isna()],
         subject.affordable(request),
         "" if isinstance(subject.problem, str) else unmaskable(subject.problem.graph),
@@ -262,9 +265,7 @@ def _further(
 def _describe(subject: _Subject, request: Request, device: torch.device) -> dict[str, object]:
     """All that decides the numbers, as plain JSON values."""
     described = asdict(request) | {
-        "model": subject.network.name,
-        "model_sha256": subject.network.sha256,
-        "recognised": subject.network.recognised,
+        **subject.network.settings,
         "data": subject.data.name,
         "data_sha256": measuring.fingerprint(subject.data.x_test, subject.data.y_test),
         "tested": len(subject.tested.y),

@@ -15,7 +15,7 @@ from empirical.own_network.check import Findings
 from empirical.own_network.check_facts import HARMLESS, accuracy, attacked_accuracy, harmless, layers
 from empirical.own_network.check_tables import change, number, percent, tables
 from empirical.own_network.further_pruning import DRAWS
-from empirical.own_network.sandwiches import Sandwich, curves, sandwiches
+from empirical.own_network.sandwiches import Sandwich, curves
 from empirical.own_network.tables import NORMS, Cells
 from empirical.pages import Picture, save_picture, setting, write_page
 from paper_figures import bounds, further_pruning, robust_accuracy
@@ -36,18 +36,17 @@ class Fact:
 def write_check(findings: Findings, out: Path, *, command: str) -> None:
     """Write figures/*.svg and report.html into ``out``."""
     attacked, told = attacked_accuracy(findings), accuracy(findings)
-    parts = sandwiches(findings.measured, findings.bounds)
-    radii = _radii(parts, attacked.count)
+    radii = _radii(findings.radii, attacked.count)
     content = {
         "model": findings.network.name,
         "recognised": findings.network.recognised,
         "data": findings.settings["data"],
         "count": attacked.count,
         "tested": told.count,
-        "facts": _facts(findings, parts),
+        "facts": _facts(findings),
         "layers": layers(findings),
         "accuracy": attacked,
-        "pictures": _pictures(findings, parts, out),
+        "pictures": _pictures(findings, out),
         "told": " ".join(f"{fact.name}: {fact.value}." for fact in radii),
         "unproved": findings.bounds if isinstance(findings.bounds, str) else "",
         "unmasked": findings.unmasked,
@@ -57,20 +56,20 @@ def write_check(findings: Findings, out: Path, *, command: str) -> None:
         "settings": {name: setting(entry) for name, entry in findings.settings.items() if entry is not None}
         | findings.provenance
         | {"command": command},
-    } | tables(findings, parts, correct=attacked.value, count=attacked.count)
+    } | tables(findings, correct=attacked.value, count=attacked.count)
     write_page(out / "report.html", "check.html.j2", content)
 
 
 def summary_table(findings: Findings) -> tuple[Cells, list[Cells]]:
     """The first facts for a terminal, each with the number of examples that it is from."""
-    facts = _facts(findings, sandwiches(findings.measured, findings.bounds))
+    facts = _facts(findings)
     lines = [
         (fact.name, fact.value, fact.nature, f"{fact.examples:,}" if fact.examples else "") for fact in facts
     ]
     return ("check", "", "", "n"), lines
 
 
-def _facts(findings: Findings, parts: Sequence[Sandwich]) -> list[Fact]:
+def _facts(findings: Findings) -> list[Fact]:
     whole, told = layers(findings)[-1], accuracy(findings)
     found = [
         Fact(
@@ -86,7 +85,7 @@ def _facts(findings: Findings, parts: Sequence[Sandwich]) -> list[Fact]:
             f"With its 95 % interval, from n = {told.count:,} examples.",
             told.count,
         ),
-        *_radii(parts, attacked_accuracy(findings).count),
+        *_radii(findings.radii, attacked_accuracy(findings).count),
     ]
     if findings.reference is not None:
         found += _beside(findings.reference)
@@ -164,17 +163,17 @@ def _certainty(reference: Reference, norm: str) -> str:
     )
 
 
-def _pictures(findings: Findings, parts: Sequence[Sandwich], out: Path) -> dict[str, Picture]:
+def _pictures(findings: Findings, out: Path) -> dict[str, Picture]:
     """Every figure that there is something to draw for, by name."""
     figures: dict[str, Callable[[float], Figure]] = {
-        "robust_accuracy": lambda width: robust_accuracy.figure(curves(parts), width=width),
+        "robust_accuracy": lambda width: robust_accuracy.figure(curves(findings.radii), width=width),
         "further_pruning": lambda width: further_pruning.figure(findings.further, width=width),
     }
     if isinstance(findings.bounds, pd.DataFrame):
         rows = findings.bounds
         figures["bounds"] = lambda width: bounds.figure(rows, width=width)
     if findings.reference is not None:
-        both = pd.concat([curves(parts), curves(findings.reference.radii).assign(network="dense")])
+        both = pd.concat([curves(findings.radii), curves(findings.reference.radii).assign(network="dense")])
         figures["against"] = lambda width: robust_accuracy.figure(both, width=width)
     wide, narrow = WIDTHS["two-column"], WIDTHS["one-column"]
     return {

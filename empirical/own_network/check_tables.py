@@ -31,7 +31,7 @@ class Shown:
     lines: Sequence[Cells]
 
 
-def tables(findings: Findings, parts: Sequence[Sandwich], *, correct: float, count: int) -> dict[str, object]:
+def tables(findings: Findings, *, correct: float, count: int) -> dict[str, object]:
     """All tables by their names on the page; ``crown`` says where linear relaxation ended."""
     rows = findings.measured[findings.measured["example"].isna()]
     proved = bound_tables(findings.bounds)[1:] if isinstance(findings.bounds, pd.DataFrame) else []
@@ -40,7 +40,7 @@ def tables(findings: Findings, parts: Sequence[Sandwich], *, correct: float, cou
     attacked = f"n = {count} examples, eps = {findings.settings['eps']}"
     return {
         "crown": crown,
-        "sandwiches": [_sandwich_table(part, count) for part in parts],
+        "sandwiches": [_sandwich_table(part, count) for part in findings.radii],
         "certificates": [
             _renamed(f"{header[0]}, {certified}", header, lines)
             for header, lines in proved

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import json
 import pickle
 import re
 import sys
@@ -52,7 +53,8 @@ class Network:
     ``shape`` is one example's and ``weights`` are those of its linear layers and convolutions by name, of
     which pruning removes entries, where the file tells them.
     :func:`empirical.own_network.preparation.prepare` fills in the rest; ``program`` is the network traced,
-    where that can be done, and ``given`` the module that was traced, if it returns the same.
+    where that can be done, ``given`` the module that was traced, if it returns the same, and ``computed``
+    a digest of what a module computes, which its file alone does not tell.
     """
 
     name: str
@@ -63,7 +65,18 @@ class Network:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     program: ExportedProgram | None = None
     given: nn.Module | None = None
+    computed: str = ""
     prepared: bool = False
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What names it in the settings of a run."""
+        return {
+            "model": self.name,
+            "model_sha256": self.sha256,
+            "recognised": self.recognised,
+            "computed_sha256": self.computed,
+        }
 
 
 def is_program(path: Path) -> bool:
@@ -97,7 +110,9 @@ def load_network(
     state = _unmasked(_state(path))
     if arch is not None:
         module = _filled(_built(arch, arch_args or {}), state, arch)
-        return Network(path.name, digest, f"checkpoint of {Path(arch).name}", module, None)
+        given = ", ".join(f"{name}={json.dumps(value)}" for name, value in (arch_args or {}).items())
+        made = Path(arch).name + (f"({given})" if given else "")
+        return Network(path.name, digest, f"checkpoint of {made}", module, None)
     module, widths = _fully_connected(path, state)
     recognised = f"fully connected {'-'.join(map(str, widths))}, ReLUs assumed between the layers"
     weights = {name: tensor for name, tensor in state.items() if tensor.dim() == 2}

@@ -211,9 +211,7 @@ def _describe(
     network: Network, examples: Examples, request: Request, device: torch.device
 ) -> dict[str, object]:
     described = asdict(request) | {
-        "model": network.name,
-        "model_sha256": network.sha256,
-        "recognised": network.recognised,
+        **network.settings,
         "data": examples.name,
         "data_sha256": fingerprint(examples.x, examples.y),
         "version": package_version(),

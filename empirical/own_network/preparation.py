@@ -7,6 +7,7 @@ gradients vanish where the network is sure, which attacks follow, and no bound u
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,6 +55,7 @@ def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Ne
         weights = network.weights or {name: state[name].detach() for name in names}
         found = replace(found, module=module, weights=weights)
         program = None if from_stack(module) else _traced(module, wanted)
+        found = replace(found, computed=_digest(module, program))
     else:
         module, program = None, network.module
     if program is not None:
@@ -136,6 +138,30 @@ def _of_zeros(module: nn.Module, shape: tuple[int, ...]) -> object:
     """What it returns for two examples."""
     with torch.no_grad():
         return module(torch.zeros(2, *shape, dtype=torch.float64))
+
+
+def _digest(module: nn.Module, program: ExportedProgram | None) -> str:
+    """SHA-256 of what a module computes: of its program, else of its parts and their code."""
+    if program is not None:
+        text, tensors = program.graph_module.code, program.state_dict | program.constants
+    else:
+        kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+        own = {kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "builtins")}
+        text, tensors = "\n".join([repr(module), *sorted(map(_source, own))]), module.state_dict()
+    digest = sha256(text.encode())
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        if isinstance(tensor, Tensor):
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _source(made: type) -> str:
+    """A class's code, as far as it can be had."""
+    try:
+        return inspect.getsource(made)
+    except (OSError, TypeError):
+        return made.__qualname__
 
 
 def _content(weights: Iterable[Tensor]) -> list[bytes]:

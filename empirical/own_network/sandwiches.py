@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,13 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from empirical.own_network.tables import NORMS
-
 
 @dataclass(frozen=True)
 class Sandwich:
     """What is known of the radii in one norm: certified and attacked per example, and the ceiling of means.
 
     ``certified``, ``ceiling`` and ``passable``, that of the robust accuracy by radius, are None where nothing
-    could be proved. ``mean_attacked`` counts a radius of inf as the largest distance in the data's box.
+    could be proved. ``cap`` is the largest distance in the data's box: in means no radius counts more.
     """
 
     norm: str
@@ -27,11 +25,12 @@ class Sandwich:
     ceiling: float | None
     passable: pd.Series | None
     mean_attacked: float
+    cap: float
 
     @property
     def mean_certified(self) -> float | None:
         """The mean of the certified radii, a lower bound on the mean radius."""
-        return None if self.certified is None else float(self.certified.mean())
+        return None if self.certified is None else float(np.minimum(self.certified, self.cap).mean())
 
     def shares(self, radius: float) -> tuple[float | None, float, float | None]:
         """Shares of the examples certified at the radius, not broken within it, and at most robust there."""
@@ -40,13 +39,15 @@ class Sandwich:
         return certain, float((self.attacked > radius).mean()), most
 
 
-def sandwiches(measured: pd.DataFrame, proved: pd.DataFrame | str) -> list[Sandwich]:
+def sandwiches(
+    measured: pd.DataFrame, proved: pd.DataFrame | str, caps: Mapping[str, float]
+) -> list[Sandwich]:
     """Both norms, as far as attacks measured them, from the rows of ``measure`` and ``bounds``.
 
     ``proved`` may be the reason why there are none of the latter.
     """
     found = []
-    for norm in NORMS:
+    for norm, cap in caps.items():
         attacks = _radii(measured, norm, measured["method"].ne("best"))
         if attacks.empty:
             continue
@@ -59,7 +60,7 @@ def sandwiches(measured: pd.DataFrame, proved: pd.DataFrame | str) -> list[Sandw
             passable = rows[rows["quantity"] == "robust_accuracy"].set_index("radius")["value"].sort_index()
         mean = (measured["quantity"] == "mean_radius") & (measured["method"] == "best")
         best = float(measured.loc[mean & (measured["norm"] == norm), "value"].iloc[0])
-        found.append(Sandwich(norm, certified, attacks.min().to_numpy(), ceiling, passable, best))
+        found.append(Sandwich(norm, certified, attacks.min().to_numpy(), ceiling, passable, best, cap))
     return found
 
 
@@ -70,7 +71,7 @@ def curves(parts: Sequence[Sandwich]) -> pd.DataFrame:
         for source, radii in (("certified", part.certified), ("attacked", part.attacked)):
             if radii is not None:
                 at = np.unique(np.append(radii[np.isfinite(radii)], 0.0))
-                share = (radii > at[:, None]).mean(1)
+                share = 1 - np.sort(radii).searchsorted(at, side="right") / len(radii)
                 found.append(
                     pd.DataFrame({"radius": at, "share": share, "source": source, "norm": part.norm})
                 )

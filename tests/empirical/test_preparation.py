@@ -276,3 +276,42 @@ def test_the_commands_say_it(tmp_path, capsys):
     recognised, note = capsys.readouterr().err.splitlines()
     assert "Note" not in recognised
     assert note.startswith("Note: net.pt is right at ")
+
+
+SHIFTED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.a, self.b, self.shift = nn.Linear(64, 8), nn.Linear(8, 10), shift
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x) - self.shift))
+
+class Turning(Net):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+"""
+
+
+@pytest.mark.parametrize("name", ["Net", "Turning"])
+def test_one_file_in_two_architectures_is_two_networks(tmp_path, name):
+    """``Turning`` cannot be traced."""
+    data, code = load_test("digits"), tmp_path / "shifted.py"
+    code.write_text(SHIFTED)
+    sizes = {"a.weight": (8, 64), "a.bias": (8,), "b.weight": (10, 8), "b.bias": (10,)}
+    torch.save({key: torch.zeros(size) for key, size in sizes.items()}, tmp_path / "net.pt")
+
+    def settings(**arguments: object) -> dict[str, str]:
+        found = load_network(tmp_path / "net.pt", arch=f"{code}:{name}", arch_args=arguments)
+        return prepare(found, data, None).settings
+
+    plain = settings()
+    assert settings() == plain
+    shifted = settings(shift=0.5)
+    assert shifted != plain
+    assert shifted["recognised"] == f"checkpoint of shifted.py:{name}(shift=0.5)"
+    code.write_text(SHIFTED.replace("- self.shift", "+ self.shift + 1"))
+    assert settings()["computed_sha256"] != plain["computed_sha256"]
