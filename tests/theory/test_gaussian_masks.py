@@ -6,7 +6,8 @@ from typing import Any
 import mpmath as mp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from theory import symbolic_random
 from theory.laws import linear_masks as laws
@@ -135,6 +136,44 @@ def test_weights_that_span_90_orders_of_magnitude(alpha, p):
     laws.averages_gaussian_masks(
         masked_gaussian_mean_radius, *one_sided([1e45, -1.0, 1e-45], 0.7, 0.0), alpha, p=p
     )
+
+
+def magnitudes(low: float, high: float) -> st.SearchStrategy[float]:
+    """Numbers of either sign, their logarithms spread evenly."""
+    return st.builds(lambda e, sign: sign * 10.0**e, st.floats(low, high), st.sampled_from([-1.0, 1.0]))
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(magnitudes(-40, 0), min_size=1, max_size=3),
+    st.tuples(magnitudes(-2, 4), magnitudes(-2, 4)),
+    magnitudes(-2, 40),
+    st.floats(-6, 2).map(lambda e: 10.0**e),
+    sparsities(),
+    attack_norms(),
+)
+@example([1.0], (200.0, 66.0), -1e18, 1.46e-5, 0.9, 2.0)
+@example([1.0], (200.0, 66.0), -1e5, 1.46e-5, 0.9, 2.0)
+@example([1.0], (2.8445670697, -14.3239111607), 203.58961799, 3.63896e-4, 0.9, 2.0)
+@example([1.0], (0.896015185, 0.55565576), -1.92436972, 3.950124e-05, 0.9, math.inf)  # 218 deviations
+@example([1.0880129590614344e-50], (-94.588, 94.588), -16.53166149925423, 2.5152780624920898e-05, 1e-10, 2.0)
+def test_means_many_deviations_apart_are_within_the_error_or_said_to_be_out_of_reach(
+    weight, means, bias, variance, alpha, p
+):
+    n, clf = len(weight), BinaryLinear(np.array(weight), bias)
+    data = GaussianClasses(np.outer(means, np.ones(n)), variance * np.eye(n), HALVES)
+    try:
+        laws.averages_gaussian_masks(masked_gaussian_mean_radius, clf, data, alpha, p=p)
+    except InvalidInput:
+        assume(False)
+
+
+def test_what_floats_cannot_hold_is_0_with_an_infinite_error():
+    clf, wide = BinaryLinear(np.ones(1), -1e5), np.array([[200.0], [66.0]])
+    found = masked_gaussian_mean_radius(
+        clf, GaussianClasses(wide, np.array([[1.46e-5]]), HALVES), np.array([0.9]), p=2.0
+    )
+    assert (found.value, found.error) == (0.0, math.inf)
 
 
 def test_ends_of_the_range_and_the_derivation():

@@ -50,7 +50,8 @@ def masked_gaussian_mean_radius(
     Both integrals are trapezoid sums that converge exponentially; r is chosen for every u. ``error`` is an
     estimate that no test has seen passed: the changes from longer steps in u and in z, as a rule far above
     the truncation error that is left, plus what rounding can do. It grows, and so does the time, where the
-    class means of a masked classifier are some 50 standard deviations of the score or more apart.
+    class means of a masked classifier are some 50 standard deviations of the score or more apart, and is inf,
+    of the value 0, where the sums do not converge or floats do not hold their terms.
     Raises: InvalidInput as ``gaussian_mean_radius``, for alphas outside [0, 1], or unless the covariance is
     diagonal and positive at every non-zero weight, not all below 1e-300, the weights span at most 100
     orders of magnitude, and the bias is at most 1e150 times the largest.
@@ -96,7 +97,7 @@ def masked_gaussian_mean_radius(
     if (alphas == 0).any():
         value[alphas == 0] = gaussian_mean_radius(clf, data, p=p)
         error[alphas == 0] += 4 * EPSILON * (weight.size + 4) * _sensitivity(clf, data, p=p)
-    return MaskAverage(value, error)
+    return MaskAverage(np.where(np.isinf(error), 0.0, value.clip(min=0.0)), error)
 
 
 def _sensitivity(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> float:
@@ -122,7 +123,7 @@ class _MaskedScore:
     power: float
 
     def average(self, alpha: float) -> tuple[float, float]:
-        """E[T_+ / A^s; M not empty] and the estimate of its error."""
+        """E[T_+ / A^s; M not empty] and the estimate of its error; 0 and inf where floats cannot hold it."""
         total = self.a.sum()
         t = np.arange(LEFT, math.log(RIGHT * total / self.a.min()) + STEP, STEP)
         u = np.exp(t - np.exp(-t)) / total
@@ -131,21 +132,24 @@ class _MaskedScore:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             # T_+ <= e^(r T) / (e r): an upper limit of what every u adds.
             most = np.log(outer) + self._log_real(u, r, alpha) - np.log(r)
-        most[~np.isfinite(most)] = -math.inf  # smaller than any float
         needed = np.flatnonzero(most > most.max() + math.log(NEGLIGIBLE))
-        unit = np.exp(most.max() - np.log(outer))  # what would count as much as the largest addition
-        for nodes in np.array_split(needed, 1 + needed.size * self.a.size // BLOCK):
-            inner[nodes] = self._invert(u[nodes], r[nodes], alpha, unit[nodes])
-        fine, change, size = outer @ inner
-        every_other = 2 * outer[::2] @ inner[::2, 0]
-        rounding = 4 * EPSILON * self.a.size * size
-        return fine, change + abs(fine - every_other) + rounding
+        if not needed.size:
+            return 0.0, math.inf
+        with np.errstate(invalid="ignore", over="ignore"):
+            unit = np.exp(most.max() - np.log(outer[needed]))  # what would count as the largest addition
+            for some in np.array_split(np.arange(needed.size), 1 + needed.size * self.a.size // BLOCK):
+                inner[needed[some]] = self._invert(u[needed[some]], r[needed[some]], alpha, unit[some])
+            fine, change, size = outer @ inner
+            every_other = 2 * outer[::2] @ inner[::2, 0]
+            error = change + abs(fine - every_other) + 4 * EPSILON * self.a.size * size
+        return (fine, error) if math.isfinite(fine) and not math.isnan(error) else (0.0, math.inf)
 
     def _log_real(self, u: Float[Array, " m"], z: Float[Array, " m"], alpha: float) -> Float[Array, " m"]:
-        """log E[A exp(-u A + z T)] for real z; inf or NaN where it overflows."""
-        kept = np.exp(z[:, None] * self.c + (z * z)[:, None] * (self.v / 2) - u[:, None] * self.a)
-        survives = alpha + (1 - alpha) * kept
-        return np.log(survives).sum(axis=1) + np.log((1 - alpha) * (kept / survives) @ self.a) + z * self.bias
+        """log E[A exp(-u A + z T)] for real z; inf or NaN where that overflows."""
+        kept = z[:, None] * self.c + (z * z)[:, None] * (self.v / 2) - u[:, None] * self.a
+        kept += math.log1p(-alpha)
+        survives = np.logaddexp(math.log(alpha), kept)
+        return survives.sum(axis=1) + np.log(np.exp(kept - survives) @ self.a) + z * self.bias
 
     def _abscissa(self, u: Float[Array, " m"], alpha: float) -> Float[Array, " m"]:
         """r for every u: no mask may outgrow the integrand at z = 0, nor e^(-u a_i) be undone by any v_i."""
@@ -228,12 +232,13 @@ class _MaskedScore:
         Of weights taken together, ``none`` is E[e^(-u A + z T)] and ``some`` that times A: both of two groups
         follow from those of each, so the second half is folded onto the first until one group is left.
         """
-        none = np.multiply.outer(self.c, z) + np.multiply.outer(self.v / 2, z * z)
+        bias = self.bias / self.a.size  # shared among the factors, lest large means overflow without it
+        none = np.multiply.outer(self.c + bias, z) + np.multiply.outer(self.v / 2, z * z)
         none -= np.multiply.outer(self.a, u)[:, :, None]
         np.exp(none, out=none)
         none *= 1 - alpha
         some = none * self.a[:, None, None]
-        none += alpha
+        none += alpha * np.exp(z * bias)
         left = self.a.size
         while left > 1:
             half, rest = slice(left // 2), slice(left - left // 2, left)
@@ -242,4 +247,4 @@ class _MaskedScore:
             some[half] += some[rest]
             none[half] *= none[rest]
             left -= left // 2
-        return some[0] * np.exp(z * self.bias)
+        return some[0]
