@@ -34,7 +34,7 @@ def finite_array(name: str, value: object, *, ndim: int) -> np.ndarray:
         if given.dtype.kind not in "biuf":
             raise TypeError(f"its type is {given.dtype}")
         array = given.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor with gradients
         raise InvalidInput(f"{name} is not a numeric array ({error}); pass real numbers") from error
     if array.ndim != ndim:
         raise InvalidInput(f"{name} has shape {array.shape}; expected {ndim} dimension(s)")

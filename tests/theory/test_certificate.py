@@ -1,6 +1,7 @@
 """Certified radii against attacks inside the ball, exact linear radii and rational margins."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_ratios_round_down_and_survive_the_ends_of_the_range():
     assert radius[0] <= 1 / 3
     assert radius[1] == np.finfo(float).max
     assert radius[2] == radius[3] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_quotients_of_short_numbers_are_rounded_down_too(dtype):
+    rng = np.random.default_rng(0)
+    margins, constants = rng.random((500, 2)).astype(dtype), (rng.random((500, 2)) + 0.1).astype(dtype)
+    for radius, above, below in zip(radius_from_margins(margins, constants), margins, constants, strict=True):
+        exact = (Fraction(float(m)) / Fraction(float(c)) for m, c in zip(above, below, strict=True))
+        assert Fraction(radius) <= min(exact)
 
 
 @given(net=relu_networks(), p=attack_norms(), scale=st.floats(1.0, 4.0), data=st.data())

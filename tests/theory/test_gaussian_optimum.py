@@ -85,6 +85,12 @@ def test_a_coordinate_in_which_the_classes_agree_does_not_count_however_large():
     assert -clf.bias / clf.weight[1] / 2e-200 == pytest.approx(1.0, rel=ROUNDING)
 
 
+def test_means_of_short_numbers_are_summed_as_the_numbers_that_they_are():
+    mean = np.array([[0.1, 1e8, 0.3], [0.7, 1e8 + 8, 0.9]], dtype=np.float32)
+    short, exact = (optimal_robust_classifier(m, p=2.0, eps=0.1) for m in (mean, mean.astype(np.float64)))
+    assert short.bias == exact.bias
+
+
 def test_bad_input_is_named():
     with pytest.raises(InvalidInput, match="eps is 1.0; it reaches half-way"):
         optimal_robust_classifier(MEAN, p=math.inf, eps=1.0)

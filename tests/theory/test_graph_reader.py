@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from empirical.models import resnet
 from theory.graph.certificate import certified_radius
+from theory.graph.constants import path_norm
 from theory.graph.lipschitz import local_lipschitz
 from theory.graph.network import Activation, Graph, Linear
 from theory.graph.reader import read, trace
@@ -336,6 +337,20 @@ def test_half_precision_weights_are_read_as_the_numbers_that_they_are(dtype):
     graph = read(module, VECTOR)
     assert module[0].weight.dtype == dtype
     laws.law_reads_the_module(graph, module.double(), torch.randn(6, *VECTOR, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_graph_stays_what_it_was_while_the_module_is_trained_on(dtype):
+    """Bounds that were computed before, of absolute weights too, are about the weights of then."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 3)).to(dtype).eval()
+    graph = read(net, (6,), dtype=dtype)
+    x = torch.ones(2, 6, dtype=dtype)
+    scores, norms = graph.scores(x), path_norm(graph, p=2.0)
+    with torch.no_grad():
+        for part in (*net.parameters(), *net.buffers()):
+            part.add_(part)
+    assert torch.equal(graph.scores(x), scores)
+    assert torch.equal(path_norm(graph, p=2.0), norms)
 
 
 def test_a_training_program_is_refused_by_name():

@@ -264,7 +264,14 @@ def test_the_tail_law_rejects_an_expectation_and_a_wrong_norm():
         laws.law_holds_with_probability(euclidean, flat, np.zeros(2), PAIR, p=math.inf, delta=0.01)
 
 
-@pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, math.nan])
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("pair", [list(PAIR), np.array(PAIR)])
+def test_a_pair_is_any_sequence(pair):
+    found = high_probability_bound(WITNESS, WITNESS_ALPHAS, pair, p=2.0, delta=1e-300)
+    assert found == high_probability_bound(WITNESS, WITNESS_ALPHAS, PAIR, p=2.0, delta=1e-300)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, math.nan, 5e-324])
 def test_a_delta_that_is_no_probability_is_named(delta):
     with pytest.raises(InvalidInput, match="delta is"):
         high_probability_bound(WITNESS, WITNESS_ALPHAS, PAIR, p=2.0, delta=delta)

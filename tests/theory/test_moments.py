@@ -3,6 +3,7 @@
 import copy
 import math
 from collections import OrderedDict
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import ndtr
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from theory.laws import moments as laws
 from theory.laws.relu import all_masks
@@ -516,3 +519,86 @@ def test_illegal_calls_name_the_argument():
     drawn = Sample(*np.zeros((3, 1, 2, 2)))
     with pytest.raises(InvalidInput, match="prediction has shape"):
         compare(predict(net, x, y, rivals, alphas), drawn, caps=(1.0, 1.0))
+
+
+def pruned(model: nn.Sequential) -> nn.Sequential:
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    prune.random_unstructured(model[0], "bias", 1)
+    return model
+
+
+def small(*, first: nn.Module | None = None, middle: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(1)
+    layers = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)
+    return nn.Sequential(first or layers[0], middle or layers[1], layers[2])
+
+
+class Masked(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as the class has it
+        return nn.functional.linear(input, self.weight * (self.weight > 0), self.bias)
+
+
+def with_hook(module: nn.Module, *, before: bool = False) -> nn.Module:
+    if before:
+        module.register_forward_pre_hook(lambda _, args: (3 * args[0],))
+    else:
+        module.register_forward_hook(lambda *args: 3 * args[2])
+    return module
+
+
+def replaced(module: nn.Module) -> nn.Module:
+    module.forward = lambda x: x
+    return module
+
+
+LABELS = np.array([0, 1]), np.array([1, 0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pruned(small()),
+        small(first=weight_norm(nn.Linear(3, 4))),
+        small(first=nn.ReLU(inplace=True), middle=nn.Linear(3, 4)),
+    ],
+    ids=["pruned", "parametrized", "in place"],
+)
+def test_what_computes_a_weight_is_followed_and_nothing_is_changed(model):
+    x, alphas = np.array([[1.0, -2.0, 0.5], [0.3, 0.1, -0.2]]), np.zeros((1, 2))
+    scores = model(torch.tensor(x, dtype=torch.float32)).double().detach().numpy()
+    labels = scores.argmax(axis=1), scores.argmin(axis=1)
+    margin = np.abs(scores[:, 0] - scores[:, 1])
+    weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+    kept = [(weight.dtype, weight.requires_grad) for weight in weights]
+    predicted = predict_sequential(model, x, *labels, alphas).margin[0]
+    drawn = sample(model, x, *labels, alphas, masks=2, generator=torch.Generator()).margin[0, 0]
+    np.testing.assert_allclose(predicted, margin, atol=1e-6)
+    np.testing.assert_allclose(drawn, margin, atol=1e-6)
+    after = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+    assert [(weight.dtype, weight.requires_grad) for weight in after] == kept
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small(first=Masked(3, 4)),
+        small(middle=with_hook(nn.ReLU())),
+        small(middle=with_hook(nn.ReLU(), before=True)),
+        small(middle=replaced(nn.ReLU())),
+        with_hook(small()),
+    ],
+    ids=["subclass", "hook", "hook before", "replaced", "hook of the whole"],
+)
+def test_a_layer_that_computes_something_else_is_refused(model):
+    for call in (predict_sequential, partial(sample, masks=2, generator=torch.Generator())):
+        with pytest.raises(InvalidInput, match="a forward pass or a hook of its own"):
+            call(model, np.ones((2, 3)), *LABELS, np.zeros((1, 2)))
+
+
+def test_a_radius_that_is_unknown_has_no_best_sparsity():
+    radius = np.array([[3.0, 1.0], [np.nan, 2.0]])
+    with pytest.raises(InvalidInput, match="NaN among them"):
+        best_sparsity(np.array([0.0, 0.5]), radius)
+    assert best_sparsity(np.array([0.0, 0.5]), radius, np.array([False, True])) == 0.5
+    with pytest.raises(InvalidInput, match="has 0 entries"):
+        best_sparsity(np.array([0.0, 0.5]), radius, np.zeros(2, dtype=bool))

@@ -263,6 +263,16 @@ def test_confidence_limits_fail_no_more_often_than_stated(p):
     assert failures <= 8
 
 
+def test_margins_of_short_numbers_are_summed_in_float64():
+    net, x, y, _ = WIDE
+    alphas, margins = np.array([[0.3, 0.0]]), np.full((1, 500, len(x)), 6e4)
+    short, exact = (
+        expected_radius_confidence(net, x, y, alphas, margins.astype(dtype), p=2.0)
+        for dtype in (np.float16, np.float64)
+    )
+    np.testing.assert_array_equal(short, exact)
+
+
 def test_the_lower_law_rejects_a_formula_without_cauchy_schwarz():
     """E X / E L is not below E[X / L]: here X = L^2, so the ratio is E L^2 / E L > E L."""
     net = net_of([[3.0, 1.0]], [[1.0], [0.0]])

@@ -95,7 +95,7 @@ class Builder:
         return len(self.nodes) - 1
 
     def _tensor(self, value: Tensor) -> Tensor:
-        placed = value.to(self.device, self.dtype)
+        placed = value.detach().to(self.device, self.dtype, copy=True)  # the module may be trained on
         if not placed.isfinite().all():
             raise InvalidInput(f"network has a parameter that is NaN or infinite in {self.dtype}; remove it")
         return placed

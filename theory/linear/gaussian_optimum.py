@@ -45,6 +45,7 @@ def optimal_robust_classifier(mean: Float[Array, "2 n"], *, p: float, eps: float
     reaches half-way from one mean to the other: then every classifier is a guess.
     Source: as :func:`optimal_robust_accuracy`.
     """
+    mean = finite_array("mean", mean, ndim=2)
     rest, _ = _rest(mean, p=p, eps=eps)
     if not rest.any():
         raise InvalidInput(f"eps is {eps}; it reaches half-way between the means, so choose a smaller one")

@@ -153,6 +153,7 @@ def radius_from_margins(
 
     Raises: InvalidInput if a constant is negative or NaN, or domain_radius is.
     """
+    margins, constants = (np.asarray(part, dtype=np.float64) for part in (margins, constants))
     if not (constants >= 0).all():
         raise InvalidInput("lipschitz has a negative or NaN entry; Lipschitz constants are non-negative")
     if not domain_radius >= 0:

@@ -88,8 +88,9 @@ def sample(
     keep = check_keep(alphas, layers=sum(isinstance(step.module, MASKED) for step in steps))
     if masks < 2:
         raise InvalidInput(f"masks is {masks}; a standard error needs two")
-    parameters = {name: value.detach().double() for name, value in model.named_parameters()}
-    names = [f"{name}.weight" for name, module in model.named_children() if isinstance(module, MASKED)]
+    plain = nn.Sequential(*(step.module for step in steps))
+    parameters: dict[str, Tensor] = dict(plain.named_parameters())
+    names = [f"{name}.weight" for name, module in plain.named_children() if isinstance(module, MASKED)]
     out = np.zeros((3, len(keep), masks, len(images)))
     for a, kept in enumerate(keep):
         for draw in range(masks):
@@ -98,7 +99,7 @@ def sample(
                 weight = parameters[name]
                 drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float64) < k
                 masked[name] = weight * drawn
-            out[:, a, draw] = _measure(model, masked, images, y, rivals)
+            out[:, a, draw] = _measure(plain, masked, images, y, rivals)
     return Sample(*out)
 
 

@@ -14,7 +14,7 @@ from theory.relu.lipschitz import TINY, l1_from_l2, outward, path_norm, product,
 from theory.relu.masked_layers import check_sparsities, keep_probabilities, last_layer
 from theory.relu.masks import expected_path_norm, second_moment_bound
 from theory.relu.trace_moments import ORDERS, noise_norm, noise_sums
-from theory.types import InvalidInput, ReLUNetwork
+from theory.types import InvalidInput, ReLUNetwork, check_pair
 
 
 def high_probability_bound(
@@ -28,12 +28,14 @@ def high_probability_bound(
     mask exceeds where the last layer is not masked. For q = 1 the l_2 tails count sqrt(n) times.
 
     Raises: InvalidInput as :func:`theory.relu.masks.frobenius_bound`, unless p is 2 or inf, or unless delta
-      lies in (0, 1).
+      lies in [1e-300, 1).
     Reference: Tropp 2015, Theorem 6.1.1 (tail); this project for the rest.
     """
     q = dual(p)
-    if not 0 < delta < 1:
-        raise InvalidInput(f"delta is {delta}; give a probability strictly between 0 and 1")
+    if not 1e-300 <= delta < 1:
+        raise InvalidInput(f"delta is {delta}; give a probability from 1e-300 to below 1")
+    check_pair(pair, classes=len(net.weights[-1]))
+    pair = (pair[0], pair[1])  # as an index, a list or an array would choose rows
     alphas, keep = check_sparsities(alphas), keep_probabilities(net, alphas)
     roots = math.sqrt(delta) * (1 - 1e-15)
     squares = np.minimum(second_moment_bound(net, alphas, pair), halfcut_bound(net, alphas, pair))

@@ -269,6 +269,8 @@ def monte_carlo(
     q, x = dual(p), check_inputs(x, width=net.weights[0].shape[1])
     if masks < 1:
         raise InvalidInput(f"masks is {masks}; draw at least one")
+    if np.ndim(alphas) != 1:
+        raise InvalidInput(f"alphas has shape {np.shape(alphas)}; give one sparsity per layer, (d,)")
     check_pair(pair, classes=net.classes)
     sizes = [weight.size for weight in net.weights]
     keep = np.repeat(keep_probabilities(net, alphas), sizes)

@@ -325,9 +325,15 @@ def best_sparsity(
 ) -> float:
     """The sparsity with the largest mean radius on the grid given, an estimate of alpha*; ties: the first.
 
-    Raises: InvalidInput if the grids disagree.
+    Raises: InvalidInput if the grids disagree, a radius is NaN, or there is none.
     """
+    sparsity, radius = (np.asarray(part, dtype=np.float64) for part in (sparsity, radius))
     if len(sparsity) != len(radius):
         raise InvalidInput(f"radius has {len(radius)} rows; sparsity has {len(sparsity)} entries")
-    mean = (radius if rows is None else radius[:, rows]).mean(axis=1)
+    chosen = radius if rows is None else radius[:, rows]
+    if not chosen.size or np.isnan(chosen).any():
+        raise InvalidInput(
+            f"radius has {chosen.size} entries, or NaN among them; choose rows where it is known"
+        )
+    mean = chosen.mean(axis=1)
     return float(sparsity[int(np.argmax(mean))])

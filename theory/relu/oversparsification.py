@@ -148,6 +148,7 @@ def expected_radius_confidence(
         raise InvalidInput(f"delta is {delta!r}; a probability of failure lies in (0, 1)")
     x, y = check_examples(net, x, y)
     check_keep(alphas, layers=len(net.weights))
+    margins = np.asarray(margins, dtype=np.float64)
     if margins.ndim != 3 or margins.shape[::2] != (len(alphas), len(x)) or margins.shape[1] < 2:
         raise InvalidInput(
             f"margins has shape {margins.shape}; expected ({len(alphas)}, masks > 1, {len(x)})"

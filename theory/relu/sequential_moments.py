@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from numpy import ndarray as Array
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.prune import BasePruningMethod
 
 from theory.relu.moments import (
     Layer,
@@ -45,6 +47,8 @@ CHUNK_ENTRIES = 2**22  # entries of one covariance array of a chunk of examples:
 ROUNDING = 1e-12  # of a variance found by subtraction
 LINEAR = (nn.Conv2d, nn.Linear, nn.AvgPool2d)
 MASKED = (nn.Conv2d, nn.Linear)
+SUPPORTED = (*LINEAR, nn.ReLU, nn.MaxPool2d, nn.Flatten)
+COMPUTING = ("forward", "_conv_forward", "__call__")  # methods in which a subclass may differ
 SPARSE = 0.25  # share of non-zeros below which a sparse product is faster
 
 Matrix = np.ndarray | csr_array | csc_array
@@ -53,7 +57,10 @@ Pull = Callable[[Layer], Layer]
 
 @dataclass(frozen=True)
 class Step:
-    """One layer on flattened features: (rows, inputs) -> (rows, outputs), and its input image shape."""
+    """One layer on flattened features: (rows, inputs) -> (rows, outputs), and its input image shape.
+
+    The module is one of PyTorch's own, a copy in float64 without hooks.
+    """
 
     module: nn.Module
     shape: tuple[int, ...]
@@ -109,16 +116,22 @@ def predict_sequential(
 def layer_steps(model: nn.Sequential, shape: tuple[int, ...]) -> list[Step]:
     """The layers in float64 with the shapes they see, an identity.
 
-    Raises: InvalidInput for a layer that is not supported, does not take the shape, acts on more than one
-      vector per example (Linear), or shares its weight with another, naming it.
+    What ``torch.nn.utils.prune`` or a parametrization computes of a weight is the weight.
+
+    Raises: InvalidInput for a layer that is not supported, computes anything else than PyTorch's own, does
+      not take the shape, acts on more than one vector per example (Linear), or shares its weight with
+      another, naming it.
     """
     steps, seen = [], torch.zeros(1, *shape, dtype=torch.float64)
     owners: dict[int, int] = {}  # which layer a masked weight belongs to
+    _check_own("model", model, nn.Sequential)
     for i, module in enumerate(model):
-        if not isinstance(module, (*LINEAR, nn.ReLU, nn.MaxPool2d, nn.Flatten)):
+        kind = next((known for known in SUPPORTED if isinstance(module, known)), None)
+        if kind is None:
             raise InvalidInput(
                 f"model[{i}] is {module}; use Conv2d, Linear, ReLU, AvgPool2d, MaxPool2d, Flatten"
             )
+        _check_own(f"model[{i}]", module, kind)
         if isinstance(module, nn.Conv2d) and (
             module.padding_mode != "zeros" or isinstance(module.padding, str)
         ):
@@ -136,28 +149,60 @@ def layer_steps(model: nn.Sequential, shape: tuple[int, ...]) -> list[Step]:
                 f"model[{i}] is {module}, and an example has shape {before} there; put nn.Flatten() before "
                 "it, for one vector per example"
             )
-        if isinstance(module, MASKED):
-            first = owners.setdefault(id(module.weight), i)
+        for name, parameter in module.named_parameters():
+            first = i if "bias" in name else owners.setdefault(parameter.data_ptr(), i)
             if first != i:
                 raise InvalidInput(
                     f"model[{i}] is {module} with the weight of model[{first}], so their masks are not "
                     "independent; give it a copy of its own"
                 )
+        plain = _plain(module)
         try:
             with torch.no_grad():
-                seen = _call(module, seen)
+                seen = plain(seen)
         except RuntimeError as error:
             raise InvalidInput(f"model[{i}] is {module}; it takes no examples of shape {before}") from error
-        steps.append(Step(module, before, tuple(seen.shape[1:])))
+        steps.append(Step(plain, before, tuple(seen.shape[1:])))
     return steps
 
 
-def _call(module: nn.Module, x: Tensor) -> Tensor:
-    """The module applied in float64 whatever its own precision."""
-    if isinstance(module, MASKED):
-        parameters = {name: value.detach().double() for name, value in module.named_parameters()}
-        return torch.func.functional_call(module, parameters, (x,))
-    return module(x)
+def _check_own(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
+    """Raise InvalidInput for a module that computes anything else than its kind."""
+    own = all(getattr(type(module), part) is getattr(kind, part) for part in COMPUTING if hasattr(kind, part))
+    pruned = all(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
+    if not own or not pruned or module._forward_hooks or "forward" in vars(module):
+        raise InvalidInput(
+            f"{name} is {module} with a forward pass or a hook of its own; use PyTorch's {kind.__name__}, and do "
+            "to its weights what that does to them"
+        )
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy in float64, its weights as they take part; layers without any stay what they are."""
+    if isinstance(module, nn.ReLU):
+        return nn.ReLU()
+    if not isinstance(module, MASKED):
+        return module
+    bias = _effective(module, "bias")
+    with torch.device("meta"):
+        if isinstance(module, nn.Linear):
+            plain: nn.Module = nn.Linear(module.in_features, module.out_features, bias=bias is not None)
+        else:
+            names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+            geometry: dict[str, Any] = {name: getattr(module, name) for name in names}
+            plain = nn.Conv2d(**geometry, bias=bias is not None)
+    state = {"weight": _effective(module, "weight")} | ({} if bias is None else {"bias": bias})
+    plain.load_state_dict(state, assign=True)
+    return plain.requires_grad_(requires_grad=False)
+
+
+def _effective(module: nn.Module, name: str) -> Tensor | None:
+    """A weight as it takes part: what ``torch.nn.utils.prune`` leaves of it when the module is called."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            return hook.apply_mask(module).detach().double()
+    value = getattr(module, name)
+    return None if value is None else value.detach().double()
 
 
 def _one(
@@ -204,9 +249,9 @@ def operator(step: Step) -> Matrix | None:
     if isinstance(module, nn.Conv2d):
         assert not isinstance(module.padding, str)
         geometry = (module.stride, module.padding, module.dilation, module.groups)
-        outputs = F.conv2d(images, module.weight.detach().double(), None, *geometry)
+        outputs = F.conv2d(images, module.weight, None, *geometry)
     elif isinstance(module, nn.Linear):
-        outputs = images @ module.weight.detach().double().T
+        outputs = images @ module.weight.T
     else:
         outputs = module(images)
     dense = np.ascontiguousarray(outputs.flatten(1).numpy().T)
@@ -264,7 +309,7 @@ def spread_of_masks(step: Step, second: Tensor) -> Tensor:
     """sum_e w_e^2 T_e E[h h'] T_e', an identity: blocks of one channel, a diagonal for a Linear layer."""
     module, count = step.module, len(second)
     assert isinstance(module, MASKED)
-    squares = module.weight.detach().double() ** 2
+    squares = module.weight**2
     if isinstance(module, nn.Linear):
         return torch.diag_embed(torch.diagonal(second, dim1=-2, dim2=-1) @ squares.T)
     channels, height, width = step.shape
