@@ -20,9 +20,7 @@ class BadInput(click.ClickException):
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    default=Path("figures"),
-    show_default=True,
-    help="Folder for the files.",
+    help="Folder for the files.  [default: figures/TABLE]",
 )
 @click.option(
     "--width",
@@ -31,11 +29,11 @@ class BadInput(click.ClickException):
     show_default=True,
     help="3.4 or 7 inches.",
 )
-def figures(tables: tuple[Path, ...], *, out: Path, width: str) -> None:
+def figures(tables: tuple[Path, ...], *, out: Path | None, width: str) -> None:
     """Draw every figure of results TABLEs, or of the folders of runs, as SVG and PNG.
 
-    One TABLE's figures lie in the folder, those of several in one folder each. Without a TABLE those of all
-    committed results are drawn, which only a source tree holds.
+    One TABLE's figures lie in the folder that is given, those of several in one folder each there. Without a
+    TABLE those of all committed results are drawn, which only a source tree holds.
     """
     given = tuple(table / "results.parquet" if table.is_dir() else table for table in tables)
     paths = given or tuple(sorted(DATA.glob("*.parquet")))
@@ -49,7 +47,8 @@ def figures(tables: tuple[Path, ...], *, out: Path, width: str) -> None:
     from paper_figures.parquet import printable
 
     try:
-        outs = [out] if len(tables) == 1 else [out / name for name in table_names(paths)]
+        folder = out or Path("figures")
+        outs = [out] if out and len(tables) == 1 else [folder / name for name in table_names(paths)]
         for file in write_all(paths, outs, width=WIDTHS[width]):
             click.echo(file)
     except BadTable as error:

@@ -592,6 +592,35 @@ def test_arch_in_a_file_wherever_it_is_and_whatever_it_is_called(tmp_path):
     torch.testing.assert_close(network.module(x), net(x))
 
 
+@pytest.mark.parametrize("owner", ["model.", "model.net.", "module.", "module.net."])
+def test_a_network_that_was_saved_as_a_part_of_a_larger_module_is_read(tmp_path, owner):
+    """As Lightning does, by its class and without it."""
+    (tmp_path / "own.py").write_text(ARCHITECTURE)
+    net, x = mlp(64, 6, 10), torch.rand(3, 64)
+    torch.save({owner + name: value for name, value in renamed(net).items()}, tmp_path / "small.pt")
+    for arch in (None, f"{tmp_path}/own.py:Small"):
+        network = load_network(tmp_path / "small.pt", arch=arch)
+        assert isinstance(network.module, nn.Module)
+        torch.testing.assert_close(network.module(x), net(x))
+
+
+def test_weights_in_whole_numbers_are_refused_with_their_class_too(tmp_path):
+    (tmp_path / "own.py").write_text(ARCHITECTURE)
+    state = {name: (9 * value).to(torch.int8) for name, value in renamed(mlp(64, 6, 10)).items()}
+    torch.save(state, tmp_path / "small.pt")
+    for arch in (None, f"{tmp_path}/own.py:Small"):
+        with pytest.raises(
+            InvalidInput, match=r"holds 'first.weight' in torch.int8; save it in float32, scaled"
+        ):
+            load_network(tmp_path / "small.pt", arch=arch)
+
+
+def test_arguments_without_an_architecture_are_refused(tmp_path):
+    torch.save(mlp(64, 6, 10).state_dict(), tmp_path / "small.pt")
+    with pytest.raises(InvalidInput, match=r"arch_args is \{'width': 6\}, but there is no arch"):
+        load_network(tmp_path / "small.pt", arch_args={"width": 6})
+
+
 class Payload:
     """Touches a file when it is unpickled."""
 

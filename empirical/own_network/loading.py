@@ -101,6 +101,8 @@ def load_network(
         raise InvalidInput(f"model is {str(path)!r}; no such file")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if arch_args and arch is None:
+        raise InvalidInput(f"arch_args is {dict(arch_args)}, but there is no arch to give them to")
     if is_program(path):
         if arch is not None:
             raise InvalidInput(f"model {str(path)!r} is a program, which needs no arch; leave {arch!r} out")
@@ -304,6 +306,7 @@ def _filled(module: nn.Module, state: Mapping[str, Tensor], arch: str) -> nn.Mod
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in wanted):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = _without_owner(state, wanted)
     missing, unexpected = [k for k in wanted if k not in state], [k for k in state if k not in wanted]
     if missing or unexpected:
         parts = [f"lacks {missing[0]}"] if missing else []
@@ -315,8 +318,30 @@ def _filled(module: nn.Module, state: Mapping[str, Tensor], arch: str) -> nn.Mod
                 f"model does not match arch {arch!r}: {name} has shape {tuple(state[name].shape)}, not "
                 f"{tuple(tensor.shape)}"
             )
+        if not is_lazy(tensor) and tensor.is_floating_point():
+            _check_precision(state[name], name)
     module.to(_precision(state)).load_state_dict(state)
     return module.eval()
+
+
+def _without_owner(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The same without the attribute of a larger module, such as Lightning's, that holds the network."""
+    first = next(iter(state))
+    for place in re.finditer(r"\.", first):
+        owner = first[: place.end()]
+        if all(name.startswith(owner) for name in state):
+            shorter = {name.removeprefix(owner): tensor for name, tensor in state.items()}
+            if shorter.keys() == wanted.keys():
+                return shorter
+    return state
+
+
+def _check_precision(tensor: Tensor, name: str) -> None:
+    """Raise InvalidInput for a weight in whole numbers, whose scale is not in the file."""
+    if tensor.dtype not in _DTYPES:
+        raise InvalidInput(
+            f"model holds {name!r} in {tensor.dtype}; save it in float32, scaled as the network uses it"
+        )
 
 
 def _precision(state: Mapping[str, Tensor]) -> torch.dtype:
@@ -338,12 +363,8 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module
     known = sum(name in state for pair in keys for name in pair)
     plain = known == len(names) and len(pairs) == len(layers)
     plain = plain and all(w.dim() == 2 and w.numel() and b.shape == w.shape[:1] for w, b in pairs)
-    for key, tensor in state.items():
-        if plain and tensor.dtype not in _DTYPES:
-            raise InvalidInput(
-                f"model {str(path)!r} holds {key!r} in {tensor.dtype}; save it in float32, scaled as the "
-                "network uses it"
-            )
+    for key, tensor in state.items() if plain else ():
+        _check_precision(tensor, key)
     if not plain or any(one.shape[0] != other.shape[1] for (one, _), (other, _) in pairwise(pairs)):
         raise InvalidInput(
             f"model {str(path)!r} is not plainly a stack of linear layers (its first entry is {names[0]!r} "

@@ -95,7 +95,8 @@ def attack_tables(rows: pd.DataFrame) -> list[Table]:
         of_norm = rows[(rows["norm"] == norm) & (rows["quantity"] == "mean_radius")]
         methods = list(of_norm["method"].unique())
         if methods:
-            header = (f"{title}, smallest found", "mean", "mean square", "not found", "robust at eps")
+            eps = rows.loc[(rows["norm"] == norm) & (rows["quantity"] == "robust_accuracy"), "eps"].iloc[0]
+            header = (f"{title}, smallest found", "mean", "mean square", "not found", f"robust at {eps:g}")
             tables.append((header, [_attack_line(rows, norm, method) for method in methods]))
     return tables
 

@@ -605,12 +605,28 @@ def test_the_trend_is_a_t_test_of_the_seeds_slopes():
     found = trends.trend(Curves(frame), "linear", ("R", "mean_radius", "linf", "exact"))
     rows = frame[(frame["family"] == "linear") & (frame["method"] == "exact") & (frame["norm"] == "linf")]
     values = rows.pivot_table(index="seed", columns=["pruning", "sparsity"], values="value", observed=True)
-    gain = (values["magnitude"] / values["dense"] - 1)[list(SPARSITIES[1:])]
-    slopes = np.array([np.polyfit(SPARSITIES[1:], row, 1)[0] for row in gain.to_numpy()])
+    gain = (values["magnitude"] / values["dense"] - 1)[list(SPARSITIES)]
+    slopes = np.array([np.polyfit(SPARSITIES, row, 1)[0] for row in gain.to_numpy()])
     expected = DescrStatsW(slopes)
     assert found.effect == pytest.approx(expected.mean)
     assert found.p_value == pytest.approx(expected.ttest_mean(0)[1])
     assert (found.low, found.high) == pytest.approx(expected.tconfint_mean(0.05))
+
+
+def test_a_rise_of_what_never_reaches_the_dense_network_is_no_rise_with_sparsity():
+    shares = np.tile([1, 0.5, 0.55, 0.6, 0.65], (5, 1)) + 1e-3 * np.arange(5)[:, None] * [0, 1, 0, 2, 1]
+    assert trends.trend(Curves(shown(shares)), "mlp", BEST).verdict == "refuted"
+
+
+def test_a_fall_that_may_be_too_small_is_said_to_be_open():
+    shares = np.tile([1, 1.1, 1.2, 1.3, 1.24], (5, 1))
+    shares[:, 1:-1] += 1e-3 * np.random.default_rng(0).normal(size=(5, 3))
+    shares[:, -1] += [0.03, -0.03, 0.02, -0.02, 0.0]
+    found = trends.falls_again(Curves(shown(shares)), "mlp", BEST)
+    assert (found.verdict, found.note) == (
+        "inconclusive",
+        "then -5% [-6%, -3%] at 0.99; whether the fall is 5% is open",
+    )
 
 
 def test_a_theorem_without_a_case_is_not_supported():

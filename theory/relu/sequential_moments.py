@@ -172,8 +172,8 @@ def _check_own(name: str, module: nn.Module, kind: type[nn.Module]) -> None:
     pruned = all(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values())
     if not own or not pruned or module._forward_hooks or "forward" in vars(module):
         raise InvalidInput(
-            f"{name} is {module} with a forward pass or a hook of its own; use PyTorch's {kind.__name__}, and do "
-            "to its weights what that does to them"
+            f"{name} is {module} with a forward pass or a hook of its own; use PyTorch's {kind.__name__}, "
+            "and do to its weights what that does to them"
         )
 
 
