@@ -111,7 +111,7 @@ ENTRIES = (
         margin_gradient.figure,
         "Margin and dual gradient norm at the nearest boundary of the ReLU networks (geometric {over}), "
         "and the mean radius beside accuracy × margin / gradient norm, its first-order estimate "
-        "(crosses).",
+        "(crosses).{thin}",
     ),
     Entry(
         "around_examples",
@@ -141,7 +141,7 @@ ENTRIES = (
         "Upper bounds on the expected Lipschitz constant of the ReLU network under random masks "
         "(geometric {over}; F and M are the paper's) above the Monte Carlo mean of the largest gradient norm "
         "over the first 32 test examples, itself a lower estimate; its bars: five times its standard error "
-        "over the masks, the mean of the seeds'.",
+        "over the masks, the mean of the seeds', at most nine tenths of the mean.",
         few=True,
     ),
     Entry(
@@ -151,14 +151,15 @@ ENTRIES = (
         "Mean radius and accuracy of randomly masked networks, predicted by moment propagation and "
         "measured ({over}); stars mark alpha*, the sparsity of the largest mean radius before the accuracy "
         "of a network, measured or predicted, falls by more than 10 %. Radii are left out where the attacks "
-        "found nothing for an example of a network.",
+        "found nothing, or nothing within the largest distance in the data's box, for an example of a network.",
     ),
 )
 
 
 _THIN = (
     " A line is thin where a network's accuracy lies more than 10 % below the dense one's, and a radius left "
-    "out where an attack found nothing for an example of a network."
+    "out where an attack found nothing, or nothing within the largest distance in the data's box, for an "
+    "example of a network."
 )
 _UNIT = " Distances in the unit of the inputs: for images the range of a pixel."
 _SURGERY = " Sparsity under network surgery: share that its thresholds cut at first; splicing leaves less."

@@ -29,7 +29,7 @@ from paper_figures import (
     robustness,
     sandwich,
 )
-from paper_figures.command import figures
+from paper_figures.command import DATA, figures
 from paper_figures.curves import arithmetic
 from paper_figures.files import BadTable, table_names
 from paper_figures.gallery import ENTRIES, caption, drawn
@@ -631,3 +631,16 @@ def test_a_table_of_bounds_is_told_from_a_damaged_one(tmp_path: Path) -> None:
         f"Error: {source} is a table of bounds, not of results; the command bounds draws its figure, beside "
         "the table that it writes\n"
     )
+
+
+def test_every_table_has_a_folder_of_its_own_unless_one_is_given(monkeypatch, tmp_path):
+    monkeypatch.setattr("paper_figures.files.write_all", lambda paths, outs, **_: outs)
+    tables = [str(path) for path in sorted(DATA.glob("*.parquet"))[:2]]
+    names = [Path(path).stem for path in tables]
+    for arguments, expected in (
+        (tables[:1], [Path("figures", names[0])]),
+        ([*tables[:1], "--out", str(tmp_path)], [tmp_path]),
+        ([*tables, "--out", str(tmp_path)], [tmp_path / name for name in names]),
+    ):
+        result = CliRunner().invoke(figures, arguments)
+        assert result.output.splitlines() == list(map(str, expected))

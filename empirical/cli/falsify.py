@@ -79,7 +79,7 @@ def falsify(
 
     Ctrl-C prints the table so far; with --out, the same command then goes on from there, or with more
     examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage,
-    75 a process of the hunt was killed: the same command goes on as after Ctrl-C.
+    75 a process of the hunt was killed, 130 Ctrl-C, 143 SIGTERM: the same command goes on from there.
     """
     from empirical.provenance import cores
     from theory.laws.claim import BadConjecture

@@ -44,7 +44,8 @@ def main() -> None:
     """What weight sparsity does to adversarial robustness: theorems, measurements, and their agreement.
 
     Exit status: 0 no theorem is violated, 1 one is, 2 bad usage or input or a training that diverged, 3 the
-    time given is over, 70 an error of this program, 75 workers were killed and the same command goes on.
+    time given is over, 70 an error of this program, 75 workers were killed and the same command goes on,
+    130 Ctrl-C, 143 SIGTERM: likewise.
     """
 
 
