@@ -68,10 +68,10 @@ class Network:
         if self.kind not in NETWORK_KINDS:
             raise InvalidInput(f"network.kind is {self.kind!r}; choose one of {', '.join(NETWORK_KINDS)}")
         if (self.kind == "mlp") != bool(self.hidden) or any(width < 1 for width in self.hidden):
-            raise InvalidInput(
-                f"network.hidden is {list(self.hidden)}; an mlp needs hidden widths >= 1, {self.kind!r} "
-                f"{'has none' if self.kind != 'mlp' else 'too'}"
-            )
+            remedy = "an mlp has widths >= 1: give such as hidden = [300, 100]"
+            if self.kind != "mlp":
+                remedy = f"a network of kind {self.kind!r} has none: leave hidden out"
+            raise InvalidInput(f"network.hidden is {list(self.hidden)}; {remedy}")
         if max(map(prod, pairwise((1, *self.hidden, 1)))) > _MOST_WEIGHTS:
             raise InvalidInput(
                 f"network.hidden is {list(self.hidden)}; at most {_MOST_WEIGHTS:,} weights "

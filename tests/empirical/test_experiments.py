@@ -1,6 +1,7 @@
 """Experiment files are read strictly, and every shipped one is sound."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from empirical.adversarial import Adversary
+from empirical.augmentation import Augmentation
 from empirical.cli.main import main
-from empirical.experiments import catalog, read_experiment
+from empirical.experiments import Experiment, catalog, read_experiment
 from empirical.recipe import Recipe, Schedule
 from empirical.surgery import Surgery
 from theory.types import InvalidInput
@@ -107,7 +109,7 @@ def test_surgery_is_given_its_schedule_and_older_ids_stay(written):
         (('kind = "mlp"', 'kind = "linear"'), "'linear' has none"),
         (("hidden = [8]", "hiden = [8]"), "entry network.hiden is unknown"),
         (("hidden = [8]", "hidden = [8.5]"), "network.hidden is 8.5"),
-        (("hidden = [8]", "hidden = []"), "needs hidden widths"),
+        (("hidden = [8]", "hidden = []"), "an mlp has widths >= 1: give such as hidden"),
         (("[0, 0.5]", "[0.1, 0.5]"), "rise from 0"),
         (("[0, 0.5]", "[0, 1.5]"), "sparsities is 1.5"),
         (("[0, 0.5]", "0.5"), "sparsities is 0.5; give a list, each entry a number"),
@@ -271,3 +273,15 @@ def test_run_takes_a_users_file(written, tmp_path):
     assert listed.exit_code == 0
     assert "E3" in listed.output
     assert CliRunner().invoke(main, ["run"]).exit_code == 2
+
+
+def test_the_documentation_names_every_entry_and_its_file_is_an_experiment(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    section = page.split("## Entries of a file")[1].split("\n## ")[0]
+    (tmp_path / "mine.toml").write_text(section.split("```toml\n")[1].split("```")[0])
+    found = read_experiment(str(tmp_path / "mine.toml"))
+    assert (found.network.hidden, found.first.epochs, found.first.schedule.shape) == ((100, 50), 10, "cosine")
+    kinds = (Experiment, Recipe, Schedule, Augmentation, Adversary)
+    entries = {field.name for kind in kinds for field in fields(kind)} - {"network", "first", "retrain"}
+    entries -= {"surgery", "schedule", "augmentation", "adversary"}  # tables, and what `surgery` sets itself
+    assert {name for name in entries if f"`{name}`" not in section} == set()
