@@ -175,6 +175,12 @@ def load_test(name: str) -> Examples:
     remedy = "if the network was trained on another scale, store them as floats on that one"
     doubt = _range_doubt(arrays["x_test"], remedy)
     x, shape = _part(name, "test", arrays["x_test"])
+    x = x.astype(np.float64) if x.dtype.kind in "biu" else x
+    if doubt is None and x.size and x.min() >= 0 and _HALF < x.max() <= 255:
+        doubt = (
+            f"features range to {x.max():g}, and so radii and their limits are in these units; pixels stored "
+            "as uint8 would be divided by 255"
+        )
     return Examples(found.name, x.reshape(-1, *shape), _joined(arrays["y_test"]), doubt)
 
 

@@ -151,7 +151,8 @@ ENTRIES = (
         "Mean radius and accuracy of randomly masked networks, predicted by moment propagation and "
         "measured ({over}); stars mark alpha*, the sparsity of the largest mean radius before the accuracy "
         "of a network, measured or predicted, falls by more than 10 %. Radii are left out where the attacks "
-        "found nothing, or nothing within the largest distance in the data's box, for an example of a network.",
+        "found nothing, or nothing within the largest distance in the data's box, for an example of a "
+        "network.",
     ),
 )
 

@@ -220,6 +220,18 @@ def test_small_numbers_stored_as_pixels_are_doubted(tmp_path, largest, doubtful)
             assert bool(some.doubt) == doubtful
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "doubtful"),
+    [(0, 255, True), (0, 128, True), (-1, 255, False), (0, 1, False), (0, 300, False)],
+)
+@pytest.mark.parametrize("dtype", [np.int64, np.float32])
+def test_pixels_of_0_to_255_that_are_taken_as_they_are_are_doubted(tmp_path, low, high, doubtful, dtype):
+    save(tmp_path / "mine.npz", {"x_test": np.array([[low, high]] * 3).astype(dtype), "y_test": np.arange(3)})
+    doubt = load_test(str(tmp_path / "mine.npz")).doubt or ""
+    assert doubt.startswith(f"features range to {high}, and so radii" if doubtful else "")
+    assert bool(doubt) == doubtful
+
+
 def test_shape_of_an_example_survives(tmp_path):
     images = arrays(x_train=np.ones((6, 2, 3, 4)) / 2, x_test=np.ones((3, 2, 3, 4)) / 2)
     save(tmp_path / "images.npz", images)
