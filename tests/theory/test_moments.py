@@ -602,3 +602,16 @@ def test_a_radius_that_is_unknown_has_no_best_sparsity():
     assert best_sparsity(np.array([0.0, 0.5]), radius, np.array([False, True])) == 0.5
     with pytest.raises(InvalidInput, match="has 0 entries"):
         best_sparsity(np.array([0.0, 0.5]), radius, np.zeros(2, dtype=bool))
+
+
+def test_a_pruned_weight_is_that_of_now_not_of_the_last_call():
+    model, x = pruned(small()), np.array([[1.0, -2.0, 0.5]])
+    model(torch.ones(1, 3))
+    with torch.no_grad():
+        dict(model.named_parameters())["0.weight_orig"].neg_()
+    zero, one = np.array([0]), np.array([1])
+    first, second = (
+        predict_sequential(model, x, y, k, np.zeros((1, 2))).margin[0] for y, k in ((zero, one), (one, zero))
+    )
+    scores = model(torch.tensor(x, dtype=torch.float32)).detach().numpy()
+    np.testing.assert_allclose(first - second, scores[:, 0] - scores[:, 1], atol=1e-6)
