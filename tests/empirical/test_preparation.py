@@ -273,8 +273,9 @@ def test_the_commands_say_it(tmp_path, capsys):
     torch.save(of_sign(outputs=2).state_dict(), tmp_path / "net.pt")
     np.savez(tmp_path / "x.npz", x_test=data.x, y_test=data.y)
     opened(tmp_path / "net.pt", None, "{}", str(tmp_path / "x.npz"), None, "cpu")
-    recognised, note = capsys.readouterr().err.splitlines()
+    recognised, units, note = capsys.readouterr().err.splitlines()
     assert "Note" not in recognised
+    assert units.startswith("Note: features range to 254.")
     assert note.startswith("Note: net.pt is right at ")
 
 
