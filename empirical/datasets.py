@@ -244,6 +244,10 @@ def _source(name: str, *, parts: Sequence[str] = PARTS) -> Source:
         return single(path, path.stem)
     if glob.has_magic(name):
         return shards(name, [Path(match) for match in sorted(glob.glob(name))], parts=parts)
+    if path.is_file():
+        arrays = ", ".join(f"{array}_{part}=..." for part in parts for array in "xy")
+        stored = f"numpy.savez({path.stem + '.npz'!r}, {arrays})"
+        raise InvalidInput(f"data is {name!r}, which is no .npz file; store arrays: {stored}")
     raise InvalidInput(
         f"data is {name!r}; choose digits, {', '.join(NAMED)}, the path of an .npz file or of a folder with "
         "shards, or a pattern that fits them"

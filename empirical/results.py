@@ -207,6 +207,8 @@ def read_table(
             content = read_parquet(there, schema) if version == wanted else None
     except (OSError, BadParquet) as error:
         raise InvalidInput(f"results file {path} is damaged ({first_line(error)}); {remedy}") from error
+    if content is None and version == BOUNDS_VERSION:
+        raise InvalidInput(f"results file {path} is a table of bounds, not of results; {remedy}")
     if content is None:
         raise InvalidInput(
             f"results file {path} has schema {version}, not {wanted}: another program or version wrote it; "
@@ -347,10 +349,16 @@ def _check_same(note: Location, settings: dict[str, object]) -> None:
     found = read_settings(note)
     changed = [key for key in settings | found if found.get(key) != settings.get(key)]
     wanted, there = ([own[key] for key in own if key.endswith(".name")] for own in (settings, found))
-    if wanted != there:
+    if wanted and there and wanted != there:
         raise InvalidInput(
             f"out is {note.parent}, a run of {', '.join(map(str, there))}, not of "
             f"{', '.join(map(str, wanted))}; choose a new folder"
+        )
+    alone = [key for key in changed if (key in found) != (key in settings)]
+    if alone:
+        raise InvalidInput(
+            f"out is {note.parent}, a run of another command, or another version of this one (its settings "
+            f"{'have' if alone[0] in found else 'lack'} {alone[0]}); choose a new folder"
         )
     if {"model", "model_sha256", "computed_sha256"} & set(changed):
         raise InvalidInput(

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -354,12 +355,16 @@ def test_every_kind_of_file_gives_the_same_network(trained, tmp_path, monkeypatc
     pruned = nn.Sequential(*trained)
     prune.custom_from_mask(pruned[0], "weight", pruned.get_parameter("0.weight").ne(0).float())
     torch.save(pruned.state_dict(), "masked.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(pruned, (torch.zeros(3, 64),)), "masked.pt2")
     prune.remove(pruned[0], "weight")
     x = torch.tensor(load_test("digits").x[:5])
     expected = trained.double()(x)
     trained.float()
     networks = [
-        load_network(Path(name)) for name in ("nested.ckpt", "net.safetensors", "net.pt2", "masked.pth")
+        load_network(Path(name))
+        for name in ("nested.ckpt", "net.safetensors", "net.pt2", "masked.pth", "masked.pt2")
     ]
     networks.append(load_network(Path("nested.ckpt"), arch="own_architecture:build"))
     for network in networks:
@@ -367,7 +372,7 @@ def test_every_kind_of_file_gives_the_same_network(trained, tmp_path, monkeypatc
         torch.testing.assert_close(graph.scores(x), expected)
         assert fully_connected(graph) is not None
         weights = prepare(network, load_test("digits"), None).weights
-        assert (weights[next(iter(weights))] == 0).double().mean() == 0.25
+        assert (weights["0.weight"] == 0).double().mean() == 0.25
     assert networks[2].recognised == "torch.export program"
 
 
@@ -640,6 +645,11 @@ def broken(tmp_path_factory) -> Path:
     torch.save(net, folder / "module.pt")
     torch.save({"weights": [1, 2]}, folder / "numbers.pt")
     torch.save(nn.Conv2d(1, 1, 3).state_dict(), folder / "conv.pt")
+    for name, between in (("norm", nn.LayerNorm(5)), ("batch", nn.BatchNorm1d(5, affine=False))):
+        stack = nn.Sequential(nn.Linear(64, 5), between, nn.Linear(5, 3))
+        torch.save(stack.state_dict(), folder / f"{name}.pt")
+    torch.save(nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(6, 3)).state_dict(), folder / "gap.pt")
+    (folder / "letters.csv").write_text("1,2,a\n")
     torch.save(mlp(5, 4, 2).state_dict(), folder / "narrow.pt")
     torch.save(mlp(64, 5, 3).state_dict(), folder / "few_classes.pt")
     for name in ("garbage.pt", "garbage.safetensors", "garbage.pt2", "net.onnx"):
@@ -669,7 +679,10 @@ def broken(tmp_path_factory) -> Path:
         (["garbage.safetensors"], "is no readable safetensors file"),
         (["garbage.pt2"], "is no readable torch.export program"),
         (["other.pt2"], "lacks archive_format"),
-        (["conv.pt"], "is not plainly a stack of linear layers (its first entry is 'weight' (1, 1, 3, 3)"),
+        (["conv.pt"], "is not plainly a stack of linear layers (it has 'weight' of shape (1, 1, 3, 3)"),
+        (["norm.pt"], "is not plainly a stack of linear layers (it has '1.weight' of shape (5,)"),
+        (["gap.pt"], "is not plainly a stack of linear layers (it has '2.weight' of shape (3, 6)"),
+        (["batch.pt"], "is not plainly a stack of linear layers (it has '1.running_mean' of shape (5,)"),
         (["narrow.pt"], "takes examples of shape (5,); those of digits have shape (64,)"),
         (["few_classes.pt"], "labels must lie in [0, 3): number the classes from 0"),
         (["less.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}'], "lacks last.bias"),
@@ -692,7 +705,11 @@ def broken(tmp_path_factory) -> Path:
             ["small.pt", "--arch", "own_broken:Small", "--arch-args", '{"width": 5}', "--shape", "8,8"],
             "does not take examples of shape (8, 8) (mat1 and mat2 shapes cannot be multiplied",
         ),
-        (["net.pt", "--data", "only_train.npz"], "lacks x_test, y_test; it needs x_test, y_test"),
+        (["net.pt", "--data", "only_train.npz"], "it needs x_test, y_test and holds ['x_train', 'y_train']"),
+        (
+            ["net.pt", "--data", "letters.csv"],
+            "is no .npz file; store arrays: numpy.savez('letters.npz', x_test=..., y_test=...)",
+        ),
         (["net.pt", "--data", "absent.npz"], "no such file"),
         (["net.pt", "--data", "letters.npz"], "labels must be integers"),
         (["net.pt", "--data", "nan.npz"], "remove NaN"),

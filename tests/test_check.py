@@ -22,11 +22,13 @@ from empirical.own_network import against, problem
 from empirical.own_network.accuracies import MORE
 from empirical.own_network.check import Findings, Request, check
 from empirical.own_network.check_facts import harmless, layers
+from empirical.own_network.check_tables import number
 from empirical.own_network.loading import Network, load_network
 from empirical.results import BOUNDS, read_table
 from tests.browser import assert_readable
 from tests.test_bounds import mlp
 from tests.test_report import Page
+from theory.ceiling import mean_radius_ceiling
 from theory.graph import read, relaxation_products
 
 ARCHITECTURE = """
@@ -291,6 +293,15 @@ def beside(finished) -> Finished:
     return replace(finished, folder=folder, arguments=arguments, result=result)
 
 
+def test_a_network_beside_itself_is_remarked_on_before_any_work(beside, monkeypatch):
+    monkeypatch.setattr("empirical.own_network.check.check", lambda *_, **__: 1 / 0)
+    same = shutil.copy(beside.arguments[0], beside.folder.parent / "copy.pt")
+    for reference, remarked in ((same, True), (beside.folder.parent / "dense.pt", False)):
+        result = run(*beside.arguments[:-1], reference)
+        assert "ZeroDivisionError" in result.output
+        assert (f"Note: against is {reference}, which is MODEL itself" in result.stderr) == remarked
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -508,6 +519,16 @@ def test_a_cnn_as_state_dict_and_as_program_are_one_network(convolutional, monke
     assert not (rows["method"] == "CROWN").any()
 
 
+def _check_ceilings(page, measured, data):
+    """No certificate, but what no classifier passes that is right at the same examples."""
+    for norm, p in (("linf", math.inf), ("l2", 2)):
+        found = measured[measured["quantity"].eq("radius") & measured["norm"].eq(norm)]
+        radii = found.groupby("example")["value"].min().to_numpy()
+        ceiling = mean_radius_ceiling(data.x.reshape(len(data.x), -1)[:N], data.y[:N], radii > 0, p=p)
+        assert re.search(rf"any classifier.*?<td>{re.escape(number(ceiling))}</td>", page, flags=re.DOTALL)
+        assert f"same examples has more than {number(ceiling)}. n = {N}." in page
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_what_the_theory_does_not_cover_is_said_and_the_rest_is_done(convolutional, monkeypatch):
     monkeypatch.chdir(convolutional)
@@ -515,7 +536,11 @@ def test_what_the_theory_does_not_cover_is_said_and_the_rest_is_done(convolution
     result = run("cnn.pt", *arch, "--data", "images.npz", *QUICK, "--out", "tanh")
     assert result.exit_code == 0, result.output
     page = Path("tanh/report.html").read_text()
-    assert "no certificate and no ceiling for this network: network uses aten.tanh.default" in page
+    assert page.count("network uses aten.tanh.default") == 1
+    assert page.count("the theory does not cover this network") == 3
+    _check_ceilings(
+        page, read_table(Path("tanh/measure/measure.parquet")).to_pandas(), load_test("images.npz")
+    )
     assert "Attacks" in page
     assert not Path("tanh/bounds/bounds.parquet").exists()
     assert "≤" in result.stdout

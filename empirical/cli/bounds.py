@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empirical.cli.network import network_options, numbers, opened, print_tables
+from empirical.cli.network import network_options, numbers, opened, print_tables, say_end
 from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _LEGEND = (
     "At r: the share of the examples certified at that radius; for Lipschitz constants,\n"
     "the mean on balls of that radius. Means of constants are over the other classes too."
+)
+_LEGEND_OF_MASKS = (
+    "Random masks remove each hidden weight with probability alpha: columns are upper bounds on the\n"
+    "expected Lipschitz constant of the difference of two classes, by the rungs M, P1, F, P2, B and S of\n"
+    "docs/theory.md; at most N active: where no more units of a hidden layer are active."
 )
 
 
@@ -115,10 +120,12 @@ def bounds(
             log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
             _draw(outcome)
     print_tables(bound_tables(outcome.rows), markdown=markdown)
-    seconds = time.perf_counter() - started
     drawn = folder / "figures" / "bounds.png"
     files = listed(("Figure", drawn), ("Table", outcome.path))
-    click.echo(f"{_LEGEND}\n\n{files}Took {seconds:.0f} s on {chosen.type}.", err=markdown)
+    click.echo(f"{_LEGEND}\n", err=markdown)
+    if (outcome.rows["quantity"] == "expected_lipschitz").any():
+        click.echo(f"{_LEGEND_OF_MASKS}\n", err=markdown)
+    say_end(files, started, min(examples, len(given.y)), chosen, markdown=markdown)
     sys.exit(OK)
 
 

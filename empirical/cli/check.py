@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables
+from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables, say_end
 from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
@@ -87,6 +87,8 @@ def check(
         if against is not None:
             made = None if is_program(against) else arch
             dense, _, _ = opened(against, made, arch_args, given, request.shape, device)
+            if (dense.sha256, dense.computed) == (network.sha256, network.computed):
+                click.echo(f"Note: against is {against}, which is MODEL itself", err=True)
         folder = out or default_folder(network)
         with progress(total_steps(request, dense=dense is not None)) as advance:
             findings = run(network, given, request, folder, device=chosen, dense=dense, advance=advance)
@@ -98,7 +100,6 @@ def check(
             for part in parts:
                 log_command(part, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables([summary_table(findings)], markdown=markdown)
-    seconds = time.perf_counter() - started
     files = listed(("Report", folder / "report.html"))
-    click.echo(f"{files}Took {seconds:.0f} s on {chosen.type}.", err=markdown)
+    say_end(files, started, min(examples, len(given.y)), chosen, markdown=markdown)
     sys.exit(OK)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables
-from empirical.cli.terminal import OK, one_line_errors, progress, unless_read_only
+from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables, say_end
+from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
 from empirical.interrupts import uninterrupted
 
 
@@ -60,6 +60,6 @@ def measure(
         with unless_read_only():
             log_command(folder, seconds=time.perf_counter() - started, workers=1, device=chosen)
     print_tables(attack_tables(outcome.rows), markdown=markdown)
-    seconds = time.perf_counter() - started
-    click.echo(f"Table   {outcome.path}\nTook {seconds:.0f} s on {chosen.type}.", err=markdown)
+    files = listed(("Table", outcome.path))
+    say_end(files, started, min(examples, len(given.y)), chosen, markdown=markdown)
     sys.exit(OK)

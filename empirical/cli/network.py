@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -106,6 +107,12 @@ def opened(
     for doubt in filter(None, (read, guesses(network, examples))):
         click.echo(f"Note: {doubt}", err=True)
     return network, examples, chosen
+
+
+def say_end(files: str, started: float, count: int, device: torch.device, *, markdown: bool) -> None:
+    """Where the files are, of how many examples all is, and how long it took; aside beside Markdown."""
+    seconds = time.perf_counter() - started
+    click.echo(f"{files}n = {count:,} test examples. Took {seconds:.0f} s on {device.type}.", err=markdown)
 
 
 def numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:

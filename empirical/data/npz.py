@@ -27,6 +27,8 @@ _SMALL = 2**24
 _LARGEST_RATIO = 1000
 # Bytes of all arrays of a data set together, as they are stored; ImageNet at 32x32 takes a quarter.
 LARGEST = 2**34
+# Characters of what is said of the names of other arrays.
+_LONGEST_HELD = 200
 # What NumPy writes, and LZMA. A bzip2 member turns 40 bytes into a megabyte, and zipfile does not stop it.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
 # The largest dictionary of LZMA's presets.
@@ -60,9 +62,6 @@ def read_npz(path: Path, keys: Sequence[str], *, room: int = LARGEST) -> dict[st
         raise InvalidInput(
             f"data {str(path)!r} cannot be read as .npz ({what}); fetch or export it again"
         ) from error
-    missing = [key for key in keys if key not in arrays]
-    if missing:
-        raise InvalidInput(f"data {str(path)!r} lacks {', '.join(missing)}; it needs {', '.join(keys)}")
     return arrays
 
 
@@ -75,12 +74,18 @@ class _Pickled(ValueError):
 
 
 def _members(file: BufferedReader, keys: Sequence[str], size: int, *, room: int) -> dict[str, np.ndarray]:
-    """Those of the arrays that are there."""
+    """The arrays of these names. Raises: InvalidInput for missing ones; what is damaged raises all kinds."""
     if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
         raise ValueError("it holds a single array")
     with zipfile.ZipFile(file) as archive:
         present = set(archive.namelist())
         names = {key: f"{key}.npy" for key in keys if f"{key}.npy" in present}
+        missing = [key for key in keys if key not in names]
+        if missing:
+            held = str(sorted(name.removesuffix(".npy") for name in present)[:6])[:_LONGEST_HELD]
+            raise InvalidInput(
+                f"data {file.name!r} lacks {', '.join(missing)}; it needs {', '.join(keys)} and holds {held}"
+            )
         claimed = sum(archive.getinfo(name).file_size for name in names.values())
         if claimed > room:
             raise ValueError(f"its arrays claim {claimed:,} bytes; {room:,} are left to this data set")

@@ -64,16 +64,19 @@ def _network_rows(problem: Problem, request: Request) -> list[Row]:
     rows.append(Row("accuracy", "clean", "measured", float(correct.mean())))
     flat = problem.examples.x.reshape(len(correct), -1)
     for p in request.norms:
-        ceiling = mean_radius_ceiling(flat, problem.examples.y, correct, p=p)
-        rows.append(Row("mean_radius", "universal ceiling", "upper bound", ceiling, norm=NORMS[p]))
-        rows += _ceiling_rows(flat, problem.examples.y, correct, p=p)
+        rows += ceiling_rows(flat, problem.examples.y, correct, p=p)
     return rows
 
 
-def _ceiling_rows(
+def ceiling_rows(
     x: Float[Array, "m d"], y: Int[Array, " m"], correct: Bool[Array, " m"], *, p: float
 ) -> list[Row]:
-    """The ceiling of the robust accuracy, up to the largest distance from an example to another class."""
+    """What no classifier that is right at the same of m examples can pass: bounds from their distances alone.
+
+    That of the mean radius, and that of the robust accuracy up to the largest distance from an example to
+    another class.
+    """
+    ceiling = mean_radius_ceiling(x, y, correct, p=p)
     metric = "euclidean" if p == 2 else "chebyshev"
     blocks = np.array_split(np.arange(len(x)), math.ceil(len(x) ** 2 / DISTANCES))
     distances = np.concatenate(
@@ -82,8 +85,11 @@ def _ceiling_rows(
     radii = np.linspace(0, distances[np.isfinite(distances)].max(initial=0.0), CEILING_POINTS)
     shares = robust_accuracy_ceiling(x, y, correct, radii, p=p)
     return [
-        Row("robust_accuracy", "universal ceiling", "upper bound", float(s), norm=NORMS[p], radius=float(r))
-        for r, s in zip(radii, shares, strict=True)
+        Row("mean_radius", "universal ceiling", "upper bound", ceiling, norm=NORMS[p]),
+        *(
+            Row("robust_accuracy", "universal ceiling", "upper bound", s, norm=NORMS[p], radius=r)
+            for r, s in zip(radii.tolist(), shares.tolist(), strict=True)
+        ),
     ]
 
 

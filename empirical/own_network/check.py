@@ -19,6 +19,7 @@ import torch
 from empirical.datasets import Dataset, Examples
 from empirical.ensembles import Ensemble, MLPEnsemble, from_networks
 from empirical.own_network import accuracies, against, bounds, measuring, problem
+from empirical.own_network.bound_rows import ceiling_rows
 from empirical.own_network.further_pruning import check_levels, units
 from empirical.own_network.loading import Network
 from empirical.own_network.mask_bounds import unmaskable
@@ -31,6 +32,8 @@ from empirical.sweep import run_unit, unit_path
 from theory.types import InvalidInput
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9)
+# What is said of a network wherever the theory says nothing of it, but where it is said why.
+NOT_COVERED = "the theory does not cover this network"
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,14 @@ class _Subject:
         most = problem.affordable(self.problem, request.proving()) if wanted is None else wanted
         return min(len(self.data.y_test), most)
 
+    def ceilings(self, proved: pd.DataFrame | str) -> pd.DataFrame:
+        """Rows of the universal ceiling, which asks nothing of the network: proved already, or computed."""
+        if isinstance(proved, pd.DataFrame):
+            return proved
+        x, y = self.data.x_test, self.data.y_test
+        right = accuracies.correct(self.ensemble, self.tested)[0].numpy()[: len(y)]
+        return pd.DataFrame([asdict(row) for p in NORMS for row in ceiling_rows(x, y, right, p=p)])
+
     def side(self, radii: list[Sandwich], measured: pd.DataFrame) -> against.Side:
         """What a comparison takes of it."""
         right = accuracies.correct(self.ensemble, self.tested)[0].numpy()
@@ -163,7 +174,7 @@ def check(
     open_run(out, settings, parts=("units", "figures", "bounds", "measure"))
     caps = {norm: subject.data.diameter(p) for p, norm in NORMS.items()}
     proved, measured = _prove_and_attack(subject, data, request, out, device, advance)
-    radii = sandwiches(measured, proved, caps)
+    radii = sandwiches(measured, proved, subject.ceilings(proved), caps)
     provenance = {
         "settings": settings_id(settings),
         "version": package_version(),
@@ -176,7 +187,7 @@ def check(
     if reference is not None:
         folder = out / "against" / Path(reference.network.name).stem
         known, attacked = _prove_and_attack(reference, data, request, folder, device, advance)
-        before = reference.side(sandwiches(attacked, known, caps), attacked)
+        before = reference.side(sandwiches(attacked, known, reference.ceilings(known), caps), attacked)
         beside = against.compare(before, subject.side(radii, measured), folder, provenance=provenance)
     return Findings(
         subject.network,
@@ -185,7 +196,7 @@ def check(
         radii,
         further[further["example"].isna()],
         subject.affordable(request),
-        "" if isinstance(subject.problem, str) else unmaskable(subject.problem.graph),
+        NOT_COVERED if isinstance(subject.problem, str) else unmaskable(subject.problem.graph),
         "" if subject.layers is not None else _no_moments(subject.problem),
         len(subject.tested.y),
         float(np.bincount(subject.tested.y).max()) / len(subject.tested.y),
@@ -229,7 +240,7 @@ def _prove_and_attack(
 
 def _no_moments(problem: Problem | str) -> str:
     if isinstance(problem, str):
-        return problem
+        return NOT_COVERED
     return "moment propagation is done for fully connected networks only, each layer with weights of its own"
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from empirical.own_network.against import Reference
-from empirical.own_network.check import Findings
+from empirical.own_network.check import NOT_COVERED, Findings
 from empirical.own_network.check_facts import HARMLESS, accuracy, attacked_accuracy, harmless, layers
 from empirical.own_network.check_tables import change, number, percent, tables
 from empirical.own_network.further_pruning import DRAWS
@@ -48,6 +48,7 @@ def write_check(findings: Findings, out: Path, *, command: str) -> None:
         "accuracy": attacked,
         "pictures": _pictures(findings, out),
         "told": " ".join(f"{fact.name}: {fact.value}." for fact in radii),
+        "not_covered": NOT_COVERED,
         "unproved": findings.bounds if isinstance(findings.bounds, str) else "",
         "unmasked": findings.unmasked,
         "moments": findings.moments,
@@ -112,15 +113,15 @@ def _radii(parts: Sequence[Sandwich], count: int) -> list[Fact]:
     for part in parts:
         name = f"Mean radius, {NORMS[part.norm]}"
         upper = number(part.mean_attacked)
-        if part.mean_certified is None:
-            meaning = "The best attack needs this much on average; the truth is at most that."
-            found.append(Fact(name, f"≤ {upper}", "measured", f"{meaning} n = {count}.", count))
-            continue
         ceiling = ""
-        if part.ceiling is not None and math.isfinite(part.ceiling):
+        if math.isfinite(part.ceiling):
             ceiling = (
                 f"; no classifier that is right on the same examples has more than {number(part.ceiling)}"
             )
+        if part.mean_certified is None:
+            meaning = f"The best attack needs this much on average; the truth is at most that{ceiling}."
+            found.append(Fact(name, f"≤ {upper}", "measured", f"{meaning} n = {count}.", count))
+            continue
         meaning = (
             "Certified below, measured by the best attack above: the mean smallest change of an input that "
             f"makes the network err lies between{ceiling}. n = {count}."

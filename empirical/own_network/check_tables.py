@@ -70,7 +70,7 @@ def _sandwich_table(part: Sandwich, count: int) -> Shown:
     lines: list[Cells] = [("best attack", "measured", number(part.mean_attacked), *map(percent, attacked))]
     if part.mean_certified is not None:
         lines.insert(0, ("certified", "lower bound", number(part.mean_certified), *map(percent, certain)))
-        lines.append(("any classifier", "upper bound", number(part.ceiling), *map(percent, most)))
+    lines.append(("any classifier", "upper bound", number(part.ceiling), *map(percent, most)))
     header = ("source", "nature", "mean radius", *(f"robust at {radius:g}" for radius in radii))
     return Shown(f"{NORMS[part.norm]}, n = {count} examples", "", header, lines)
 

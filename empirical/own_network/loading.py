@@ -15,7 +15,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -349,6 +349,22 @@ def _precision(state: Mapping[str, Tensor]) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in state.values()) else torch.float32
 
 
+def _first_odd(state: Mapping[str, Tensor], keys: Sequence[tuple[str, str]]) -> str:
+    """The first entry that no linear layer behind those before it has."""
+    width = None
+    for weight, bias in keys:
+        if weight in state:
+            matrix = state[weight]
+            if matrix.dim() != 2 or not matrix.numel() or width not in (None, matrix.shape[1]):
+                return weight
+            width = matrix.shape[0]
+        own = [name for name in state if name.rpartition(".")[0] == weight.rpartition(".")[0]]
+        for name in own:
+            if name not in (weight, bias) or (name == bias and tuple(state[name].shape) != (width,)):
+                return name
+    return next(iter(state))
+
+
 def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[int]]:
     """Linear layers with ReLUs between them, if the checkpoint is plainly that, and their widths.
 
@@ -366,9 +382,10 @@ def _fully_connected(path: Path, state: Mapping[str, Tensor]) -> tuple[nn.Module
     for key, tensor in state.items() if plain else ():
         _check_precision(tensor, key)
     if not plain or any(one.shape[0] != other.shape[1] for (one, _), (other, _) in pairwise(pairs)):
+        odd = _first_odd(state, keys)
         raise InvalidInput(
-            f"model {str(path)!r} is not plainly a stack of linear layers (its first entry is {names[0]!r} "
-            f"{tuple(state[names[0]].shape)}); name its class with --arch FILE.py:Class, or export it"
+            f"model {str(path)!r} is not plainly a stack of linear layers (it has {odd!r} of shape "
+            f"{tuple(state[odd].shape)}); name its class with --arch FILE.py:Class, or export it"
         )
     modules: list[nn.Module] = [nn.Flatten()]
     dtype = _precision(state)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
@@ -30,6 +31,8 @@ from theory.types import InvalidInput, first_line
 # Operations at whose end the largest of several entries is where it was before; a single one has its sign.
 _SOFTMAX = {"softmax", "_softmax", "log_softmax", "_log_softmax"}
 _LAST = _SOFTMAX | {"sigmoid", "log_sigmoid"}
+# What torch.nn.utils.prune and parametrizations make of a parameter's name.
+_SPLIT = re.compile(r"_orig$|parametrizations\.(\w+)\.original\d*$")
 # Examples that show what the network returns, and the rounding of these in half precision.
 _LOOKED_AT, _SLACK = 100, 1e-2
 
@@ -60,8 +63,7 @@ def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Ne
         module, program = None, network.module
     if program is not None:
         program, removed = _scores_alone(program)
-        weights = ProgramModule(program).weights
-        weights = {name.removeprefix("program."): weight for name, weight in weights.items()}
+        weights = _named(ProgramModule(program).weights)
         if removed:
             found = replace(found, recognised=f"{found.recognised}, without the {removed} at its end")
         as_stored = not weights or _content(weights.values()) == _content(found.weights.values())
@@ -69,6 +71,16 @@ def prepare(network: Network, data: Examples, shape: Sequence[int] | None) -> Ne
             found = replace(found, module=program, weights=weights)
         found = replace(found, program=program, given=None if removed else module)
     return _with_scores(found, data)
+
+
+def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a program by the names that the layers' own have.
+
+    What pruning or a parametrization computes a weight from is not what it is.
+    """
+    plain = [name.removeprefix("program.") for name in weights]
+    own = [_SPLIT.sub(r"\1", name) for name in plain]
+    return dict(zip(own if len(set(own)) == len(own) else plain, weights.values(), strict=True))
 
 
 def first_scores(network: Network, data: Examples) -> Tensor | None:

@@ -15,15 +15,16 @@ from numpy import ndarray as Array
 class Sandwich:
     """What is known of the radii in one norm: certified and attacked per example, and the ceiling of means.
 
-    ``certified``, ``ceiling`` and ``passable``, that of the robust accuracy by radius, are None where nothing
-    could be proved. ``cap`` is the largest distance in the data's box: in means no radius counts more.
+    ``certified`` is None where nothing could be proved of the network; ``passable`` is the ceiling of the
+    robust accuracy by radius. ``cap`` is the largest distance in the data's box: in means no radius counts
+    more.
     """
 
     norm: str
     certified: Float[Array, " n"] | None
     attacked: Float[Array, " n"]
-    ceiling: float | None
-    passable: pd.Series | None
+    ceiling: float
+    passable: pd.Series
     mean_attacked: float
     cap: float
 
@@ -32,32 +33,32 @@ class Sandwich:
         """The mean of the certified radii, a lower bound on the mean radius."""
         return None if self.certified is None else float(np.minimum(self.certified, self.cap).mean())
 
-    def shares(self, radius: float) -> tuple[float | None, float, float | None]:
+    def shares(self, radius: float) -> tuple[float | None, float, float]:
         """Shares of the examples certified at the radius, not broken within it, and at most robust there."""
         certain = None if self.certified is None else float((self.certified > radius).mean())
-        most = None if self.passable is None else float(self.passable[self.passable.index <= radius].iloc[-1])
+        most = float(self.passable[self.passable.index <= radius].iloc[-1])
         return certain, float((self.attacked > radius).mean()), most
 
 
 def sandwiches(
-    measured: pd.DataFrame, proved: pd.DataFrame | str, caps: Mapping[str, float]
+    measured: pd.DataFrame, proved: pd.DataFrame | str, ceilings: pd.DataFrame, caps: Mapping[str, float]
 ) -> list[Sandwich]:
     """Both norms, as far as attacks measured them, from the rows of ``measure`` and ``bounds``.
 
-    ``proved`` may be the reason why there are none of the latter.
+    ``proved`` may be the reason why there are none of the latter; ``ceilings`` has those of
+    :func:`empirical.own_network.bound_rows.ceiling_rows` at least.
     """
     found = []
     for norm, cap in caps.items():
         attacks = _radii(measured, norm, measured["method"].ne("best"))
         if attacks.empty:
             continue
-        certified = ceiling = passable = None
+        certified = None
         if isinstance(proved, pd.DataFrame):
-            rows = proved[proved["norm"] == norm]
-            certified = _radii(rows, norm, rows["nature"].eq("lower bound")).max().to_numpy()
-            rows = rows[rows["method"] == "universal ceiling"]
-            ceiling = float(rows.loc[rows["quantity"] == "mean_radius", "value"].iloc[0])
-            passable = rows[rows["quantity"] == "robust_accuracy"].set_index("radius")["value"].sort_index()
+            certified = _radii(proved, norm, proved["nature"].eq("lower bound")).max().to_numpy()
+        rows = ceilings[(ceilings["norm"] == norm) & (ceilings["method"] == "universal ceiling")]
+        ceiling = float(rows.loc[rows["quantity"] == "mean_radius", "value"].iloc[0])
+        passable = rows[rows["quantity"] == "robust_accuracy"].set_index("radius")["value"].sort_index()
         mean = (measured["quantity"] == "mean_radius") & (measured["method"] == "best")
         best = float(measured.loc[mean & (measured["norm"] == norm), "value"].iloc[0])
         found.append(Sandwich(norm, certified, attacks.min().to_numpy(), ceiling, passable, best, cap))
@@ -75,9 +76,8 @@ def curves(parts: Sequence[Sandwich]) -> pd.DataFrame:
                 found.append(
                     pd.DataFrame({"radius": at, "share": share, "source": source, "norm": part.norm})
                 )
-        if part.passable is not None:
-            rows = part.passable.rename("share").reset_index()
-            found.append(rows.assign(source="ceiling", norm=part.norm))
+        rows = part.passable.rename("share").reset_index()
+        found.append(rows.assign(source="ceiling", norm=part.norm))
     return pd.concat(found, ignore_index=True)
 
 

@@ -273,6 +273,17 @@ def test_a_folder_of_another_experiment_says_so(tmp_path):
         open_run(tmp_path / "run", {"other.name": "other", "other.eps": 0.2, "E1.name": "E1"})
 
 
+def test_a_folder_of_another_command_says_so(tmp_path):
+    """Not that the network, or one of the entries, is another."""
+    open_run(tmp_path / "run", {"model": "a.pt", "model_sha256": "0", "attacks": ["fgs"]})
+    asked = {"model": "a.pt", "model_sha256": "1", "steps": 0}
+    with pytest.raises(InvalidInput, match=r"another command, or .*its settings lack steps\); choose a new"):
+        open_run(tmp_path / "run", asked)
+    open_run(tmp_path / "other", asked)
+    with pytest.raises(InvalidInput, match=r"settings lack E1.name\); choose a new"):
+        open_run(tmp_path / "other", {"E1.name": "E1"})
+
+
 def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
     for name in ("fsync", "replace"):
