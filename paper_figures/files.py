@@ -40,7 +40,7 @@ def read_network_rows(path: Path) -> pd.DataFrame:
             )
         content = read_parquet(path, _COLUMNS, where=pc.field("example").is_null())
     except FileNotFoundError as error:
-        raise BadTable(f"no results table at {path}") from error
+        raise BadTable(f"table is {path}, which does not exist; give the results.parquet of a run") from error
     except (OSError, BadParquet) as error:
         raise BadTable(f"{path} is no readable results table ({error})") from error
     content = content.drop_columns(["example"])

@@ -81,7 +81,8 @@ def bounds(
 
     MODEL is a torch.export program (.pt2), or a checkpoint (.safetensors, or a state dict in .pt or .pth)
     with --arch, or one of plain linear layers, between which ReLUs are assumed. The network may hold linear,
-    convolution, pooling and batch-norm layers, ReLUs, sums and reshapes. The run leaves bounds.parquet and a
+    convolution, pooling and batch-norm layers, ReLUs, sums and reshapes; any other that is differentiable
+    check and measure take. The run leaves bounds.parquet and a
     figure (SVG, PNG); a finished one is only reported again.
     """
     started = time.perf_counter()
