@@ -20,6 +20,8 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 _TICKS = (0.9, 0.99, 0.5, 0.8, 0.95, 0.999, 0.98, 0.995, 0.7, 0.2)
 _FEW = 4  # below this the experiment's own sparsities are ticks too
 _CHARACTER, _GAP, _LABELS = 0.055, 0.08, 0.6  # inches: of a tick label, between two, left of a panel
+# A sparsity of 1, of activations that are all 0, stands where one remaining weight in so many would.
+_LEAST = 1e-6
 _SHORT = 300.0  # a logarithmic axis spanning less than this factor is labelled in plain decimals
 
 
@@ -154,7 +156,7 @@ def largest(values: list[np.ndarray]) -> float:
 
 
 def _spread(sparsity: np.ndarray | float) -> np.ndarray:
-    return -np.log(np.maximum(1.0 - np.asarray(sparsity, dtype=float), 1e-300))
+    return -np.log(np.maximum(1.0 - np.asarray(sparsity, dtype=float), _LEAST))
 
 
 def _gather(position: np.ndarray | float) -> np.ndarray:

@@ -29,6 +29,7 @@ from paper_figures import (
     robustness,
     sandwich,
 )
+from paper_figures.axes import sparsity_axis
 from paper_figures.command import DATA, figures
 from paper_figures.curves import arithmetic
 from paper_figures.files import BadTable, table_names
@@ -556,6 +557,17 @@ def test_activation_sparsity_is_drawn_against_the_achieved_share() -> None:
     }.items():
         means = _means(table, pruning=condition, quantity="accuracy", method="clean", norm="")
         np.testing.assert_allclose(_values(panels[3], label), means)
+
+
+def test_a_sparsity_of_one_leaves_room_for_the_others() -> None:
+    axes = Figure().add_subplot()
+    levels = np.array([0.0, 0.5, 0.9, 1.0])
+    axes.plot(levels, levels)
+    sparsity_axis(axes, levels)
+    places = axes.transAxes.inverted().transform(axes.transData.transform(np.c_[levels, levels]))[:, 0]
+    assert np.all(np.diff(places) > 0.04)
+    assert places[0] >= 0
+    assert places[-1] <= 1
 
 
 def test_networks_of_an_l1_term_never_stand_on_the_axis_of_sparsities() -> None:
