@@ -10,13 +10,17 @@ from numpy import ndarray as Array
 
 from empirical.claims.verdicts import (
     ALIKE,
+    COLLAPSED,
     LACKING,
+    WITHSTOOD,
     Curves,
     Verdict,
     accuracy_kept,
-    collapsed,
+    before_collapse,
+    left_out,
     t_interval,
     verdict_on,
+    withstands,
 )
 
 # A prediction holds if its mean error over the sparsities is below this share of the dense radius.
@@ -29,7 +33,7 @@ def predictions(curves: Curves, family: str, norm: str) -> list[Verdict]:
     The error at a sparsity is |predicted - measured| as a share of the measured radius without masks, all
     three means over seeds; the t-interval is that of what every seed adds to it. Sparsities at which a
     network has collapsed do not count: the radius of one that gives every input the same class is the cap,
-    whatever the theory.
+    whatever the theory. Nor do those at which an example withstood every attack, which counts as the cap too.
     """
     predicted = curves.of_kind(
         family, "random", ("", "mean_radius", norm, "moment propagation"), ("estimate",)
@@ -44,11 +48,12 @@ def predictions(curves: Curves, family: str, norm: str) -> list[Verdict]:
             continue
         label = f"R_{norm.removeprefix('l')}, {pruning}"
         kept = kept.reindex(index=seeds, columns=shared)
-        grid = shared[~collapsed(kept)]
+        grid, fallen = before_collapse(kept)
         every = predicted.loc[seeds, grid] + measured.loc[seeds, grid] + kept[grid]
         lost = np.asarray((~np.isfinite(every.to_numpy())).any(axis=0))
-        gaps = "".join(f"; without {alpha:g}: {LACKING}" for alpha in grid[lost])
-        grid = grid[~lost]
+        capped = ~lost & withstands(curves, family, pruning, ("", "mean_radius", norm, "best"), every)
+        gaps = left_out(((fallen, COLLAPSED), (grid[lost], LACKING), (grid[capped], WITHSTOOD)))
+        grid = grid[~lost & ~capped]
         if len(grid) < 2 or grid[0] != 0:
             note = f"no sparsity above 0 before collapse{gaps}"
             verdicts.append(verdict_on("C9", family, label, "inconclusive", seeds=len(seeds), note=note))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations_with_replacement
@@ -27,7 +28,8 @@ FEWEST_SEEDS = 5
 # A spread below this share of the largest value, or of the dense network's share of 1, is rounding.
 ROUNDING = 1e-12
 ALIKE = "the seeds do not differ"  # why nothing can be tested
-LACKING = "a network has no value"  # why a sparsity is left out
+# Why a sparsity is left out.
+LACKING, WITHSTOOD, COLLAPSED = "a network has no value", "an example withstood the attack", "collapsed there"
 
 # What the effect is of a claim on gains, and of one on a curve's shape.
 GAIN = "best relative gain over the sparsities"
@@ -139,12 +141,14 @@ class Shares:
     network is missing or its share is no number, and ``withstood``, at which an attack found nothing for an
     example: that counts as the largest distance in the box, many times the mean radius. ``most`` has the
     latter too if the examples are the pruned networks' alone: their shares are then too large, not too small.
+    Neither has the sparsities ``fallen``, below others of theirs, at which a network has collapsed.
     """
 
     values: pd.DataFrame
     most: pd.DataFrame
     lacking: tuple[float, ...]
     withstood: tuple[float, ...]
+    fallen: tuple[float, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -154,11 +158,13 @@ class Shares:
     @property
     def left_out(self) -> str:
         """What a verdict's note must add."""
-        named = (
-            (self.lacking, LACKING),
-            (self.withstood, "an example withstood the attack"),
-        )
-        return "".join(f"; without {', '.join(f'{a:g}' for a in some)}: {why}" for some, why in named if some)
+        return left_out(((self.fallen, COLLAPSED), (self.lacking, LACKING), (self.withstood, WITHSTOOD)))
+
+
+def left_out(reasons: Iterable[tuple[Iterable[float], str]]) -> str:
+    """Sparsities that a verdict leaves out, and why, as its note ends; nothing where there are none."""
+    named = ((", ".join(f"{alpha:g}" for alpha in some), why) for some, why in reasons)
+    return "".join(f"; without {some}: {why}" for some, why in named if some)
 
 
 def gains(shares: pd.DataFrame) -> pd.DataFrame:
@@ -171,17 +177,18 @@ def share_of_dense(curves: Curves, family: str, measure: Measure, *, pruning: st
     pruned, dense = (curves.measured(family, condition, measure) for condition in (pruning, "dense"))
     seeds, grid = pruned.index.intersection(dense.index), pruned.columns
     kept = accuracy_kept(curves, family, pruning).reindex(index=seeds, columns=grid)
-    grid = grid[~collapsed(kept)]
+    grid, fallen = before_collapse(kept)
     pruned, dense, kept = (frame.reindex(index=seeds, columns=grid) for frame in (pruned, dense, kept))
     shares = pruned / dense.where(dense > 0)
     known = _all(pd.DataFrame(np.isfinite(shares), seeds, grid) & kept.notna())
     withstood, withstood_on_dense = (
-        ~_all(~(_capped(curves, family, condition, measure).reindex(index=seeds, columns=grid) > 0))
-        for condition in (pruning, "dense")
+        withstands(curves, family, condition, measure, pruned) for condition in (pruning, "dense")
     )
     capped = withstood | withstood_on_dense
     values, most = shares[grid[known & ~capped]], shares[grid[known & ~withstood_on_dense]]
-    return Shares(values, most, tuple(map(float, grid[~known])), tuple(map(float, grid[known & capped])))
+    return Shares(
+        values, most, tuple(map(float, grid[~known])), tuple(map(float, grid[known & capped])), fallen
+    )
 
 
 def _all(holds: pd.DataFrame) -> Bool[Array, " sparsities"]:
@@ -189,12 +196,18 @@ def _all(holds: pd.DataFrame) -> Bool[Array, " sparsities"]:
     return np.asarray(holds.to_numpy(dtype=bool).all(axis=0))
 
 
-def _capped(curves: Curves, family: str, pruning: str, measure: Measure) -> pd.DataFrame:
-    """For how many examples an attack found nothing, where a mean radius counts them."""
+def withstands(
+    curves: Curves, family: str, pruning: str, measure: Measure, like: pd.DataFrame
+) -> Bool[Array, " sparsities"]:
+    """At which sparsities of ``like`` the attack found nothing for an example, where a mean radius counts it.
+
+    Of any of its seeds.
+    """
     _, quantity, norm, method = measure
     if quantity != "mean_radius":
-        return pd.DataFrame()
-    return curves.measured(family, pruning, ("", "capped", norm, method))
+        return np.zeros(like.shape[1], dtype=bool)
+    capped = curves.measured(family, pruning, ("", "capped", norm, method))
+    return ~_all(~(capped.reindex_like(like) > 0))
 
 
 def accuracy_kept(curves: Curves, family: str, pruning: str) -> pd.DataFrame:
@@ -204,9 +217,14 @@ def accuracy_kept(curves: Curves, family: str, pruning: str) -> pd.DataFrame:
     return kept / reference
 
 
-def collapsed(kept: pd.DataFrame) -> Bool[Array, " sparsities"]:
-    """Where a network has lost too much accuracy; one whose accuracy is not known has not."""
-    return ~_all(~(kept < 1 - COLLAPSE))
+def before_collapse(kept: pd.DataFrame) -> tuple[pd.Index, tuple[float, ...]]:
+    """The sparsities at which no network has lost too much accuracy, and others below the last of these.
+
+    One whose accuracy is not known has lost none.
+    """
+    fell = ~_all(~(kept < 1 - COLLAPSE))
+    grid, lost = kept.columns[~fell], kept.columns[fell]
+    return grid, tuple(map(float, lost[lost < grid.max()]))
 
 
 def spread(values: Float[Array, "seeds *c"]) -> Float[Array, "*c"]:

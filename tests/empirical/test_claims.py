@@ -682,6 +682,26 @@ def test_a_prediction_without_its_networks_accuracy_is_left_out_by_name(pruning)
     assert told.effect == pytest.approx(wanted, rel=0.02)
 
 
+def test_a_prediction_of_a_cap_is_left_out_by_name():
+    """As one example of one network withstands every attack in l_2."""
+    frame = masked(1.5)
+    rows = frame[at(frame, "random", 0.6) & (frame["method"] == "best") & (frame["norm"] == "l2")]
+    capped = rows.assign(quantity="capped", value=(rows["seed"] == 3).astype(float))
+    (told,) = predictions(Curves(pd.concat([frame.astype({"quantity": str}), capped])), "mlp", "l2")
+    assert told.note.endswith("; without 0.6: an example withstood the attack")
+    (without,) = predictions(Curves(frame[frame["sparsity"] != 0.6]), "mlp", "l2")
+    assert (told.effect, told.low, told.high) == (without.effect, without.low, without.high)
+
+
+def test_a_sparsity_of_collapse_below_others_is_left_out_by_name():
+    """Networks that recover at a higher sparsity: "before collapse" alone would count the lower one in."""
+    judged = judge(made_up(lambda alpha: 0.3 * alpha, accuracy=lambda alpha: 0.1 if alpha == 0.6 else 0.95))
+    told = judged[judged["claim"] == "C1"]["note"]
+    assert told.str.startswith("before collapse: up to sparsity 0.99; without 0.6: collapsed there").all()
+    last = judge(made_up(lambda alpha: 0.3 * alpha, accuracy=lambda alpha: 0.1 if alpha > 0.9 else 0.95))
+    assert set(last[last["claim"] == "C1"]["note"]) == {"before collapse: up to sparsity 0.9"}
+
+
 @pytest.mark.parametrize("gone", [(0.3, 0.6), (0.3, 0.6, 0.9), SPARSITIES[1:]])
 def test_where_every_pruned_network_withstood_an_example_none_gains_all_the_same(gone):
     frame = made_up(lambda alpha: -0.3 * (alpha > 0), noise=1e-3)
