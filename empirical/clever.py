@@ -12,6 +12,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from empirical.attacks.active import check_attack
+from empirical.attacks.geometry import norm
 from empirical.attacks.hidden_norms import HiddenNorms
 from empirical.attacks.nearest import pulls, unit_pulls
 from empirical.compaction import much_smaller
@@ -135,7 +136,7 @@ def _largest(
         if hidden:
             sizes = hidden.sizes(*unit_pulls(hidden.nets, x, y)[1:])
         else:
-            sizes = torch.linalg.vector_norm(pulls(nets, x, y)[1], ord=q, dim=3)
+            sizes = norm(pulls(nets, x, y)[1], p=q)
         parts.append(sizes.amax(1))
     return torch.stack(parts).amax(0)
 

@@ -67,8 +67,9 @@ def measure(
     Every hit is checked in float64 by running the network again on the point found. Methods: ``fgs`` and
     ``rfgs`` (smallest step, l_inf); ``deepfool`` (as published, overshoot 0.02) and ``deepfool+line``, in l_2
     and l_inf; ``fmn``, ``fmn-init`` and ``pgd`` in both, ``ddn`` and ``cw`` in l_2; ``best``, the smallest of
-    the same norm. All but ``deepfool`` end at the first boundary on their ray from x. ``fmn-init`` starts
-    from 200 examples: the first test examples, and training examples where there are fewer.
+    the same norm. All but ``deepfool`` and ``rfgs`` end at a boundary on their ray from x: the first one of
+    fully connected networks; of others, one that a secant search finds. ``fmn-init`` starts from 200
+    examples: the first test examples, and training examples where there are fewer.
 
     On a CPU a network that loses most of its products with its dead inputs and units, or a part of them with
     dead channels, is measured without these (:mod:`empirical.compaction`): dead inputs have no gradient, so

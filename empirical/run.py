@@ -128,7 +128,8 @@ def run_experiments(
     """Run all experiments into ``out``, continuing what an earlier run with the same settings left there.
 
     Titles, and the folder of the same data, may be others; the run keeps those that it began with.
-    ``workers`` share the chains; the rows do not depend on who they are. They see ``out``, and read the data,
+    ``workers`` share the chains; the rows do not depend on who they are, but for the rounding of sums: one
+    alone computes with all cores, each of several with one. They see ``out``, and read the data,
     under the same paths. ``advance`` hears of every finished unit, ``tell`` of the epochs of this machine's
     processes, ``note`` of doubtful data and of units that another commit made. A file that is there is
     reused, never overwritten. Past the ``deadline`` it stops after the epoch or the measurement at hand. What

@@ -200,16 +200,24 @@ class Batch:
         gap = self.lead if self.aim is None else self.gap(logits)
         return torch.where(size > 0, gap / size, 0.0)
 
+    def extent(self, *, p: float) -> Float[Tensor, "k m"]:
+        """The l_p length of the examples: a scale where no gradient gives one. That of 0 is taken as 1."""
+        length = norm(self.start, p=p)
+        return torch.where(length > 0, length, 1.0)
+
 
 def attack_correct(
     ensemble: Ensemble,
     x: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
     attack: Callable[[Batch], tuple[Tensor, Tensor]],
+    *,
+    box: tuple[float, float] | None = None,
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """Attack what is classified correctly; the rest is found where it is.
 
-    ``attack`` returns points and where they succeed; elsewhere the clean example stays.
+    ``attack``, which keeps to the ``box``, returns points and where they succeed; elsewhere the clean example
+    stays.
     """
     x_adv = x.expand(ensemble.members, *x.shape).clone()
     lead = margins(ensemble.logits(x), y)
@@ -220,27 +228,30 @@ def attack_correct(
         lead = lead.masked_fill(found, 1.0)  # of padding, if anything
         members = torch.arange(ensemble.members, device=x.device)
         everything = Batch(ensemble, x.expand_as(x_adv), y.expand_as(found), lead, members, rows)
-        points, success = attack(_aimed(everything.part(active)))
+        points, success = attack(_aimed(everything.part(active), box))
         active.put(x_adv, points, success)
         active.put(found, success, success)
     return x_adv, found
 
 
-def _aimed(batch: Batch) -> Batch:
+def _aimed(batch: Batch, box: tuple[float, float] | None) -> Batch:
     """The batch with an aim where the margin is flat: the class whose linearised boundary is nearest.
 
     A pruned network may have classes whose scores are constant around x. The margin over them has no gradient
-    although the boundary to another class is near.
+    although the boundary to another class is near. In a box it may have one that only leads out of it.
     """
     _, gradient = batch.nets.logits_and_gradient(batch.start, batch.loss)
     flat = batch.lead > _FAR * norm(gradient, p=2) * norm(batch.start, p=2)
+    if box is not None:
+        flat |= (feasible(gradient, batch.start, box) == 0).all(2)
     if not flat.any():
         return batch
     active = ActiveSet.of(flat)
     part = batch.part(active)
     logits, jacobian = part.nets.logits_and_jacobian(part.start)
     true = part.y[..., None]
-    slope = norm(jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, jacobian.shape[3])), p=2)
+    climb = jacobian - jacobian.gather(2, true[..., None].expand(*true.shape, jacobian.shape[3]))
+    slope = norm(feasible(climb, part.start[:, :, None], box), p=2)
     distance = torch.where(slope > 0, (logits.gather(2, true) - logits) / slope, torch.inf)
     nearest = distance.scatter(2, true, torch.inf).min(2)
     aim = torch.full_like(batch.y, -1)

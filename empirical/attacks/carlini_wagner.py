@@ -56,7 +56,11 @@ def carlini_wagner(
         raise InvalidInput(f"rate is {rate}; it must be positive and finite")
 
     return attack_correct(
-        ensemble, x, y, lambda batch: _search(batch, steps=steps, searches=searches, rate=rate, box=box)
+        ensemble,
+        x,
+        y,
+        lambda batch: _search(batch, steps=steps, searches=searches, rate=rate, box=box),
+        box=box,
     )
 
 

@@ -41,7 +41,9 @@ def ddn(
     if not 0 < gamma < 1:
         raise InvalidInput(f"gamma is {gamma}; the relative change of the radius lies in (0, 1)")
 
-    return attack_correct(ensemble, x, y, lambda batch: _walk(batch, steps=steps, gamma=gamma, box=box))
+    return attack_correct(
+        ensemble, x, y, lambda batch: _walk(batch, steps=steps, gamma=gamma, box=box), box=box
+    )
 
 
 def _walk(

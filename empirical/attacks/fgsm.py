@@ -11,7 +11,7 @@ from empirical.attacks.active import Batch, attack_correct, check_attack, check_
 from empirical.attacks.geometry import along, clip
 from empirical.attacks.losses import cross_entropy_direction
 from empirical.attacks.ray import beyond_crossing
-from empirical.attacks.search import smallest_step
+from empirical.attacks.search import REACH, smallest_step
 from empirical.ensembles import Ensemble
 from theory.types import InvalidInput
 
@@ -97,7 +97,7 @@ def minimal_fgs(
 
         return smallest_step(batch, sign, straight, unit=unit, largest=_largest(max_step, box))
 
-    return attack_correct(ensemble, x, y, attack)
+    return attack_correct(ensemble, x, y, attack, box=box)
 
 
 def minimal_rfgs(
@@ -114,9 +114,10 @@ def minimal_rfgs(
     """The smallest step at which R+FGSM (:func:`rfgs`) changes the decision, by a scan and a secant search.
 
     The path bends as the gradient after the random step changes with its size: an upper bound
-    (:func:`empirical.attacks.search.smallest_step`). Misclassified examples are found at step 0. The random
-    signs are those of :func:`rfgs`; where x is a part of the data, ``first`` is the place of its first
-    example there, and the signs are those of the whole.
+    (:func:`empirical.attacks.search.smallest_step`); where no gradient at x leads to a boundary, of steps up
+    to the largest entry of x. Misclassified examples are found at step 0. The random signs are those of
+    :func:`rfgs`; where x is a part of the data, ``first`` is the place of its first example there, and the
+    signs are those of the whole.
     Raises: InvalidInput if share lies outside [0, 1), max_step is negative or NaN, the seed or ``first`` is
     negative, or shapes, values, labels or box are bad.
     """
@@ -127,6 +128,7 @@ def minimal_rfgs(
 
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
         unit = batch.boundary(p=torch.inf, box=box)
+        unit = torch.where(unit > 0, unit, batch.extent(p=torch.inf) / REACH)
 
         def bent(part: Batch, way: Tensor, step: Tensor) -> Tensor:
             begin = clip(part.start + share * step[..., None] * way, box)
@@ -135,7 +137,7 @@ def minimal_rfgs(
 
         return smallest_step(batch, signs[batch.rows], bent, unit=unit, largest=_largest(max_step, box))
 
-    return attack_correct(ensemble, x, y, attack)
+    return attack_correct(ensemble, x, y, attack, box=box)
 
 
 def _random_signs(x: Tensor, seed: int, *, first: int) -> Tensor:

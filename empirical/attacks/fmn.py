@@ -56,7 +56,7 @@ def fmn(
         begin = Closest.none(batch.start)
         return pulled_back(aimed, descend(aimed, begin, p=p, steps=steps, gamma=gamma, box=box), box=box)
 
-    return attack_correct(ensemble, x, y, attack)
+    return attack_correct(ensemble, x, y, attack, box=box)
 
 
 def check_gamma(gamma: float) -> None:

@@ -62,7 +62,7 @@ def fmn_init(
             best.offer(walked.points, walked.distance, walked.found)
         return pulled_back(batch, best, box=box)
 
-    return attack_correct(ensemble, x, y, attack)
+    return attack_correct(ensemble, x, y, attack, box=box)
 
 
 def _nearest(batch: Batch, others: Tensor, *, p: float, count: int) -> list[Closest]:
@@ -76,8 +76,10 @@ def _nearest(batch: Batch, others: Tensor, *, p: float, count: int) -> list[Clos
         seen = (nets.weights[0] != 0).any(1, keepdim=True).to(start.dtype)
     centre = others.mean(0)  # without it, an offset of the data is all that squares of long vectors hold
     distance = torch.cdist((start - centre) * seen, (others - centre) * seen, p=p)
-    predicted = nets.logits(others).argmax(2)[:, None]
-    distance.masked_fill_(predicted == batch.y[..., None], torch.inf)
+    logits = nets.logits(others)
+    predicted = logits.argmax(2)[:, None]
+    behind = (logits < logits.amax(2, keepdim=True)).mT  # classes that no tie of the largest holds
+    distance.masked_fill_(~behind.gather(1, batch.y[..., None].expand_as(distance)), torch.inf)
     found = []
     for _ in range(min(nets.classes - 1, _CLASSES)):
         least = distance.min(2, keepdim=True)

@@ -2,7 +2,7 @@
 
 A class's gradient is W^T h, with W the first layer's weights and h a vector over its units, and its norm is
 the root of h . (W W^T) h: a product with one small matrix in place of one with W. Where its terms cancel, and
-half of the digits with them, it is taken of the gradient itself.
+half of the digits with them, or are outside the range of the numbers, it is taken of the gradient itself.
 """
 
 from __future__ import annotations
@@ -47,10 +47,14 @@ class HiddenNorms:
         gram, rows = self.gram.index_select(1, units).index_select(2, units), pull.flatten(1, 2)
         square = torch.bmm(rows, gram).mul_(rows).sum(2)
         terms = torch.bmm(rows.square(), gram.diagonal(dim1=1, dim2=2)[..., None])[..., 0]
-        size, cancelled = square.clamp(min=0).sqrt_(), square < torch.finfo(square.dtype).eps ** 0.5 * terms
-        for k in cancelled.any(1).nonzero()[:, 0].tolist():
+        info = torch.finfo(square.dtype)
+        lost = square < info.eps**0.5 * terms
+        if not bool(((terms > info.tiny / info.eps) & (terms < info.max * info.eps)).all()):
+            lost |= ~((terms > info.tiny / info.eps) & (terms < info.max * info.eps)) & (rows != 0).any(2)
+        size = square.clamp(min=0).sqrt_()
+        for k in lost.any(1).nonzero()[:, 0].tolist():
             weight = self.nets.weights[0][k].index_select(0, units)
-            size[k, cancelled[k]] = norm(rows[k, cancelled[k]] @ weight, p=2)
+            size[k, lost[k]] = norm(rows[k, lost[k]] @ weight, p=2)
         return size.view(pull.shape[:3])
 
     def nearest(self, x: Float[Tensor, "K n d"], y: Int[Tensor, "K n"]) -> Nearest:

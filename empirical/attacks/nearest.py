@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from empirical.attacks.geometry import feasible
+from empirical.attacks.geometry import feasible, norm
 from empirical.ensembles import Ensemble, MLPEnsemble
 
 Box = tuple[float, float] | None
@@ -128,7 +128,7 @@ def _nearest(
     for box in boxes:
         free = feasible(pull, x[:, :, None], box)
         for p in norms:
-            size = torch.linalg.vector_norm(free, ord=2 if p == 2 else 1, dim=3)
+            size = norm(free, p=2 if p == 2 else 1)
             k = nearest_class(gap, size)
             found[p, box] = Nearest(
                 gap.gather(2, k)[..., 0], size.gather(2, k)[..., 0], of_class(free, k)[:, :, 0]

@@ -45,6 +45,7 @@ def pgd(
 ) -> tuple[Float[Tensor, "K n d"], Bool[Tensor, "K n"]]:
     """PGD (Madry et al. 2018): the first point of another class met on the way, within l_p distance eps.
 
+    That distance holds up to the rounding of x + delta.
     The first run starts at x, every further one at a random point of the ball, which depends on the seed, the
     run and the example's place in x alone: it is the same for all members. Each run takes ``steps`` steps of
     2.5 eps / steps up the lead of the other classes, and the point after the last step counts too.
@@ -60,7 +61,7 @@ def pgd(
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
         return _runs(batch, torch.full_like(batch.lead, eps), noise, p=p, steps=steps, box=box)
 
-    return attack_correct(ensemble, x, y, attack)
+    return attack_correct(ensemble, x, y, attack, box=box)
 
 
 def minimal_pgd(
@@ -80,7 +81,8 @@ def minimal_pgd(
     The radius starts just above the linearised distance and doubles, up to 2^12 times that, until PGD
     succeeds; then ``halvings`` bisections follow, each between the largest radius that failed and the
     distance of the closest point. Success need not be monotone in the radius, so this is an upper bound even
-    of what PGD can do. The random starts are those of :func:`pgd`, in balls of any radius.
+    of what PGD can do. The random starts are those of :func:`pgd`, in balls of any radius; where no gradient
+    at x leads to a boundary, they alone can succeed, in balls that double up to the l_p length of x.
     Raises: InvalidInput for another p, steps, restarts or halvings < 1, a negative seed, or bad shapes,
     values, labels or box.
     """
@@ -92,7 +94,7 @@ def minimal_pgd(
     def attack(batch: Batch) -> tuple[Tensor, Tensor]:
         return _bisect(batch, noise, p=p, steps=steps, halvings=halvings, box=box)
 
-    return attack_correct(ensemble, x, y, attack)
+    return attack_correct(ensemble, x, y, attack, box=box)
 
 
 def _check(p: float, steps: int, restarts: int) -> None:
@@ -130,6 +132,8 @@ def _bisect(
     box: tuple[float, float] | None,
 ) -> tuple[Tensor, Tensor]:
     radius = batch.boundary(p=p, box=box) * _FIRST
+    if noise:
+        radius = torch.where(radius > 0, radius, batch.extent(p=p) / 2**_DOUBLINGS)
     best, low, left = Closest.none(batch.start), torch.zeros_like(radius), torch.full_like(radius, halvings)
     largest = radius * 2**_DOUBLINGS
     if box is not None:

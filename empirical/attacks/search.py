@@ -14,7 +14,7 @@ from empirical.attacks.crossing import ROUNDINGS, moved_on, overshoot
 from empirical.attacks.geometry import along
 
 # Where the scan starts and ends, in units of the linearised distance, and the factor between its steps.
-_START, _END, _FACTOR = 0.5, 64.0, 1.1
+_START, REACH, _FACTOR = 0.5, 64.0, 1.1
 # Places that a search between a failure and a success looks at.
 _PLACES = 16
 # A point of an iterative attack is pulled back by so many places, aiming at so much beyond the boundary.
@@ -39,7 +39,7 @@ def smallest_step(
     is 0.
     """
     places = _Places(batch, way, path)
-    step, end = (_START * unit).clamp(max=largest), (_END * unit).clamp(max=largest)
+    step, end = (_START * unit).clamp(max=largest), (REACH * unit).clamp(max=largest)
     bracket = Bracket(
         torch.zeros_like(unit), torch.full_like(unit, torch.inf), batch.lead, torch.zeros_like(unit)
     )

@@ -93,7 +93,7 @@ def _packed(tensors: dict[str, Tensor], weights: list[str]) -> dict[str, Tensor]
         bits = np.packbits(mask.cpu().numpy()) if not bool(mask.all()) else np.empty(0, np.uint8)
         found[f"mask.{i}"] = torch.from_numpy(bits)
     for name, tensor in found.items():
-        if tensor.is_floating_point() and torch.equal(_rounded(tensor), tensor.half().to(tensor.dtype)):
+        if tensor.is_floating_point() and torch.equal(tensor, tensor.half().to(tensor.dtype)):
             found[name] = tensor.half()
     return found
 

@@ -25,7 +25,8 @@ condition             what stands at sparsity s
 ====================  ==================================================================================
 
 Every network depends on its seed alone: the seed draws the initial weights, and seeds derived from it the
-order of the examples at every level, equal for all conditions, and the random masks.
+order of the examples at every level, equal for all conditions but ``surgery``, whose coins come from the
+same generator, and the random masks.
 """
 
 from __future__ import annotations

@@ -237,6 +237,52 @@ def test_where_no_gradient_leads_fmn_starts_from_other_examples(p):
     assert float(verified_radius(nets, x, y, *both, p=p)) <= radius * (1 + 1e-9)
 
 
+def layered(weights, biases) -> MLPEnsemble:
+    """One network of these layers."""
+    layers = tuple(torch.tensor(weight, dtype=torch.float64)[None] for weight in weights)
+    shifts = tuple(torch.tensor(bias, dtype=torch.float64)[None] for bias in biases)
+    return MLPEnsemble(layers, shifts, tuple(weight != 0 for weight in layers))
+
+
+def test_another_example_on_a_boundary_hides_none_behind_it():
+    """At -1 all units are off and both classes score 0, which is no success; at -4 the other one leads."""
+    nets = layered([[[1.0], [1.0], [-1.0]], [[0.0, 0.0, 1.0], [1.0, -1.0, 0.0]]], [[0.0, -1.0, -2.0], [0, 0]])
+    x, y = torch.tensor([[5.0]], dtype=torch.float64), torch.tensor([1])
+    others = torch.tensor([[-1.0], [-4.0]], dtype=torch.float64)
+    for p in (2.0, INF):
+        x_adv, found = fmn_init(nets, x, y, others, p=p)
+        assert found.all()
+        assert torch.equal(x_adv, fmn_init(nets, x, y, others[1:], p=p)[0])
+
+
+@pytest.mark.parametrize(
+    ("attack", "p"), [(MINIMAL[name], name[1]) for name in MINIMAL if "fgs" not in name[0]]
+)
+def test_a_wall_before_the_nearest_class_hides_no_other(attack, p):
+    """The runner-up would gain where there is no room, the third class a third of the way elsewhere."""
+    nets = layered([[[0.0, 0.0], [-5.0, 0.0], [3.0, 0.0]]], [[1.0, 0.9, 0.0]])
+    x, y = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0])
+    x_adv, found = attack(nets, x, y, box=BOX)
+    if attack is not MINIMAL["fmn_init", p]:  # there is no other example
+        assert found.all()
+        assert float(norm(x_adv[0] - x, p=p)) == pytest.approx(1 / 3, rel=0.021)
+
+
+def test_random_starts_leave_a_flat_spot():
+    """Both units are off within 0.1 of x; where one of them exceeds 0.3 the class changes."""
+    nets = layered([[[1.0, 0.0], [-1.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]], [[-0.1, -0.1], [0.3, 0.0]])
+    x, y = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0])
+    for box in (None, (-1.0, 1.0)):
+        x_adv, found = minimal_rfgs(nets, x, y, box=box)
+        assert found.all()
+        assert float((x_adv - x).abs().max()) == pytest.approx(0.4, rel=1e-3)
+        for p in (2.0, INF):
+            x_adv, found = minimal_pgd(nets, x, y, p=p, restarts=5, box=box)
+            assert found.all()
+            assert float(norm(x_adv[0] - x, p=p)) == pytest.approx(0.4, rel=0.02)
+            assert not minimal_pgd(nets, x, y, p=p, box=box)[1].any()  # from x alone no gradient leads away
+
+
 def test_inputs_that_no_unit_sees_stay_where_they_are():
     nets, x, y = random_ensemble(members=2)
     weight = nets.weights[0].clone()

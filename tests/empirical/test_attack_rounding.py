@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from empirical.attacks import (
 )
 from empirical.attacks.active import margins
 from empirical.attacks.geometry import feasible, norm
+from empirical.clever import clever
 from empirical.ensembles import MLPEnsemble, ModuleEnsemble, from_modules, to_module
 
 CPU, INF = torch.device("cpu"), math.inf
@@ -162,6 +164,31 @@ def test_the_units_of_the_data_do_not_matter(name, exponent, box):
     assert torch.equal(found, known)
     ours, theirs = (norm(a.double(), p=2) for a in (x_adv / scale - x, wanted - x))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("widths", [(12, 16, 4), (40, 16, 4)])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"), [("float32", -86), ("float32", 83), ("float64", -531), ("float64", 531)]
+)
+def test_the_scale_of_the_logits_does_not_matter_to_l2_gradients(widths, dtype, exponent):
+    """Squares of these gradients under- or overflow; of wide networks those of products with W W^T."""
+    kind = getattr(torch, dtype)
+    nets = networks(widths, seed=5).to(dtype=kind, device=CPU)
+    last = nets.weights[-1] * 2.0**exponent, nets.biases[-1] * 2.0**exponent
+    scaled = MLPEnsemble((*nets.weights[:-1], last[0]), (*nets.biases[:-1], last[1]), nets.masks)
+    x = torch.rand(10, widths[0], generator=torch.Generator().manual_seed(2)).to(kind)
+    y = nets.logits(x)[0].argmax(1)
+    for box in (None, (0.0, 1.0)):
+        wanted, known = deepfool(nets, x, y, p=2, box=box)
+        x_adv, found = deepfool(scaled, x, y, p=2, box=box)
+        assert known.any()
+        assert torch.equal(found, known)
+        torch.testing.assert_close(x_adv, wanted, rtol=1e-4, atol=1e-5)
+    radii = [
+        clever(some, x[:2], y[:2], p=2.0, radius=5.0, batches=5, batch_size=8).radius
+        for some in (nets, scaled)
+    ]
+    np.testing.assert_allclose(*radii, rtol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [2.0**-60, 1.0, 2.0**60])
