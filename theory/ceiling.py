@@ -225,8 +225,10 @@ def ceiling_in_blocks(distances: OpponentDistances, correct: Bool[Array, " m"]) 
     """Ceiling at a given correct set by blocks, bound: equal to ``mean_radius_ceiling`` for one block.
 
     Then, too, it is larger where distances that count are below 2^-1000 of the largest feature of all points.
-    It is never below that: the constraints r_i + r_j <= D_ij are kept within blocks only, and fewer
-    constraints can only raise the largest mean. inf where the correct points of a block have one label.
+    Never below the ceiling of all correct points in one block: the constraints r_i + r_j <= D_ij are kept
+    within blocks only, and fewer constraints can only raise the largest mean. ``mean_radius_ceiling`` of more
+    than 2,000 points has blocks of its own, and may be above or below. inf where the correct points of a
+    block have one label.
     Raises: InvalidInput unless ``correct`` is one flag per point.
     Source: this project.
     """

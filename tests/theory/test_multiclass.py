@@ -122,6 +122,8 @@ def test_weight_free_bound_holds_though_the_solver_stops_early(monkeypatch):
 
         monkeypatch.setattr(multiclass, "linprog", early)
         assert exact * (1 - laws.ROUNDING) <= weight_free_bound(stats, p=2.0) <= 2 * exact
+    monkeypatch.setattr(multiclass, "linprog", lambda *_, **__: SimpleNamespace(x=None))
+    assert exact * (1 - laws.ROUNDING) <= weight_free_bound(stats, p=2.0) <= 2 * exact
 
 
 def test_fgs_accuracy_can_exceed_the_paper_form():

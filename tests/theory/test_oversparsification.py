@@ -407,6 +407,14 @@ def test_tiny_sparsities_keep_their_variance():
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_a_network_without_weights_has_radius_0_however_far_the_input():
+    """The l_2 norm of this x is infinite as a float, and times the probability 0 it was NaN."""
+    net = ReLUNetwork((np.ones((2, 2)), np.eye(2)), (np.zeros(2), np.zeros(2)))
+    x, alphas = np.full((1, 2), 1.5e308), np.array([[1.0, 1.0], [0.5, 0.5]])
+    found = expected_radius_upper_bound(net, x, np.array([0]), alphas, p=2.0, domain_radius=math.inf)
+    assert found[:, 0].tolist() == [0.0, math.inf]
+
+
 def test_illegal_calls_name_the_argument():
     net, x, y, alphas = PATH
     with pytest.raises(InvalidInput, match="domain_radius is 0"):

@@ -54,13 +54,17 @@ class AffinePart:
 
 
 def norms(sizes: Tensor, *, q: float) -> Tensor:
-    """l_q norm of non-negative entries over all axes but the first two, an identity to rounding."""
-    flat = sizes.flatten(2)
+    """l_q norm of non-negative entries over all axes but the first two, an identity to relative rounding.
+
+    Subnormal norms, of which a rounding may be a large part, are not rounded down.
+    """
+    flat, limits = sizes.flatten(2), torch.finfo(sizes.dtype)
     if q == 1:
         return flat.sum(2)
     largest = flat.amax(2, keepdim=True)
     unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return ((flat / unit).square().sum(2, keepdim=True).sqrt() * unit)[..., 0]
+    found = ((flat / unit).square().sum(2, keepdim=True).sqrt() * unit)[..., 0]
+    return torch.where((found > 0) & (found < limits.tiny), found + limits.tiny * limits.eps, found)
 
 
 def lengths(rows: Tensor, *, q: float) -> Tensor:

@@ -174,14 +174,14 @@ def _checked(
     sparsities = [check_sparsity(f"alphas[{j}]", alpha) for j, alpha in enumerate(alphas)]
     dropped = sparsities[-1] if len(sparsities) > len(hidden) else 0.0
     kept = 1.0 - dropped
-    a, b = last.weight[pair[0]], last.weight[pair[1]]
-    first = kept**2 * (a - b).abs() + kept * dropped * (a.abs() + b.abs())
-    spread = (kept * dropped) ** 0.5
-    parts = torch.stack([kept * (a - b).abs(), spread * a.abs(), spread * b.abs()], dim=1)
-    second = norms(parts[None], q=2.0)[0]
+    a, b = last.weight[pair[0]].double(), last.weight[pair[1]].double()
+    apart, sizes = (a - b).abs(), torch.stack([a.abs(), b.abs()], dim=1)
+    first = kept * (kept * apart + dropped * sizes.sum(1))
+    spread = kept**0.5 * (dropped**0.5 * sizes)
+    second = norms(torch.cat([kept * apart[:, None], spread], dim=1)[None], q=2.0)[0]
+    # What underflows counts as the smallest normal number; what is truly 0 does not.
+    seen = (sizes > 0).any(1) if dropped > 0 else apart > 0
+    lost = torch.zeros_like(apart).masked_fill_(seen & (kept > 0), torch.finfo(torch.float64).tiny)
     # 1 - alpha is rounded: one unit more is kept.
-    return (
-        {i: (1.0 - s) * (1 + eps_of(graph)) for i, s in zip(places, sparsities, strict=False)},
-        first,
-        second,
-    )
+    keep = {i: (1.0 - s) * (1 + eps_of(graph)) for i, s in zip(places, sparsities, strict=False)}
+    return keep, first + lost, second + lost

@@ -148,7 +148,8 @@ def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:
     incidence = np.equal.outer(np.arange(mass.size), first) | np.equal.outer(np.arange(mass.size), second)
     share = mass / mass.max()
     solution = linprog(distance / unit, A_ub=-incidence.astype(float), b_ub=-share, method="highs")
-    cover = np.maximum(solution.x, 0.0) * mass.max()
+    found = np.zeros(len(first)) if solution.x is None else solution.x  # topped up all the same
+    cover = np.maximum(found, 0.0) * mass.max()
     shortfall = np.maximum(mass - incidence @ cover, 0.0)
     cheapest = np.where(incidence, distance, math.inf).min(axis=1)
     with np.errstate(over="ignore"):

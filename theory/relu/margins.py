@@ -46,7 +46,7 @@ def preactivation_bounds(
                 lower = np.fmax(below, linear[:, : len(bias)])
                 upper = np.fmin(above, -linear[:, len(bias) :])
             else:
-                centre, spread = x @ weight.T + bias, radius[:, None] * _norm(weight, q=q)
+                centre, spread = x @ weight.T + bias, radius[:, None] * upper_norm(weight, q=q)
                 size = np.abs(x) @ np.abs(weight).T + np.abs(bias) + spread
                 slack = (weight.shape[1] + EXTRA) * (EPS * size + TINY)
                 lower, upper = centre - spread - slack, centre + spread + slack
@@ -167,10 +167,10 @@ def _linear_lower(
 ) -> Float[Array, "m r"]:
     """Lower bounds over the ball of rows . h + offsets, h the output of the last layer in ``bounds``."""
     coefficients, constants = linear_below(net, rows, offsets, bounds, x, radius, q=q)
-    return constants - radius[:, None] * _norm(coefficients, q=q)
+    return constants - radius[:, None] * upper_norm(coefficients, q=q)
 
 
-def _norm(values: Float[Array, "*s n"], *, q: float) -> Float[Array, "*s"]:
+def upper_norm(values: Float[Array, "*s n"], *, q: float) -> Float[Array, "*s"]:
     """The norm over the last axis, not rounded down: of subnormal numbers that is much."""
     return outward(norm(values, p=q), roundings=values.shape[-1] + 4)
 
@@ -213,7 +213,7 @@ def linear_below(
         slack = slack + terms * (EPS * relative + TINY * absolute)
         coefficients = through @ weight
     size = np.abs(coefficients)
-    spread = radius[:, None] * _norm(coefficients, q=q)
+    spread = radius[:, None] * upper_norm(coefficients, q=q)
     reach = (size @ np.abs(x)[:, :, None])[..., 0] + spread
     terms = x.shape[1] + EXTRA
     slack = slack + terms * (EPS * (reach + np.abs(offset)) + TINY * (size.sum(axis=-1) + 1.0))

@@ -25,7 +25,7 @@ from scipy.optimize import linprog, nnls
 
 from theory.norms import norm
 from theory.relu.lipschitz import EPS, TINY, outward
-from theory.relu.margins import Bounds, interval_step, linear_below
+from theory.relu.margins import Bounds, interval_step, linear_below, upper_norm
 from theory.types import ReLUNetwork
 
 # A point counts as a solution of the scaled inequalities G d >= h, whose rows have unit norm, within this.
@@ -114,7 +114,7 @@ def enclose(
             weight, bias = net.weights[layer], net.biases[layer]
             rows, offsets = np.concatenate([weight, -weight])[None], np.concatenate([bias, -bias])[None]
             slopes, constants = linear_below(net, rows, offsets, bounds, x, radius, q=q)
-            ends = constants - radius[:, None] * norm(slopes, p=q)
+            ends = constants - radius[:, None] * upper_norm(slopes, q=q)
             lower = np.fmax(least, ends[:, : len(bias)])
             upper = np.fmin(most, -ends[:, len(bias) :])
             if bounds:
