@@ -1,16 +1,17 @@
-"""Seconds per epoch of the CIFAR-10 networks for every way of training them, and of the attacks on one.
+"""Seconds per epoch of the CIFAR-10 networks for every way of training them, and of attacks on one of each.
 
 ``python -m benchmarks.gpu --out benchmarks/results/gpu.csv`` on a GPU; ``--quick`` is a smoke test of tiny
-networks on any device. Images are noise: time does not depend on what they show.
+networks on any device. Images are noise: the time of training does not depend on what they show.
 
 A line of ``train`` is a way: networks batched by vmap (``together``) or one alone (``in turn``),
 float32 or bfloat16 products, compiled or not (``Recipe.compiled``), a batch size. ``seconds`` is the median
 wall clock of an epoch of ``images`` per network, the GPU waited for; ``first`` that of the first epoch, with
 compilation and cuDNN's choices. ``share`` is how much of that epoch the steps' products alone would take at
 the rate of a large matrix product of the same precision in the same run. A line of ``attack`` is one attack
-on one untrained network at ``images`` images, labelled as it decides, in float64, as experiments measure; it
-has no share. A way that fails, for want of memory or of a compiler, is a line with the reason in ``note``,
-and the others go on.
+on one untrained network at ``images`` images, labelled as it decides, in float64, as experiments measure,
+less the line before all attacks, of what every measurement does; it has no share, and a trained network may
+take more or less. A way that fails, for want of memory or of a compiler, is a line with the reason in
+``note``, and the others go on.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ QUICK = Size((Network("vgg", scale=0.01),), 20, 1, 2, (10,), 1, 256, ("fgs", "de
 def ways(size: Size) -> Iterator[tuple[bool, Recipe]]:
     """Every way of training: whether members run together, and the recipe.
 
-    The smallest batch in all ways, larger ones in the one that experiments use.
+    The smallest batch in all ways, larger ones in bfloat16; what experiments do comes first.
     """
     base = Recipe(
         epochs=1 + size.epochs,
@@ -91,14 +92,13 @@ def ways(size: Size) -> Iterator[tuple[bool, Recipe]]:
         augmentation=Augmentation(),
         bfloat16=True,
     )
-    yield False, base
-    yield True, base
+    for batch in size.batches:
+        yield False, replace(base, batch_size=batch)
     yield False, replace(base, bfloat16=False)
-    yield True, replace(base, bfloat16=False)
     for mode in ("default", "reduce-overhead"):
         yield False, replace(base, compiled=mode)
-    for batch in size.batches[1:]:
-        yield False, replace(base, batch_size=batch)
+    yield True, replace(base, bfloat16=False)
+    for batch in size.batches:
         yield True, replace(base, batch_size=batch)
 
 
@@ -158,13 +158,15 @@ def training_lines(network: Network, size: Size, data: Dataset, device: torch.de
 
 
 def attack_lines(network: Network, size: Size, data: Dataset, device: torch.device) -> Iterator[Row]:
-    """A line for every attack on one untrained network."""
+    """A line for what every measurement of one untrained network does, and one for every attack beyond it."""
     nets = started(network, 1, device)
     x = torch.tensor(data.x_test, dtype=torch.float32, device=device)
     found = replace(data, y_test=nets.logits(x)[0].argmax(1).cpu().numpy())  # else nothing is attacked
-    for attack in size.attacks:
+    measure(nets, found, eps=0.01, attacks=())  # loads what the device needs for float64
+    always = 0.0
+    for attack in (None, *size.attacks):
         line: Row = {
-            "task": f"attack {attack}",
+            "task": f"attack {attack}" if attack else "measurement without an attack",
             "network": network.kind,
             "members": 1,
             "precision": "float64",
@@ -172,11 +174,14 @@ def attack_lines(network: Network, size: Size, data: Dataset, device: torch.devi
         }
         begun = time.perf_counter()
         try:
-            measure(nets, found, eps=0.01, attacks=(attack,))  # ends in NumPy arrays: the GPU is waited for
+            # Ends in NumPy arrays: the GPU is waited for.
+            measure(nets, found, eps=0.01, attacks=(attack,) if attack else ())
         except Exception as error:  # likewise
             yield line | {"note": _told(error)}
             continue
-        yield line | {"seconds": f"{time.perf_counter() - begun:.3g}"}
+        taken = time.perf_counter() - begun
+        always = always if attack else taken
+        yield line | {"seconds": f"{taken - always if attack else taken:.3g}"}
 
 
 def noise(size: Size) -> Dataset:
@@ -219,7 +224,7 @@ def main(*, device: str, kind: tuple[str, ...], quick: bool, out: Path | None) -
     for network in size.networks:
         if kind and network.kind not in kind:
             continue
-        for lines in (attack_lines, training_lines):
+        for lines in (training_lines, attack_lines):  # choices hang on the former
             for line in lines(network, size, data, chosen):
                 table.append(dict.fromkeys(FIELDS, "") | line | {"machine": machine})
                 if out:  # what is measured stays, should the machine be taken away

@@ -194,7 +194,7 @@ class TrainedModule:
             )
         if compiled and like.device.type == "cuda" and ensemble.members == 1:
             torch.compiler.reset()  # of earlier trainings' modules, which would fill its cache
-            module.compile(mode=compiled)
+            compile_whole(module, mode=compiled)
         weights = prunable_names(module)
         others = [name for name, _ in module.named_parameters() if name not in weights]
         buffers = [name for name in ensemble.state if name not in weights and name not in others]
@@ -272,6 +272,20 @@ class TrainedModule:
             both = evaluate(recorded, {f"module.{n}": t for n, t in state.items()}, images).to(x.dtype)
         outputs = self.start.outputs
         return both[..., :outputs], both[..., outputs:]
+
+
+def compile_whole(module: nn.Module, *, mode: str) -> None:
+    """Make the module compute its forward pass as one compiled graph.
+
+    ``Module.compile`` would leave a container of PyTorch's own, such as ``Sequential``, to the interpreter,
+    and make a graph of each of its parts that has code of its own.
+    """
+    forward = type(module).forward
+
+    def whole(x: Tensor) -> Tensor:
+        return forward(module, x)
+
+    module.forward = torch.compile(whole, mode=mode)
 
 
 def trained(ensemble: Ensemble, *, compiled: str = "") -> TrainedMLP | TrainedModule:

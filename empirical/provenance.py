@@ -6,6 +6,7 @@ PyTorch is imported where it is needed, so that the version alone is told at onc
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -108,15 +109,16 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The source tree's commit, marked if the tree differs from it; "unknown" outside a work tree.
+    """The source tree's commit, marked if the tree differs from it.
 
     A package that is installed inside somebody else's work tree does not take that tree's commit for its own.
+    Where git knows none: what ``SPARSE_ROBUSTNESS_COMMIT`` says, of sources copied without it, or "unknown".
     """
     try:
         _git("ls-files", "--error-unmatch", _HERE.name)
         return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("SPARSE_ROBUSTNESS_COMMIT") or "unknown"
 
 
 def _git(*arguments: str) -> str:

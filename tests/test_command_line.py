@@ -59,7 +59,11 @@ def test_the_commit_is_that_of_the_package_and_of_no_tree_around_it(tmp_path, mo
     here = tmp_path / "provenance.py"
     here.write_text("")
     monkeypatch.setattr(provenance, "_HERE", here)
+    monkeypatch.delenv("SPARSE_ROBUSTNESS_COMMIT", raising=False)
     assert provenance.commit() == "unknown"  # no work tree
+    monkeypatch.setenv("SPARSE_ROBUSTNESS_COMMIT", "0123456789ab")
+    assert provenance.commit() == "0123456789ab"  # copied from one
+    monkeypatch.delenv("SPARSE_ROBUSTNESS_COMMIT")
     git("init", "--quiet")
     (tmp_path / "theirs").write_text("")
     git("add", "theirs")
@@ -67,6 +71,7 @@ def test_the_commit_is_that_of_the_package_and_of_no_tree_around_it(tmp_path, mo
     assert provenance.commit() == "unknown"  # a work tree that does not hold the package
     git("add", "provenance.py")
     git("commit", "--quiet", "-m", "ours")
+    monkeypatch.setenv("SPARSE_ROBUSTNESS_COMMIT", "0123456789ab")  # git knows better
     assert provenance.commit() == git("rev-parse", "HEAD")[:12]
     here.write_text("changed")
     assert provenance.commit() == f"{git('rev-parse', 'HEAD')[:12]}-dirty"

@@ -50,7 +50,7 @@ def test_a_run_goes_from_machine_to_machine_to_its_end(piece, tmp_path):
     machines = [tmp_path / name for name in ("first", "second", "third")]
     assert piece(machines[0], "E6", SEEDS="10") == 3
     carried(*machines[:2])
-    assert piece(machines[1], "E6", MINUTES="8") == 3
+    assert piece(machines[1], "E6", MINUTES="8", TEST_EXAMPLES="200") == 3
     carried(*machines[1:])
     assert piece(machines[2], "E6") == 0
     run = machines[2] / "results" / "E6"
@@ -58,7 +58,7 @@ def test_a_run_goes_from_machine_to_machine_to_its_end(piece, tmp_path):
     assert (run / "unfinished" / "training").read_text().count("half") == 1  # what was at hand stays behind
     calls = (tmp_path / "calls").read_text().splitlines()
     assert "run E6 --device cuda --minutes 5 --seeds 10 --out results/E6" in calls[0]
-    assert "--minutes 8 --out" in calls[1]
+    assert "--minutes 8 --test-examples 200 --out" in calls[1]
 
 
 def test_what_a_killed_piece_has_done_is_brought_home(piece, tmp_path):

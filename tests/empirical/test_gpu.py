@@ -12,6 +12,7 @@ from torch import nn
 
 from empirical.attacks import by_name
 from empirical.attacks.fmn_init import fmn_init
+from empirical.attacks.losses import cross_entropy_direction
 from empirical.attacks.pgd import minimal_pgd
 from empirical.augmentation import Augmentation
 from empirical.datasets import Dataset
@@ -19,6 +20,7 @@ from empirical.ensembles import initialise, initialise_modules
 from empirical.experiments.architectures import Channels, build
 from empirical.experiments.specification import ATTACKS, Experiment, Network
 from empirical.measurement import measure
+from empirical.provenance import choose_device
 from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks
 from empirical.run import run_experiments
 from empirical.surgery import Surgery
@@ -50,6 +52,8 @@ def convolutional() -> nn.Sequential:
 
 @pytest.fixture(autouse=True)
 def gpu():
+    if HAS_GPU:
+        choose_device("cuda")  # as every command: float32 convolutions in float32
     with nullcontext() if HAS_GPU else standin_gpu():
         yield
 
@@ -99,16 +103,39 @@ def test_training_agrees_with_a_cpu(images, kind, members):
 
 
 @pytest.mark.parametrize(
-    "change", [{"bfloat16": True}, {"compiled": "default"}, {"compiled": "reduce-overhead", "bfloat16": True}]
+    ("change", "most"),
+    [
+        ({"bfloat16": True}, 0.5),
+        ({"compiled": "default"}, 0.1),
+        ({"compiled": "reduce-overhead", "bfloat16": True}, 0.5),
+    ],
 )
 @pytest.mark.skipif(not HAS_GPU, reason="a stand-in neither rounds nor compiles as a GPU does")
-def test_fast_ways_learn_the_same(images, change):
-    """Twice, as one training follows another in a run."""
-    start = networks("resnet-32", 1, GPU)
-    plain, fast = (trained(trained(start, images, r), images, r) for r in (RECIPE, replace(RECIPE, **change)))
+def test_fast_ways_learn_the_same(images, change, most):
+    """Four small steps, after another training as in a run.
+
+    On a CPU the changes of the weights differ by 0.2 of themselves in bfloat16, and by 0.014 between float32
+    and float64; larger steps through batch-norm of 16 images would part for any rounding.
+    """
+    start, recipe = networks("resnet-32", 1, GPU), replace(RECIPE, epochs=1, learning_rate=1e-3)
+    trained(start, images, replace(recipe, **change))
+    plain, fast = (trained(start, images, r) for r in (recipe, replace(recipe, **change)))
     moved = [(a - s).norm() for a, s in zip(plain.weights, start.weights, strict=True)]
     apart = [(a - b).norm() for a, b in zip(plain.weights, fast.weights, strict=True)]
-    assert sum(apart) < 0.5 * sum(moved)
+    assert sum(apart) < most * sum(moved)
+
+
+def test_many_members_gradients_in_float64_agree_with_a_cpu(images):
+    """As random masks are measured: many networks at once, whose convolutions are grouped ones."""
+    nets = initialise_modules(convolutional, shape=(3, 32, 32), seeds=range(25), device=CPU)
+    here, there = (nets.to(dtype=torch.float64, device=device) for device in (CPU, GPU))
+    x, y = torch.tensor(images.x_test).expand(25, 4, 3072), torch.tensor(images.y_test).expand(25, 4)
+    one, other = (
+        some.logits_and_gradient(x.to(device), cross_entropy_direction(y.to(device)))
+        for some, device in ((here, CPU), (there, GPU))
+    )
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(b.cpu(), a, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe(epochs=1, surgery=Surgery(share=0.75))])

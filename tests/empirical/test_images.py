@@ -1,7 +1,10 @@
 """Experiments on images, small: all attacks, pieces on other machines, compact files, the full networks."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -341,6 +344,53 @@ def test_members_at_once_and_one_by_one_agree():
         torch.testing.assert_close(tensor, found[1][1][name])
         moves = "running" in name or "tracked" in name
         assert torch.equal(tensor, nets.state[name]) != moves, name
+
+
+COMPILED = """
+from functools import partial
+import torch
+from empirical.ensembles import initialise_modules
+from empirical.experiments.architectures import Channels, Network, build
+from empirical.gradients import TrainedModule, compile_whole
+from empirical.recipe import Recipe
+
+graphs, compiled = [], torch.compile
+def counted(graph, _):  # a backend that does nothing else
+    graphs.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+    return graph.forward
+torch.compile = lambda function, *, mode: compiled(function, backend=counted)
+
+made = partial(build, Network(KIND, scale=0.05), classes=10, channels=Channels((0.5,) * 3, (0.25,) * 3))
+nets = initialise_modules(made, shape=(3, 32, 32), seeds=[0], device=torch.device("cpu"))
+x, y = torch.rand(1, 4, 3072), torch.arange(4)[None]
+plain, whole = TrainedModule.of(nets), TrainedModule.of(nets)
+compile_whole(whole.module, mode="default")
+for _ in range(3):
+    found = []
+    for each in (plain, whole):
+        out = each.weights.zeros(), each.others.zeros()
+        each.gradients(each.weights.parts, x, y, Recipe(epochs=1), out=out)
+        found.append([*out[0].parts, *out[1].parts, *each.buffers])
+        each.weights.buffer.sub_(out[0].buffer, alpha=0.1)
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b)
+print(*graphs)
+"""
+
+
+@pytest.mark.parametrize(("kind", "least"), [("vgg", 40), ("resnet-32", 120)])
+def test_a_compiled_network_is_one_graph(kind, least):
+    """And stays it, step after step. In a process of its own: checks of types would break it up."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"KIND = {kind!r}\n{COMPILED}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    (operations,) = map(int, done.stdout.split())
+    assert operations > least
 
 
 def test_nesterov_is_torchs():
