@@ -354,11 +354,11 @@ def _check_same(note: Location, settings: dict[str, object]) -> None:
             f"out is {note.parent}, a run of {', '.join(map(str, there))}, not of "
             f"{', '.join(map(str, wanted))}; choose a new folder"
         )
-    alone = [key for key in changed if (key in found) != (key in settings)]
-    if alone:
+    lacking = [key for key in settings if key not in found]
+    if lacking and not settings.keys() >= found.keys():
         raise InvalidInput(
             f"out is {note.parent}, a run of another command, or another version of this one (its settings "
-            f"{'have' if alone[0] in found else 'lack'} {alone[0]}); choose a new folder"
+            f"lack {lacking[0]}); choose a new folder"
         )
     if {"model", "model_sha256", "computed_sha256"} & set(changed):
         raise InvalidInput(

@@ -406,7 +406,6 @@ def test_tiny_sparsities_keep_their_variance():
     assert square[0, 0] >= 4e-20
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_a_network_without_weights_has_radius_0_however_far_the_input():
     """The l_2 norm of this x is infinite as a float, and times the probability 0 it was NaN."""
     net = ReLUNetwork((np.ones((2, 2)), np.eye(2)), (np.zeros(2), np.zeros(2)))
@@ -415,6 +414,7 @@ def test_a_network_without_weights_has_radius_0_however_far_the_input():
     assert found[:, 0].tolist() == [0.0, math.inf]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_illegal_calls_name_the_argument():
     net, x, y, alphas = PATH
     with pytest.raises(InvalidInput, match="domain_radius is 0"):

@@ -171,7 +171,7 @@ def _linear_lower(
 
 
 def upper_norm(values: Float[Array, "*s n"], *, q: float) -> Float[Array, "*s"]:
-    """The norm over the last axis, not rounded down: of subnormal numbers that is much."""
+    """The norm over the last axis, a bound from above: rounding down subnormal numbers is much."""
     return outward(norm(values, p=q), roundings=values.shape[-1] + 4)
 
 
