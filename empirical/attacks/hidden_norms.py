@@ -49,8 +49,9 @@ class HiddenNorms:
         terms = torch.bmm(rows.square(), gram.diagonal(dim1=1, dim2=2)[..., None])[..., 0]
         info = torch.finfo(square.dtype)
         lost = square < info.eps**0.5 * terms
-        if not bool(((terms > info.tiny / info.eps) & (terms < info.max * info.eps)).all()):
-            lost |= ~((terms > info.tiny / info.eps) & (terms < info.max * info.eps)) & (rows != 0).any(2)
+        ordinary = (terms > info.tiny / info.eps) & (terms < info.max * info.eps)
+        if not bool(ordinary.all()):
+            lost |= ~ordinary & (rows != 0).any(2)
         size = square.clamp(min=0).sqrt_()
         for k in lost.any(1).nonzero()[:, 0].tolist():
             weight = self.nets.weights[0][k].index_select(0, units)

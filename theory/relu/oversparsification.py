@@ -196,7 +196,7 @@ def expected_radius_upper_bound(
     for e, (point, label) in enumerate(zip(x, y, strict=True)):
         rivals = [k for k in range(net.classes) if k != label]
         alive[:, e] = np.min([path_probability(net, point, alphas, (int(label), k)) for k in rivals], axis=0)
-    return np.where(alive > 0, alive, 0.0) * np.where(alive > 0, largest, 0.0)
+    return alive * np.where(alive > 0, largest, 0.0)
 
 
 def path_probability(
