@@ -350,3 +350,16 @@ def test_illegal_counts_are_named(active, message):
     for rung, *_ in RUNGS:
         with pytest.raises(InvalidInput, match=message):
             rung(WITNESS, np.zeros(3), PAIR, active)
+
+
+def test_many_layers_of_which_little_is_kept_do_not_vanish():
+    depth, alpha = 29, 1 - 1e-12
+    net = ReLUNetwork(
+        (*[np.array([[1e12]])] * depth, np.array([[1.0], [0.0]])), (*[np.zeros(1)] * depth, np.zeros(2))
+    )
+    alphas = np.array([[*[alpha] * depth, 0.0]])
+    expected = (1e12 * (1 - alpha)) ** depth  # one path, kept with probability (1 - alpha)^29
+    for p in (2.0, math.inf):
+        found = best_active_bound(net, alphas, PAIR, [1] * depth, p=p)
+        assert found >= expected * (1 - 1e-12)
+    assert active_path_bound(net, alphas, PAIR, [1] * depth) == pytest.approx(expected, rel=1e-9)

@@ -255,3 +255,17 @@ def test_small_variances_count_beside_large_ones_of_small_weights():
     for weight, deviation in (([0.0, 1.0], 1e-150), ([1e-200, 1.0], 1e-50), ([1.0, 1e200], 1e-50)):
         found = gaussian_mean_radius(BinaryLinear(np.array(weight)), data, p=2.0)
         assert found == pytest.approx(deviation / math.sqrt(2 * math.pi), rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize("p", [2.0])
+def test_means_near_the_largest_float_that_cancel_leave_the_bias(p):
+    # |w| / ||w||_2 = 1/8 and means of one size: every sum is exact, and 32 terms of one sign overflow.
+    signs = np.r_[np.ones(32), -np.ones(32)]
+    clf, half = BinaryLinear(np.ones(64), 1.0), np.array([0.5, 0.5])
+    huge = GaussianClasses(np.stack([np.zeros(64), 2.0**1023 * signs]), np.eye(64), half)
+    plain = GaussianClasses(np.zeros((2, 64)), np.eye(64), half)
+    assert gaussian_mean_radius(clf, huge, p=p) == gaussian_mean_radius(clf, plain, p=p)
+    assert gaussian_robust_accuracy(clf, huge, p=p, eps=0.5) == gaussian_robust_accuracy(
+        clf, plain, p=p, eps=0.5
+    )
+    assert np.array_equal(gaussian_statistics(clf, huge).accuracy, gaussian_statistics(clf, plain).accuracy)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import sympy as sp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
@@ -275,3 +276,27 @@ def test_a_pair_is_any_sequence(pair):
 def test_a_delta_that_is_no_probability_is_named(delta):
     with pytest.raises(InvalidInput, match="delta is"):
         high_probability_bound(WITNESS, WITNESS_ALPHAS, PAIR, p=2.0, delta=delta)
+
+
+@pytest.mark.parametrize("dropped", [2.0**-26, 2.0**-46, 2.0**-53])
+def test_moments_near_full_keep_err_by_what_they_say(dropped):
+    keep = np.array([1 - dropped])
+    one = (np.ones((1, 1)),)
+    moment, lost = trace_moments.product_moment(one, trace_moments.product_sums(one, 4), keep)
+    assert abs(moment - keep[0]) <= lost  # m^8 = m: the moment is k
+    two = (np.diag([1.0, 0.0]),)
+    found = trace_moments.product_norm(
+        two, trace_moments.product_sums(two, 2), trace_moments.product_sums(two, 4), keep
+    )
+    assert found >= math.sqrt(keep[0]) * (1 - 1e-15)
+
+
+@pytest.mark.parametrize("order", range(1, 9))
+def test_cumulants_of_kept_and_dropped_entries_mirror_each_other(order):
+    keep = np.array([0.0, 1e-9, 0.125, 0.375, 0.5, 0.75, 1.0])
+    variable = sp.Symbol("k")
+    expected = variable
+    for _ in range(order - 1):
+        expected = sp.expand(variable * (1 - variable) * sp.diff(expected, variable))
+    exact = [float(expected.subs(variable, sp.Rational(float(k)))) for k in keep]
+    assert trace_moments.cumulant(keep, order) == pytest.approx(exact, rel=1e-12, abs=1e-300)

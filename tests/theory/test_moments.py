@@ -615,3 +615,13 @@ def test_a_pruned_weight_is_that_of_now_not_of_the_last_call():
     )
     scores = model(torch.tensor(x, dtype=torch.float32)).detach().numpy()
     np.testing.assert_allclose(first - second, scores[:, 0] - scores[:, 1], atol=1e-6)
+
+
+def test_without_masks_no_square_is_needed():
+    net = ReLUNetwork((np.array([[1e160, 1e-160]]), np.array([[1.0], [0.0]])), (np.zeros(1), np.zeros(2)))
+    x, y, rivals = np.ones((1, 2)), np.array([0]), np.array([1])
+    found = predict(net, x, y, rivals, np.zeros((1, 2)))
+    values = np.ravel([found.margin, found.gradient_l2, found.gradient_l1, found.accuracy])
+    assert values == pytest.approx([1e160, 1e160, 1e160, 1])
+    with pytest.raises(InvalidInput, match="squares overflow"):
+        predict(net, x, y, rivals, np.array([[0.5, 0.0]]))

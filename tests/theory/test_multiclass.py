@@ -265,3 +265,16 @@ def test_fgs_steps_where_only_a_tiny_weight_points():
     assert fgs_accuracy(apart, np.array([[0.0, 0]]), np.array([2]), eps=1.0) == 0.0
     with pytest.raises(InvalidInput, match="eps is 1e\\+308, which moves an input beyond"):
         fgs_accuracy(apart, np.array([[1.7e308, 0]]), np.array([2]), eps=1e308)
+
+
+def test_means_that_differ_below_their_range_have_a_distance():
+    half = np.array([0.5, 0.5])
+    for mean, ceiling in (
+        ([[1e160, 0.0], [1e160, 1e-165]], 5e-166),
+        ([[1.5e308, 0.0], [-1.5e308, 0.0]], 1.5e308),
+        ([[1.5e308, 0.0], [1.5e308, 1e-323]], 5e-324),
+    ):
+        stats = ClassStatistics(half, np.ones(2), np.array(mean))
+        for p in (2.0, math.inf):
+            # Half the distance of the means, as the Hölder ceiling has it.
+            assert weight_free_bound(stats, p=p) == pytest.approx(ceiling, rel=1e-12, abs=0)

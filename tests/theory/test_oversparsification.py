@@ -453,3 +453,61 @@ def test_illegal_calls_name_the_argument():
             expected_radius_confidence(net, points, y, alphas[None], drawn, p=2.0)
     with pytest.raises(InvalidInput, match="alphas has shape"):
         expected_radius_confidence(net, x, y, alphas[None, :1], drawn, p=2.0)
+
+
+def straight(*weights: float) -> ReLUNetwork:
+    """One unit per layer and two classes, the second constant."""
+    return net_of(*([[w]] for w in weights), [[1.0], [0.0]])
+
+
+def test_many_layers_of_which_little_is_kept_leave_a_radius():
+    depth, alpha = 29, 1 - 1e-12
+    x, alphas = np.array([[1e300]]), np.full((1, depth + 1), alpha)
+    net = straight(*[1.0] * depth)
+    assert expected_radius_upper_bound(net, x, np.array([0]), alphas, p=2.0) >= (1 - alpha) ** 30 * 1e300
+    assert path_probability(net, x[0], np.ones((1, depth + 1)), PAIR) == 0
+    # A product that leaves the normal numbers: 0.01 of 1e-323, whose truth lies below the floats.
+    x, alphas = np.array([[1e-323]]), np.array([[0.99]])
+    assert expected_radius_upper_bound(straight(), x, np.array([0]), alphas, p=2.0) > 0
+
+
+def test_a_domain_far_larger_than_the_margin_does_not_count_as_the_radius():
+    # Constant 1e-100 where the mask keeps its weight, which is every other time: E gamma = R / 2.
+    net = ReLUNetwork((np.zeros((1, 1)), np.array([[1.0], [0.0]])), (np.array([1e-100]), np.zeros(2)))
+    x, y, alphas = np.ones((1, 1)), np.array([0]), np.array([[0.0, 0.5]])
+    assert expected_radius_lower_bound(net, x, y, alphas, p=2.0, domain_radius=1e250) <= 5e249
+    margins = np.tile([[1e-100], [0.0]], (1, 5000, 1))
+    found = expected_radius_confidence(net, x, y, alphas, margins, p=2.0, domain_radius=1e250)
+    assert found <= 5e249
+
+
+def test_lower_bounds_near_the_largest_float_are_floats():
+    constant = ReLUNetwork((np.zeros((1, 1)), np.array([[1.0], [0.0]])), (np.ones(1), np.zeros(2)))
+    x, y = np.ones((2, 1)), np.array([0, 0])
+    curve = radius_curve(constant, x, y, np.zeros(1), p=2.0, domain_radius=1e308)
+    assert 0.9e308 < curve.lower[0] <= 1e308 <= curve.upper[0] < math.inf
+    # Margin 1 over a gradient of 1e-310: the radius is beyond the floats, not infinite.
+    steep = ReLUNetwork((np.array([[1e-310], [0.0]]),), (np.array([1.0, 0.0]),))
+    found = expected_radius_lower_bound(steep, np.zeros((1, 1)), np.array([0]), np.zeros((1, 1)), p=2.0)
+    assert 0 < found < math.inf
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "label", "alpha", "mean", "square"),
+    [
+        (net_of([[5e-324], [0.0]]), [1e150], 0, 0.4, 5e-324 * 1e150 * 0.6, 0.0),
+        (net_of([[1e300], [0.0]]), [5e-324], 1, 0.0, -5e-324 * 1e300, 0.0),
+        (
+            net_of([[5e299, 1e300], [-1e300, 2e300], [1e300, 0.0]]),
+            [5e-324, 5e-324],
+            0,
+            0.0,
+            5e-324 * 5e299,
+            (5e-324 * 5e299) ** 2,
+        ),
+    ],
+)
+def test_margin_moments_hold_where_a_factor_is_subnormal(net, x, label, alpha, mean, square):
+    found, second = margin_moment_bounds(net, np.array([x]), np.array([label]), np.array([[alpha]]))
+    assert found <= mean
+    assert second >= square

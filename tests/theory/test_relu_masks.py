@@ -488,3 +488,11 @@ def test_etas_of_tiny_sparsities_do_not_cancel():
     tiny = np.array([[1e-17, 1e-17, 0.0], [1e-12, 0.0, 0.0], [1.0, 0.5, 0.0]])
     np.testing.assert_allclose(eta_frobenius(tiny), [1e-17, 5e-13, 1.0], rtol=1e-11)
     np.testing.assert_allclose(eta_path(tiny), [2e-17, 1e-12, 1.0], rtol=1e-11)
+
+
+def test_a_tail_is_not_zero_where_rows_differ_below_their_range():
+    rows = np.array([[1e160, 1e-165], [1e160, 0.0]])
+    net = ReLUNetwork((np.eye(2), rows), (np.zeros(2), np.zeros(2)))
+    assert high_probability_bound(net, np.zeros(2), (0, 1), p=2.0, delta=0.1) >= 1e-165
+    equal = ReLUNetwork((np.eye(2), rows[[0, 0]]), (np.zeros(2), np.zeros(2)))
+    assert high_probability_bound(equal, np.zeros(2), (0, 1), p=2.0, delta=0.1) == 0

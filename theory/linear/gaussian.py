@@ -83,7 +83,14 @@ def unit_normal(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[
 def _distance_law(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> tuple[Array, float]:
     """Mean (2,) and standard deviation of the signed distance k (w.x + b) / ||w||_q, Gaussian per class."""
     unit, bias = unit_normal(clf, data, p=p)
-    return np.array([-1.0, 1.0]) * (data.mean @ unit + bias), deviation(unit, data)
+    return np.array([-1.0, 1.0]) * affine(data.mean, unit, bias), deviation(unit, data)
+
+
+def affine(x: Float[Array, "m n"], unit: Float[Array, " n"], bias: float) -> Float[Array, " m"]:
+    """x.u + b for |u_i| <= 2, an identity; partial sums stay within the floats where the result does."""
+    smaller = max(int(np.frexp(np.abs(x).max())[1]) + (4 * unit.size).bit_length() - 1023, 0)
+    with np.errstate(over="ignore"):
+        return np.ldexp(np.ldexp(x, -smaller) @ unit + np.ldexp(bias, -smaller), smaller)
 
 
 def deviation(direction: Float[Array, " n"], data: GaussianClasses) -> float:

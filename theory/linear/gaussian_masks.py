@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from theory.linear.gaussian import (
     GaussianClasses,
+    affine,
     deviation,
     gaussian_mean_radius,
     unit_normal,
@@ -106,8 +107,8 @@ def _sensitivity(clf: BinaryLinear, data: GaussianClasses, *, p: float) -> float
     d E[T_+] = P(T > 0) da + phi(a/s) ds, a the mean of T and s its standard deviation.
     """
     unit, bias = unit_normal(clf, data, p=p)
-    a, s = np.array([-1.0, 1.0]) * (data.mean @ unit + bias), deviation(unit, data)
-    terms = np.abs(data.mean) @ np.abs(unit) + abs(bias)
+    a, s = np.array([-1.0, 1.0]) * affine(data.mean, unit, bias), deviation(unit, data)
+    terms = affine(np.abs(data.mean), np.abs(unit), abs(bias))
     density = np.exp(-np.square(a / s) / 2)
     return float(data.prior @ (ndtr(a / s) * terms + density * s))
 

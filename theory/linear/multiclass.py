@@ -10,10 +10,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from scipy.optimize import linprog
 
-from theory.linear.exact import Scaled, boundary_distances, half_space_distances, mean_of, rows
+from theory.linear.exact import Scaled, boundary_distances, differences, half_space_distances, mean_of, rows
 from theory.linear.statistics import ClassStatistics
 from theory.norms import dual, norm
 from theory.types import BinaryLinear, InvalidInput, LinearClassifier, check_p
+
+TINY = float(np.finfo(float).tiny)  # the smallest normal number
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,17 @@ def _from_average(values: Float[Array, "c n"]) -> Scaled:
     return Scaled((smaller[:, None] - smaller).mean(axis=1), np.full(len(values), exponent, dtype=np.int32))
 
 
+def _mean_distances(mean: Float[Array, "c n"], *, p: float) -> tuple[Float[Array, " pairs"], int]:
+    """||mu_k - mu_j||_p, k < j, as values times one power of 2; unequal means have one above 0."""
+    parts = [differences(mean[k:], 0) for k in range(len(mean) - 1)]
+    gap = np.concatenate([part.value[1:] for part in parts])
+    own, apart = np.frexp(np.abs(gap).max(axis=1))[1], gap.any(axis=1)
+    size = own + np.concatenate([part.exponent[1:] for part in parts])
+    exponent = int(size[apart].max()) if apart.any() else 0
+    distance = np.ldexp(norm(np.ldexp(gap, -own[:, None]), p=p), size - exponent)
+    return np.where(apart, np.maximum(distance, TINY), 0.0), exponent
+
+
 def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:
     """Weight-free bound, bound: the best pairing of class means limits R_p whatever weights and biases.
 
@@ -139,12 +152,10 @@ def weight_free_bound(stats: ClassStatistics, *, p: float) -> float:
         return math.inf if active.any() else 0.0
     mass, mean = stats.mass[active], stats.mean[active]
     first, second = np.triu_indices(mass.size, k=1)
-    exponent = int(np.frexp(np.abs(mean).max())[1]) + 1  # of means whose differences are below 1
-    mean = np.ldexp(mean, -exponent)
-    distance = norm(mean[first] - mean[second], p=p)
-    unit = distance.max()
-    if unit == 0:
+    distance, exponent = _mean_distances(mean, p=p)
+    if not distance.any():
         return 0.0
+    unit = distance.max()
     incidence = np.equal.outer(np.arange(mass.size), first) | np.equal.outer(np.arange(mass.size), second)
     share = mass / mass.max()
     solution = linprog(distance / unit, A_ub=-incidence.astype(float), b_ub=-share, method="highs")

@@ -266,7 +266,8 @@ def _nested(
     exponent = 0
     for (size, kept), count in zip(steps, counts, strict=True):
         table = size * worth
-        mean = knapsack_bound(table, np.asarray(share * kept), count)
+        held = np.where((share > 0) & (kept > 0), np.maximum(share * kept, SMALL), 0.0)
+        mean = knapsack_bound(table, held, count)
         whole = knapsack_bound(table, np.ones(()), count)
         share = _ratio(mean, whole)
         worth, shift = scaled(whole)

@@ -73,8 +73,9 @@ def halfcut_bound(
 ) -> Float[Array, "*batch"]:
     """Rung S for q = 2, a bound: E sup ||J||_2 <= sqrt(E sup ||J||_2^2) <= mean over C of the chains' bounds.
 
-    Never above P2, and so never above F: a chain entry by entry is at most the path vector. Not monotone in
-    the sparsity. Only where mantissas are too far apart for squares it is inf; P2 holds there.
+    Never above P2, and so never above F, where it is finite: a chain entry by entry is at most the path
+    vector. Not monotone in the sparsity. It is inf where mantissas are too far apart for squares, and where
+    the network has no path of weights at all; P2 holds there.
 
     Raises: InvalidInput as :func:`theory.relu.masks.frobenius_bound`.
     Reference: this project.

@@ -99,7 +99,8 @@ def _interval(
 ) -> tuple[Float[Array, "m k"], Float[Array, "m k"]]:
     """weight h + bias for all low <= h <= high, outward; weight and bias may each be rounded a few times."""
     centre, spread = low / 2 + high / 2, high / 2 - low / 2
-    size = (np.abs(low) + np.abs(high)) @ np.abs(weight).T + np.abs(bias)
+    # What is rounded below the normal numbers is absolute, and the other factor may be huge.
+    size = (np.abs(low) + np.abs(high) + TINY) @ (np.abs(weight) + TINY).T + np.abs(bias)
     middle, reach = centre @ weight.T + bias, spread @ np.abs(weight).T
     slack = (weight.shape[1] + EXTRA) * (EPS * size + TINY)
     return middle - reach - slack, middle + reach + slack

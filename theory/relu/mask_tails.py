@@ -61,12 +61,15 @@ def _layer_tails(
     A masked v has |v_u| <= max(|a - b|, |a|, |b|) for its two weights a and b, whatever the mask.
     """
     _, _, exponent = last_layer(net, keep, alphas, pair)
-    (a, b), _ = scaled(net.weights[-1][list(pair)])
+    rows = net.weights[-1][list(pair)]
+    (a, b), _ = scaled(rows)
     apart = np.abs(a - b)
     masked = np.maximum(apart, np.maximum(np.abs(a), np.abs(b)))
     sure = np.where(alphas[..., -1:] == 0, apart, masked)
     factors, roundings = [np.linalg.norm(sure, axis=-1)], 4 * sure.shape[-1] + 40
-    factors[0] = np.maximum(factors[0], np.where(sure.any(axis=-1), 2.0**-500, 0.0))
+    # What the rows themselves say: mantissas of a wide range may have lost their smaller entries.
+    alive = np.where(alphas[..., -1] == 0, (rows[0] != rows[1]).any(), rows.any())
+    factors[0] = np.maximum(factors[0], np.where(alive, 2.0**-500, 0.0))
     hidden = net.weights[:-1]
     for j, weight in enumerate(hidden):
         mantissa, shift = scaled(weight)

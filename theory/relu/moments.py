@@ -98,7 +98,7 @@ def predict(
     ``alphas`` holds one sparsity per layer in each row, ``rivals`` the class r whose g_y - g_r is
     differentiated. Cost with covariances is that of (m, h, h) products, h the widths of the hidden layers.
 
-    Raises: InvalidInput for bad x, labels or alphas, or a rival equal to its label.
+    Raises: InvalidInput for bad x, labels or alphas, a rival equal to its label, or squares that overflow.
     """
     x = check_inputs(x, width=net.weights[0].shape[1])
     y = check_labels("y", y, n=len(x), classes=net.classes)
@@ -114,9 +114,12 @@ def predict(
     for first in range(0, len(x), chunk):
         rows = slice(first, first + chunk)
         for a, kept in enumerate(keep):
-            layers = preactivation_moments(net, x[rows], kept, covariance=covariance)
-            out[:2, a, rows] = margin_statistics(layers[-1], y[rows])
-            out[2:, a, rows] = _gradient_norms(weights, layers[:-1], y[rows], rivals[rows], kept)
+            with np.errstate(over="ignore", invalid="ignore"):
+                layers = preactivation_moments(net, x[rows], kept, covariance=covariance)
+                if not all(np.isfinite([layer.mean, layer.variance]).all() for layer in layers):
+                    raise InvalidInput("net has scores whose squares overflow at x; give x in smaller units")
+                out[:2, a, rows] = margin_statistics(layers[-1], y[rows])
+                out[2:, a, rows] = _gradient_norms(weights, layers[:-1], y[rows], rivals[rows], kept)
     with np.errstate(over="ignore"):  # squares stay within the floats, results may leave them
         out[0], out[2:] = np.ldexp(out[0], exponent), np.ldexp(out[2:], steepness)
     return Prediction(*out)
@@ -179,15 +182,25 @@ def preactivation_moments(
     for j, (weight, bias, k) in enumerate(zip(net.weights, net.biases, keep, strict=True)):
         if j:
             mean, variance, shared = rectified_layer(layers[-1])
-        own = k * (1 - k) * ((variance + mean**2) @ (weight**2).T)
+        own = _variances(k * (1 - k), variance + mean**2, weight.T)
         if j == 0 or not covariance:
-            layers.append(Layer(k * (mean @ weight.T) + bias, own + k**2 * (variance @ (weight**2).T), None))
+            total = own + _variances(k**2, variance, weight.T)
+            layers.append(Layer(k * (mean @ weight.T) + bias, total, None))
             continue
         spread = weight * variance[:, None, :] if shared is None else weight @ shared
         full = k**2 * (spread @ weight.T)
         total = np.maximum(np.einsum("muu->mu", full), 0.0) + own
         layers.append(Layer(k * (mean @ weight.T) + bias, total, with_diagonal(full, total)))
     return layers
+
+
+def _variances(
+    chance: float, squares: Float[Array, "m h"], weight: Float[Array, "h k"]
+) -> Float[Array, "m k"]:
+    """chance squares W^2, an identity; 0 where nothing is random, however large the weights."""
+    if not (chance and squares.any()):
+        return np.zeros((len(squares), weight.shape[1]))
+    return chance * (squares @ weight**2)
 
 
 def rectified_layer(
@@ -251,14 +264,15 @@ def _gradient_norms(
 ) -> Float[Array, "2 m"]:
     """E ||grad(g_y - g_r)||_2 and ||.||_1 from the moments of the gradient, layer by layer downwards."""
     last = weights[-1]
-    variance = keep[-1] * (1 - keep[-1]) * (last[y] ** 2 + last[rivals] ** 2)
+    chance = keep[-1] * (1 - keep[-1])
+    variance = chance * (last[y] ** 2 + last[rivals] ** 2) if chance else np.zeros_like(last[y])
     gradient = Layer(keep[-1] * (last[y] - last[rivals]), variance, None)
     for layer, weight, k in zip(reversed(hidden), weights[-2::-1], keep[-2::-1], strict=True):
         pulled = pull_back_relu(layer, gradient)
-        own = k * (1 - k) * ((pulled.variance + pulled.mean**2) @ weight**2)
+        own = _variances(k * (1 - k), pulled.variance + pulled.mean**2, weight)
         mean = k * (pulled.mean @ weight)
         if pulled.covariance is None and len(hidden) > 1:
-            gradient = Layer(mean, own + k**2 * (pulled.variance @ weight**2), None)
+            gradient = Layer(mean, own + _variances(k**2, pulled.variance, weight), None)
             continue
         # One hidden layer: its units are independent, and the full moments of the gradient cost little.
         spread = (

@@ -24,9 +24,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
+from theory.linear.exact import mean_of
 from theory.norms import norm
 from theory.relu.certificate import check_examples, margin_lower_bounds
-from theory.relu.lipschitz import EPS, SMALLEST, outward
+from theory.relu.lipschitz import EPS, SMALLEST, TINY, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
 from theory.relu.masked_layers import check_sparsities
 from theory.relu.masks import best_bound, second_moment_bound, unsigned_ladder
@@ -41,6 +42,7 @@ from theory.types import (
 )
 
 INWARD = 1 - 32 * EPS  # lower bounds end with fewer roundings than this undoes
+LARGEST = float(np.finfo(float).max)
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ def radius_curve(
     sparsity = finite_array("sparsity", sparsity, ndim=1)
     alphas = np.repeat(sparsity[:, None], len(net.weights), axis=1)
     alphas[:, -1] = 0.0
-    lower = expected_radius_lower_bound(net, x, y, alphas, p=p, domain_radius=domain_radius).mean(axis=1)
-    upper = expected_radius_upper_bound(net, x, y, alphas, p=p, domain_radius=domain_radius).mean(axis=1)
+    lower = expected_radius_lower_bound(net, x, y, alphas, p=p, domain_radius=domain_radius)
+    lower = np.maximum(mean_of(lower.T) * (1 - (len(x) + 4) * EPS) - SMALLEST, 0.0)
+    upper = expected_radius_upper_bound(net, x, y, alphas, p=p, domain_radius=domain_radius)
+    with np.errstate(over="ignore"):
+        upper = outward(mean_of(upper.T), roundings=len(x) + 4)
     return RadiusCurve(sparsity, lower, upper, float(sparsity[int(np.argmax(lower))]))
 
 
@@ -115,10 +120,12 @@ def expected_radius_lower_bound(
     known = (mean > 0) & np.isfinite(root)
     ratio = np.divide(mean, root, out=np.zeros_like(mean), where=known)
     mean = np.where(known, mean, 0.0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        first = _quotient(mean * ratio**2, lipschitz + root / reach)
-        second = _quotient(mean * ratio, root_square + root / reach)
-        found = np.ldexp(np.where(known, np.maximum(first, second) * INWARD, 0.0), power)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        beyond = _over_radius(root, reach)
+        first = _quotient(mean * ratio * ratio, lipschitz + beyond)
+        second = _quotient(mean * ratio, root_square + beyond)
+        best = np.where(known, np.maximum(first, second) * INWARD, 0.0)
+        found = np.where(np.isinf(best), math.inf, np.minimum(np.ldexp(best, power), LARGEST))
     return np.clip(found - SMALLEST, 0.0, domain_radius)  # a number below the normal ones was rounded
 
 
@@ -161,8 +168,9 @@ def expected_radius_confidence(
     mean = roots.mean(axis=1) - np.sqrt(2 * roots.var(axis=1, ddof=1) * log_term / masks)
     mean = np.maximum(mean - 7 * largest * log_term / (3 * (masks - 1)), 0.0)
     expected = smallest_expected_margin(net, x, y, alphas)
-    found = _quotient(mean**2, lipschitz + expected / domain_radius)
-    return np.where(mean > 0, np.minimum(found * INWARD, domain_radius), 0.0)
+    with np.errstate(over="ignore", under="ignore"):
+        found = _quotient(mean**2, lipschitz + _over_radius(expected, domain_radius))
+    return np.where(mean > 0, np.clip(found * INWARD - SMALLEST, 0.0, domain_radius), 0.0)
 
 
 def expected_radius_upper_bound(
@@ -196,7 +204,8 @@ def expected_radius_upper_bound(
     for e, (point, label) in enumerate(zip(x, y, strict=True)):
         rivals = [k for k in range(net.classes) if k != label]
         alive[:, e] = np.min([path_probability(net, point, alphas, (int(label), k)) for k in rivals], axis=0)
-    return alive * np.where(alive > 0, largest, 0.0)
+    with np.errstate(under="ignore"):
+        return np.minimum(_product_above(alive, largest), largest)
 
 
 def path_probability(
@@ -216,15 +225,23 @@ def path_probability(
     x = check_inputs(np.asarray(x)[None], width=net.weights[0].shape[1])[0]
     reached = np.broadcast_to((x != 0).astype(float), (len(keep), len(x)))
     for weight, k in zip(net.weights[:-1], keep.T[:-1], strict=True):
-        reached = _any_of(k[:, None] * reached, (weight != 0).T)
+        reached = _any_of(_product_above(k[:, None], reached), (weight != 0).T)
     rows = net.weights[-1][list(pair)]
     # v_u = w_iu m_iu - w_ku m_ku: never 0 but where both are cut, or both kept and equal.
     # The last two in forms without cancellation: 1 - alpha^2 and 1 - alpha^2 - k^2.
     kept, cut = keep[:, -1:], alphas[:, -1:]
     one, two = rows.astype(bool).sum(axis=0) == 1, rows.all(axis=0)
     alive = np.where(one, kept, 0.0) + np.where(two, kept * (1 + cut), 0.0)
-    alive = np.where(two & (rows[0] == rows[1]), 2 * kept * cut, alive)
-    return _any_of(np.minimum(alive, 1.0) * reached, np.ones((rows.shape[1], 1), dtype=bool))[:, 0]
+    alive = np.where(two & (rows[0] == rows[1]), _product_above(2 * kept, cut), alive)
+    both = _product_above(np.minimum(alive, 1.0), reached)
+    return _any_of(both, np.ones((rows.shape[1], 1), dtype=bool))[:, 0]
+
+
+def _product_above(first: Float[Array, "*#s"], second: Float[Array, "*#s"]) -> Float[Array, "*s"]:
+    """first * second of non-negative numbers, not below it where that is not normal, 0 where one is."""
+    both = np.asarray((first > 0) & (second > 0))
+    found = np.multiply(first, second, out=np.zeros(both.shape), where=both)
+    return np.where(both, np.maximum(found, TINY), 0.0)
 
 
 def _any_of(chance: Float[Array, "a h"], edges: Bool[Array, "h v"]) -> Float[Array, "a v"]:
@@ -349,8 +366,15 @@ def _largest_margins(net: ReLUNetwork, x: Float[Array, "m n"], y: Int[Array, " m
 
 
 def _quotient(above: Float[Array, "*s"], below: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """above / below, infinite where only below is 0."""
-    return np.divide(above, below, out=np.where(above > 0, math.inf, 0.0), where=below > 0)
+    """above / below from below: infinite where only ``below`` is 0, a float elsewhere."""
+    above = np.maximum(above - SMALLEST, 0.0)
+    found = np.divide(above, below, out=np.where(above > 0, math.inf, 0.0), where=below > 0)
+    return np.where(below > 0, np.minimum(found, LARGEST), found)
+
+
+def _over_radius(values: Float[Array, "*s"], radius: float) -> Float[Array, "*s"]:
+    """values / radius from above: not 0 where it is not."""
+    return np.where((values > 0) & (radius < math.inf), values / radius + SMALLEST, 0.0)
 
 
 def _check_radius(domain_radius: float) -> None:

@@ -140,7 +140,12 @@ def central_moment(
 
 def cumulant(keep: Float[Array, "*batch"], order: int) -> Float[Array, "*batch"]:
     """Cumulant of a Bernoulli(k) entry, an identity: kappa_1 = k, kappa_{n+1} = k (1-k) d kappa_n / dk."""
-    return np.asarray(_cumulant_polynomial(order)(keep))
+    if order == 1:
+        return np.asarray(keep)
+    # Near 1 the polynomial cancels; there the cumulant is that of 1 - m, up to its sign.
+    upper = np.asarray(keep) > 0.5
+    value = _cumulant_polynomial(order)(np.where(upper, 1.0 - keep, keep))
+    return np.where(upper & (order % 2 == 1), -value, value)
 
 
 @cache
