@@ -28,17 +28,31 @@ table)
     ;;
 pack)
     folder=${3:-results}
-    mkdir -p "$folder/packed"
-    rm -f "$folder/packed/$2.tar".*
-    tar -C "$folder" --exclude="$2/unfinished" -cf - "$2" | split -b 15M - "$folder/packed/$2.tar."
+    # What was packed before goes once there is something whole in its place.
+    packed=$folder/packed fresh=$folder/packed/new-$2
+    rm -rf "$fresh"
+    mkdir -p "$fresh"
+    tar -C "$folder" --exclude="$2/unfinished" -czf "$fresh/whole" "$2"
+    split -b 15M "$fresh/whole" "$fresh/$2.tgz."
+    rm -f "$fresh/whole" "$packed/$2.tgz".*
+    mv "$fresh/$2.tgz".* "$packed"
+    rmdir "$fresh"
     ;;
 unpack)
     folder=${3:-results}
-    cat "$folder/packed/$2.tar".* | tar -C "$folder" -xf -
+    if [ -e "$folder/$2" ]; then
+        echo "$folder/$2 is there already; move it away to unpack another" >&2
+        exit 2
+    fi
+    rm -rf "$folder/packed/half-$2"
+    mkdir -p "$folder/packed/half-$2"
+    cat "$folder/packed/$2.tgz".* | tar -C "$folder/packed/half-$2" -xzf -
+    mv "$folder/packed/half-$2/$2" "$folder"
+    rmdir "$folder/packed/half-$2"
     ;;
 *)
     folder=${2:-results}
-    if [ ! -e "$folder/$1" ] && [ -e "$folder/packed/$1.tar.aa" ]; then
+    if [ ! -e "$folder/$1" ] && [ -e "$folder/packed/$1.tgz.aa" ]; then
         "$0" unpack "$1" "$folder"
     fi
     code=0
@@ -47,7 +61,7 @@ unpack)
         --out "$folder/$1" || code=$?
     if [ -e "$folder/$1" ]; then
         "$0" pack "$1" "$folder"
-        [ -z "${OUT:-}" ] || cp "$folder/packed/$1.tar".* "$OUT"
+        [ -z "${OUT:-}" ] || cp "$folder/packed/$1.tgz".* "$OUT"
     fi
     exit "$code"
     ;;

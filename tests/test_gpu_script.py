@@ -63,7 +63,7 @@ def test_a_run_goes_from_machine_to_machine_to_its_end(piece, tmp_path):
 
 def test_what_a_killed_piece_has_done_is_brought_home(piece, tmp_path):
     assert piece(tmp_path / "machine", "E6", HANGS="yes", SECONDS_AT_MOST="1") == 124
-    assert [path.name for path in (tmp_path / "machine" / "out").iterdir()] == ["E6.tar.aa"]
+    assert [path.name for path in (tmp_path / "machine" / "out").iterdir()] == ["E6.tgz.aa"]
 
 
 def test_a_folder_that_is_there_is_not_overwritten_by_what_was_packed(piece, tmp_path):
@@ -71,3 +71,34 @@ def test_a_folder_that_is_there_is_not_overwritten_by_what_was_packed(piece, tmp
     assert piece(machine, "E6") == 3
     assert piece(machine, "E6") == 3
     assert (machine / "results" / "E6" / "units" / "rows").read_text().count("piece") == 2
+
+
+def test_what_was_packed_stays_until_there_is_something_whole_in_its_place(piece, tmp_path):
+    machine = tmp_path / "machine"
+    assert piece(machine, "E6") == 3
+    packed = machine / "results" / "packed" / "E6.tgz.aa"
+    before = packed.read_bytes()
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "tar").write_text("#!/bin/sh\nexit 2\n")  # as where the disk is full
+    (full / "tar").chmod(0o755)
+    assert piece(machine, "E6", PATH=f"{full}:{os.environ['PATH']}") == 2
+    assert packed.read_bytes() == before
+    assert piece(machine, "E6") == 0
+    assert packed.read_bytes() != before
+    assert [path.name for path in packed.parent.iterdir()] == ["E6.tgz.aa"]
+
+
+def test_half_an_archive_is_not_taken_for_a_run(piece, tmp_path):
+    machines = [tmp_path / name for name in ("first", "second")]
+    assert piece(machines[0], "E6") == 3
+    carried(*machines)
+    packed = machines[1] / "results" / "packed" / "E6.tgz.aa"
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[: len(whole) // 2])
+    assert piece(machines[1], "E6") not in (0, 3)
+    assert not (machines[1] / "results" / "E6").exists()
+    packed.write_bytes(whole)
+    assert piece(machines[1], "E6") == 3
+    assert (machines[1] / "results" / "E6" / "units" / "rows").read_text().count("piece") == 2
+    assert piece(machines[1], "unpack", "E6") == 2  # it is there
