@@ -217,7 +217,7 @@ def _flops(network: Network) -> float:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--kind", multiple=True, help="Only this network: resnet-32 or vgg; both by default.")
 @click.option("--quick", is_flag=True, help="A smoke test: tiny networks, a few images.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV; so far in .unfinished beside it.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the table as CSV.")
 def main(*, device: str, kind: tuple[str, ...], quick: bool, out: Path | None) -> None:
     """Time training and attacks of the CIFAR-10 networks in all ways, beside a matrix product."""
     chosen, size = choose_device(device), QUICK if quick else FULL

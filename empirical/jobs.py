@@ -77,7 +77,11 @@ class Job:
     @property
     def stage(self) -> str:
         """What is done, in words."""
-        return f"{self.experiment.network.kind} {'random masks' if self.base else self.chain.condition}"
+        kind = self.experiment.network.kind
+        if not self.base:
+            return f"{kind} {self.chain.condition}"
+        masks = " and random masks" if speaks_of_masks(self.experiment) else ""
+        return f"{kind} networks to begin with{masks}"
 
     @property
     def block(self) -> tuple[str, tuple[int, ...]]:

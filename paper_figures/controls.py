@@ -9,7 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures.axes import STYLE, draw, linear_limits, say_not_measured, sparsity_axis
-from paper_figures.curves import arithmetic, intact, ratio_to_dense, reference, uncapped_ratio
+from paper_figures.curves import (
+    arithmetic,
+    compared,
+    intact,
+    ratio_to_dense,
+    reference,
+    uncapped_ratio,
+)
 from paper_figures.layout import TWO_COLUMNS, condition_handles, legend_above, panels
 from paper_figures.looks import GREY, NORM, look_of
 from paper_figures.subjects import Subject, abscissa, is_measured, seed_values, subjects
@@ -24,7 +31,7 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
     Rows used: ``mean_radius`` (best) and ``accuracy`` (clean). The reference is the dense network trained
     equally long: for conditions that are not trained on after the first training, the network at sparsity 0.
     """
-    found = [subject for subject in subjects(table) if _judged(subject)]
+    found = [subject for subject in subjects(table) if compared(subject)]
     if not found:
         return None
     with rc_context(fname=STYLE):
@@ -35,19 +42,9 @@ def figure(table: pd.DataFrame, *, width: float = TWO_COLUMNS) -> Figure | None:
             _accuracy(accuracy, subject)
         grid.label(_ROWS, [subject.title for subject in found], below=abscissa(table))
         legend_above(
-            grid.figure, condition_handles(found, {name for subject in found for name in _judged(subject)})
+            grid.figure, condition_handles(found, {name for subject in found for name in compared(subject)})
         )
     return grid.figure
-
-
-def _judged(subject: Subject) -> list[str]:
-    """The conditions that the table holds together with their reference at some sparsity above 0."""
-    return [
-        condition
-        for condition in subject.conditions
-        if condition != "dense"
-        and ratio_to_dense(subject, condition, "mean_radius", method="best", norm="l2").shape[1] > 1
-    ]
 
 
 def _gain(axes: Axes, subject: Subject, norm: str) -> None:
@@ -55,7 +52,7 @@ def _gain(axes: Axes, subject: Subject, norm: str) -> None:
         say_not_measured(axes, subject.levels)
         return
     held = [np.zeros(1)]
-    for condition in _judged(subject):
+    for condition in compared(subject):
         ratio = ratio_to_dense(subject, condition, "mean_radius", method="best", norm=norm)
         shown = uncapped_ratio(subject, condition, method="best", norm=norm)
         strong = draw(
@@ -67,7 +64,7 @@ def _gain(axes: Axes, subject: Subject, norm: str) -> None:
 
 def _accuracy(axes: Axes, subject: Subject) -> None:
     held = [np.zeros(1)]
-    for condition in _judged(subject):
+    for condition in compared(subject):
         own = seed_values(subject, condition, "accuracy", method="clean")
         change = 100 * (own - reference(subject, condition, "accuracy", method="clean"))
         change = change.dropna(axis="columns", how="all").dropna(axis="index", how="all")

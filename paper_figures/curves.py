@@ -92,6 +92,16 @@ def ratio_to_dense(
     return ratio.dropna(axis="columns", how="all").dropna(axis="index", how="all")
 
 
+def compared(subject: Subject) -> list[str]:
+    """The conditions that the table holds together with their reference at some sparsity above 0."""
+    return [
+        condition
+        for condition in subject.conditions
+        if condition != "dense"
+        and ratio_to_dense(subject, condition, "mean_radius", method="best", norm="l2").shape[1] > 1
+    ]
+
+
 def intact(subject: Subject, condition: str) -> pd.Series:
     """By level: does every network keep 90 % of the equally trained dense network's accuracy?
 

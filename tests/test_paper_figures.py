@@ -28,6 +28,7 @@ from paper_figures import (
     mask_prediction,
     robustness,
     sandwich,
+    trade_off,
 )
 from paper_figures.axes import sparsity_axis
 from paper_figures.command import DATA, figures
@@ -103,8 +104,8 @@ def _assert_laid_out(figure: Figure) -> None:
             assert all(one.x1 < other.x0 for one, other in pairwise(sorted(shown, key=lambda box: box.x0)))
 
 
-_LINEAR = ["robustness", "accuracy", "controls"]
-_RELU = ["robustness", "accuracy", "controls", "gradient_masking", "margin_gradient"]
+_LINEAR = ["robustness", "accuracy", "controls", "trade_off"]
+_RELU = [*_LINEAR, "gradient_masking", "margin_gradient"]
 _SHAPES = {
     "full": ({}, [entry.name for entry in ENTRIES if entry.name not in ("activation_sparsity", "attacks")]),
     "one network, two sparsities, one seed": (
@@ -419,6 +420,29 @@ def test_controls_are_held_against_networks_trained_as_long(condition: str, labe
     )
     against = rows[condition][[0.0]].to_numpy() if first else rows["dense"]
     np.testing.assert_allclose(_values(clean, label), (100 * (rows[condition] - against)).mean(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("condition", "label", "first"),
+    [("global", "one threshold, retrained", False), ("lottery", "magnitude, rewound", True)],
+)
+def test_a_gain_stands_over_the_accuracy_that_it_costs(condition: str, label: str, first: bool) -> None:  # noqa: FBT001
+    table = network_table(families=("mlp",), conditions=CONTROLS)
+    rows = table[(table["quantity"] == "accuracy") & (table["method"] == "clean")]
+    rows = rows.pivot(index="seed", columns=["pruning", "sparsity"], values="value")
+    against = rows[condition][[0.0]].to_numpy() if first else rows["dense"]
+    lost = 100 * (against - rows[condition])
+    kept = (rows[condition] >= 0.9 * rows["dense"]).all()
+    assert kept.any()
+    for axes, norm in zip(_panels(trade_off.figure(table)), ("l2", "linf"), strict=True):
+        ratio = _ratio(table, condition, first=first, quantity="mean_radius", method="best", norm=norm)
+        (bars,) = [bars for bars in axes.containers if bars.get_label() == label]
+        line, _, (reach,) = bars.lines
+        expected = np.column_stack([lost.mean(), 100 * (ratio - 1).mean()])[kept]
+        np.testing.assert_allclose(_points(line), expected, atol=1e-9)
+        half = [np.ptp(segment[:, 1]) / 2 for segment in reach.get_segments()]
+        spread = 100 * stats.sem(ratio.loc[:, kept]) * stats.t.ppf(0.975, len(ratio) - 1)
+        np.testing.assert_allclose(half, spread, atol=1e-9)
 
 
 def test_controls_without_dense_networks_leave_out_what_was_trained_longer() -> None:

@@ -25,7 +25,7 @@ _SETTINGS: dict[str, object] = {
     "first": {"epochs": 40},
     "sparsities": [0.0, 0.9],
 }
-_FIGURES = ("robustness", "accuracy", "controls")  # what a table of a linear family has to show
+_FIGURES = ("robustness", "accuracy", "controls", "trade_off")  # what a table of a linear family has to show
 _VOID = {"meta", "img", "source"}
 
 

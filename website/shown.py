@@ -29,6 +29,7 @@ SHOWN = {
     "E7-activation-sparsity": ("E7", "activation_sparsity"),
     "E8-surgery": ("E8", "controls"),
     "controls": ("controls-mnist", "controls"),
+    "controls-trade-off": ("controls-mnist", "trade_off"),
     "structured": ("structured-mnist", "controls"),
     "two-of-four": ("two-of-four-mnist", "controls"),
     "mask-ladder": ("controls-mnist", "mask_ladder"),
