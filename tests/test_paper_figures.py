@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
@@ -437,6 +438,7 @@ def test_a_gain_stands_over_the_accuracy_that_it_costs(condition: str, label: st
     for axes, norm in zip(_panels(trade_off.figure(table)), ("l2", "linf"), strict=True):
         ratio = _ratio(table, condition, first=first, quantity="mean_radius", method="best", norm=norm)
         (bars,) = [bars for bars in axes.containers if bars.get_label() == label]
+        assert isinstance(bars, ErrorbarContainer)
         line, _, (reach,) = bars.lines
         expected = np.column_stack([lost.mean(), 100 * (ratio - 1).mean()])[kept]
         np.testing.assert_allclose(_points(line), expected, atol=1e-9)
