@@ -50,7 +50,7 @@ from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble, initialise_modules, to_module
 from empirical.measurement import OTHERS
 from empirical.models import lenet5
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 
 FIELDS: tuple[str, ...] = (
     "network",

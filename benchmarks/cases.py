@@ -12,7 +12,7 @@ from empirical.datasets import Dataset
 from empirical.ensembles import MLPEnsemble, initialise, relu_network
 from empirical.measurement import measure
 from empirical.pruning import magnitude_masks
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 from theory.types import ReLUNetwork
 
 CPU = torch.device("cpu")

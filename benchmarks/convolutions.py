@@ -33,7 +33,7 @@ from empirical.ensembles import ModuleEnsemble, initialise_modules
 from empirical.measurement import Measurement, measure
 from empirical.models import lenet5
 from empirical.pruning import magnitude_masks
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 
 FIELDS: tuple[str, ...] = (
     "attack",

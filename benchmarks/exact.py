@@ -15,7 +15,7 @@ from benchmarks.turns import in_turns
 from empirical.datasets import Dataset, load
 from empirical.ensembles import initialise, relu_network
 from empirical.pruning import magnitude_masks
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 from theory.relu.exact import exact_radius
 from theory.relu.exact_lipschitz import exact_local_lipschitz
 from theory.relu.milp import milp_radius

@@ -33,14 +33,14 @@ from torch import nn
 from benchmarks.floor import product_rate
 from benchmarks.tables import Row, report
 from benchmarks.training import Setup, step_flops
-from empirical.augmentation import Augmentation
 from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, initialise_modules
 from empirical.experiments.architectures import Channels, build
 from empirical.experiments.specification import ATTACKS, Network
 from empirical.measurement import measure
-from empirical.provenance import choose_device, device_name
-from empirical.training import Recipe, train
+from empirical.runs.provenance import choose_device, device_name
+from empirical.training.augmentation import Augmentation
+from empirical.training.train import Recipe, train
 from theory.types import first_line
 
 FIELDS: tuple[str, ...] = (

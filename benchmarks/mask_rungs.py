@@ -16,7 +16,7 @@ import torch
 from benchmarks.tables import report
 from empirical.datasets import load
 from empirical.ensembles import initialise, relu_network
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 from theory import relu
 from theory.types import ReLUNetwork
 

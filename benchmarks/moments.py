@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.tables import save
 from empirical.datasets import Dataset, load
 from empirical.ensembles import initialise, relu_network
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 from theory.relu.mask_sampling import compare, sample
 from theory.relu.moments import Prediction, best_sparsity, predict
 from theory.relu.oversparsification import radius_curve

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from empirical.provenance import commit, cores
+from empirical.runs.provenance import commit, cores
 
 Row = dict[str, object]
 # What a benchmark may import, as the package index calls it; RecurJac has no name there.

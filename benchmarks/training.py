@@ -32,7 +32,7 @@ from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, initialise, initialise_modules
 from empirical.models import lenet5
 from empirical.pruning import magnitude_masks
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 
 FIELDS: tuple[str, ...] = (
     "architecture",

@@ -16,8 +16,8 @@ from empirical.attacks.geometry import norm
 from empirical.attacks.hidden_norms import HiddenNorms
 from empirical.attacks.nearest import pulls, unit_pulls
 from empirical.compaction import much_smaller
-from empirical.cores import on_cores, shares
 from empirical.ensembles import Ensemble, MLPEnsemble, apart
+from empirical.ensembles.cores import on_cores, shares
 from empirical.reverse_weibull import EndPoint, end_points
 from theory.types import InvalidInput, check_p
 

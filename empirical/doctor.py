@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from empirical.provenance import commit, cores, package_version
+from empirical.runs.provenance import commit, cores, package_version
 
 State = Literal["ok", "note", "warning", "failed"]
 # What decides numbers and speed; the other dependencies are in the package's metadata.

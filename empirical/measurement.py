@@ -19,9 +19,9 @@ from empirical.attacks.geometry import clip
 from empirical.attacks.geometry import norm as lp_norm
 from empirical.attacks.nearest import nearest_boundaries
 from empirical.compaction import much_smaller, smaller_stack
-from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble, apart
+from empirical.ensembles.cores import on_cores, shares
 from empirical.results import NORMS, Members, Rows
 from theory.types import InvalidInput
 

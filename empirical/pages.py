@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from empirical.locations import Location, write_atomically
+from empirical.runs.locations import Location, write_atomically
 from paper_figures.gallery import FORMATS, render
 
 _PATH, _DIGITS = re.compile(rb' d="[^"]*"'), re.compile(rb"(\d\.\d\d)\d+")

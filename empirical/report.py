@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from empirical.claims.verdicts import GAIN, OPTIMUM
-from empirical.locations import Location, make_folder
 from empirical.pages import Picture, save_picture, setting, write_page
+from empirical.runs.locations import Location, make_folder
 from paper_figures.gallery import caption, drawn
 from paper_figures.layout import WIDTHS
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 from safetensors import SafetensorError, safe_open
 
-from empirical.locations import (
+from empirical.runs.locations import (
     Location,
     Unreachable,
     make_folder,

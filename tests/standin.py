@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from empirical import checkpoints
 from empirical.ensembles.segments import Segment
+from empirical.training import checkpoints
 
 _aten = torch.ops.aten
 _GPU = torch.device("cuda", 0)

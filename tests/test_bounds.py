@@ -28,7 +28,6 @@ from torch.nn.utils import prune
 from empirical.attacks import deepfool, minimal_fgs, shorten
 from empirical.cli.bounds import _norm
 from empirical.cli.main import main
-from empirical.condense import RUN_KEY
 from empirical.datasets import load, load_test
 from empirical.ensembles import from_networks
 from empirical.measurement import verified_radius
@@ -37,6 +36,7 @@ from empirical.own_network.loading import load_network
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import ALPHAS, Request, fully_connected
 from empirical.results import BOUNDS, read_settings, read_table
+from empirical.runs.condense import RUN_KEY
 from paper_figures.bounds import figure
 from theory import graph as graphs
 from theory.ceiling import mean_radius_ceiling

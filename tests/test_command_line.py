@@ -14,7 +14,6 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from empirical import provenance
 from empirical.cli import completion
 from empirical.cli.main import main
 from empirical.data.named import NAMED
@@ -22,6 +21,7 @@ from empirical.experiments import catalog
 from empirical.experiments.specification import ATTACKS
 from empirical.own_network import check, measuring
 from empirical.results import read_table
+from empirical.runs import provenance
 from theory.laws import claim
 from theory.laws.catalog import LAWS
 

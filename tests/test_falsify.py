@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from empirical.cli.hunt_book import HuntBook
 from empirical.cli.main import main
-from empirical.locations import write_atomically
+from empirical.runs.locations import write_atomically
 from theory.laws.catalog import select
 from theory.laws.hunt import Failure, Tally, hunt
 from theory.types import InvalidInput

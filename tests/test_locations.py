@@ -17,9 +17,17 @@ from fsspec.registry import _registry
 
 from empirical.cli.main import main
 from empirical.experiments import Experiment, conditions
-from empirical.locations import Remote, Unreachable, append_line, locate, names, present, write_atomically
 from empirical.results import read_table
-from empirical.run import Part, run_experiments, run_part, total_steps
+from empirical.runs.locations import (
+    Remote,
+    Unreachable,
+    append_line,
+    locate,
+    names,
+    present,
+    write_atomically,
+)
+from empirical.runs.run import Part, run_experiments, run_part, total_steps
 from tests.faults.sweep import CPU, rows, run, tinier
 from theory.types import InvalidInput
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from empirical.locations import locate, names
-from empirical.run import run_experiments
-from empirical.workers import Workers
+from empirical.runs.locations import locate, names
+from empirical.runs.run import run_experiments
+from empirical.runs.workers import Workers
 from tests.faults.sweep import CPU, rows, run, tinier
 from theory.types import InvalidInput
 

@@ -23,19 +23,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from empirical.checkpoints import read_tensors
 from empirical.cli.main import main
-from empirical.deadline import NEVER, Deadline, OutOfTime
-from empirical.descent import Descent
 from empirical.experiments import chains, conditions, read_experiment
 from empirical.experiments.chains import Chain, NetworksLost, Place
-from empirical.gpus import gpu_of_each
-from empirical.interrupts import Terminated
-from empirical.jobs import Job, fingerprint, steps
-from empirical.provenance import commit, package_version
 from empirical.results import read_table
-from empirical.run import Part, _work, run_experiments, run_part, total_steps
-from empirical.workers import Workers, WorkersLost, spread
+from empirical.runs.deadline import NEVER, Deadline, OutOfTime
+from empirical.runs.gpus import gpu_of_each
+from empirical.runs.interrupts import Terminated
+from empirical.runs.jobs import Job, fingerprint, steps
+from empirical.runs.provenance import commit, package_version
+from empirical.runs.run import Part, _work, run_experiments, run_part, total_steps
+from empirical.runs.workers import Workers, WorkersLost, spread
+from empirical.training.checkpoints import read_tensors
+from empirical.training.descent import Descent
 from tests.faults.injection import ray_workers
 from tests.faults.sweep import CPU, rows, run, tiny
 from tests.test_falsify import line_of, soon
@@ -169,7 +169,7 @@ def test_ctrl_c_while_workers_start_is_the_commands_alone(tmp_path):
     """A terminal sends it to all of them; none may answer by a traceback, which they did as they imported."""
     program = """
 import os, signal, time
-from empirical.workers import Workers, spread
+from empirical.runs.workers import Workers, spread
 def begun(_):
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 with spread(Workers(2)) as each:
@@ -200,8 +200,8 @@ def test_workers_of_several_threads_are_refused_also_those_that_join_later():
 def test_a_cluster_without_workers_is_waited_for_and_that_is_said(monkeypatch):
     """Clusters grow with their work, so it is no error; the first worker that comes does what waits."""
     distributed = pytest.importorskip("distributed")
-    monkeypatch.setattr("empirical.workers._SILENCE", 0.2)
-    monkeypatch.setattr("empirical.workers._LOOK", 0.1)
+    monkeypatch.setattr("empirical.runs.workers._SILENCE", 0.2)
+    monkeypatch.setattr("empirical.runs.workers._LOOK", 0.1)
     told: list[str] = []
     with distributed.LocalCluster(
         n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None
@@ -223,8 +223,8 @@ def test_a_cluster_without_workers_is_waited_for_and_that_is_said(monkeypatch):
 def test_a_ray_without_cores_is_said_to_have_no_worker(monkeypatch):
     """A head node that leaves all work to others."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setattr("empirical.workers._SILENCE", 0.2)
-    monkeypatch.setattr("empirical.workers._LOOK", 0.1)
+    monkeypatch.setattr("empirical.runs.workers._SILENCE", 0.2)
+    monkeypatch.setattr("empirical.runs.workers._LOOK", 0.1)
     cores, came, told = {"CPU": 0.0}, threading.Event(), list[str]()
 
     def wait(_: object) -> bool:
@@ -237,7 +237,7 @@ def test_a_ray_without_cores_is_said_to_have_no_worker(monkeypatch):
 
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "remote", lambda **_: lambda work: work)
-    monkeypatch.setattr("empirical.workers.find_spec", SimpleNamespace(remote=lambda name: name))
+    monkeypatch.setattr("empirical.runs.workers.find_spec", SimpleNamespace(remote=lambda name: name))
     monkeypatch.setattr(ray, "get", wait)
     monkeypatch.setattr(ray, "cluster_resources", lambda: cores)
     with spread(Workers(backend="ray", address="head:6379"), tell=hear):
@@ -254,7 +254,7 @@ def test_no_more_processes_start_than_there_are_chains(sweep, tmp_path, monkeypa
         seen.append(workers.count)
         yield map
 
-    monkeypatch.setattr("empirical.run.spread", counted)
+    monkeypatch.setattr("empirical.runs.run.spread", counted)
     one = replace(sweep[0][0], seeds=1, sparsities=(0.0, 0.5))
     run_part([one], tmp_path / "run", part=Part(), device=CPU, workers=Workers(64))
     assert seen == [3]
@@ -269,7 +269,7 @@ def test_past_the_deadline_no_stage_begins_after_another(dense_there, sweep, tmp
         begun.append([job.chain.condition for job in jobs if job.first])
         return [work(job) for job in jobs if job.base and job.deadline == NEVER]
 
-    monkeypatch.setattr("empirical.run.spread", lambda *_, **__: nullcontext(each))
+    monkeypatch.setattr("empirical.runs.run.spread", lambda *_, **__: nullcontext(each))
     done = {"part": Part(), "device": CPU, "workers": Workers(2)}
     if dense_there:
         run_part(sweep[0], tmp_path / "run", **done)
@@ -281,7 +281,7 @@ def test_past_the_deadline_no_stage_begins_after_another(dense_there, sweep, tmp
 
 def test_an_address_without_a_scheduler_says_what_to_start(monkeypatch):
     pytest.importorskip("distributed")
-    monkeypatch.setattr("empirical.workers._PATIENCE", 0.5)
+    monkeypatch.setattr("empirical.runs.workers._PATIENCE", 0.5)
     message = "address is 'tcp://127.0.0.1:9', where no scheduler answers .*; start one there"
     with (
         pytest.raises(OSError, match=message),
@@ -324,7 +324,7 @@ def test_a_machine_without_gpus_is_told_before_workers_start(monkeypatch):
 
 
 def test_workers_without_the_package_are_told(cluster, monkeypatch):
-    monkeypatch.setattr("empirical.workers._PACKAGE", "a_package_that_nobody_has")
+    monkeypatch.setattr("empirical.runs.workers._PACKAGE", "a_package_that_nobody_has")
     there = Workers(backend="dask", address=cluster.scheduler_address)
     with pytest.raises(InvalidInput, match="lacks this package; install sparse-robustness"), spread(there):
         pass
@@ -411,7 +411,7 @@ def test_networks_name_who_trained_them_also_where_another_run_takes_them_over(s
     """Rows name who measured."""
     one = replace(sweep[0][0], seeds=1, conditions=("magnitude",), sparsities=(0.0, 0.5))
     with monkeypatch.context() as patch:
-        patch.setattr("empirical.jobs._COMMIT", "0123456789ab")
+        patch.setattr("empirical.runs.jobs._COMMIT", "0123456789ab")
         run_part([one], tmp_path / "a", part=Part(), device=CPU)
     other = replace(one, eps=0.2)
     run_experiments([other], tmp_path / "b", device=CPU, networks=tmp_path / "a")
@@ -455,7 +455,7 @@ def test_the_log_says_how_a_command_ended(sweep, tmp_path, monkeypatch):
                 raise error
             return _work(*arguments)
 
-        monkeypatch.setattr("empirical.run._work", work)
+        monkeypatch.setattr("empirical.runs.run._work", work)
         assert CliRunner().invoke(main, command).exit_code == status
     entries = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     ended = [entry["ended"] for entry in entries]
@@ -578,7 +578,7 @@ def poison(patch: pytest.MonkeyPatch, lost: Callable[[int], bool], *, level: int
 
 def all_seeds_together(patch: pytest.MonkeyPatch) -> None:
     """Train all seeds of an experiment together, as on a GPU."""
-    patch.setattr("empirical.run.blocks", lambda experiment, _: [tuple(range(experiment.seeds))])
+    patch.setattr("empirical.runs.run.blocks", lambda experiment, _: [tuple(range(experiment.seeds))])
 
 
 @pytest.fixture
@@ -610,7 +610,7 @@ def test_networks_trained_with_one_that_diverges_go_on_without_it(
     level, workers, three, tmp_path, monkeypatch
 ):
     """To the very numbers; a second call trains nothing again but what diverged."""
-    monkeypatch.setattr("empirical.run.spread", lambda *_, **__: nullcontext(map))
+    monkeypatch.setattr("empirical.runs.run.spread", lambda *_, **__: nullcontext(map))
     (experiment, good), out = three, tmp_path / "run"
     trained = poison(monkeypatch, lambda seed: seed == 1, level=level)
     for call in range(2):
@@ -662,7 +662,7 @@ def test_units_of_another_commit_are_told_of(sweep, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("empirical.jobs._COMMIT", "0123456789ab")
+        patch.setattr("empirical.runs.jobs._COMMIT", "0123456789ab")
         with pytest.raises(KeyboardInterrupt):
             run_experiments([read_experiment(str(file))], out, device=CPU, advance=stop)
     command = ["run", str(file), "--out", str(out), "--workers", "1", "--part", "0/1"]
@@ -671,7 +671,7 @@ def test_units_of_another_commit_are_told_of(sweep, tmp_path, monkeypatch):
     note = f"Note: finished units are of commit 0123456789ab, new ones of {commit()}; every row names its own"
     assert result.stderr.splitlines().count(note) == 1
     with monkeypatch.context() as patch:  # units of one commit
-        patch.setattr("empirical.run.commit", lambda: "0123456789ab")
+        patch.setattr("empirical.runs.run.commit", lambda: "0123456789ab")
         result = CliRunner().invoke(main, command)
     assert "of commit" in result.stderr
     fresh = CliRunner().invoke(main, [*command[:3], str(tmp_path / "other"), *command[4:]])

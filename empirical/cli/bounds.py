@@ -13,7 +13,7 @@ import click
 
 from empirical.cli.network import network_options, numbers, opened, print_tables, say_end
 from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
-from empirical.interrupts import uninterrupted
+from empirical.runs.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from empirical.own_network.bounds import Outcome
@@ -92,7 +92,7 @@ def bounds(
             from empirical.own_network.bounds import default_folder, total_steps
             from empirical.own_network.problem import ALPHAS, Request
             from empirical.own_network.tables import bound_tables
-            from empirical.provenance import log_command
+            from empirical.runs.provenance import log_command
 
         request = Request(
             examples=examples,

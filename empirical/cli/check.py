@@ -11,7 +11,7 @@ import click
 
 from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables, say_end
 from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
-from empirical.interrupts import uninterrupted
+from empirical.runs.interrupts import uninterrupted
 
 
 @click.command()
@@ -68,7 +68,7 @@ def check(
             from empirical.own_network.check import check as run
             from empirical.own_network.check_report import summary_table, write_check
             from empirical.own_network.loading import is_program
-            from empirical.provenance import log_command
+            from empirical.runs.provenance import log_command
 
         request = Request(
             examples=examples,

@@ -81,7 +81,7 @@ def falsify(
     examples from a finished one. Exit status: 0 nothing falsified, 1 a law or conjecture is, 2 bad usage,
     75 a process of the hunt was killed, 130 Ctrl-C, 143 SIGTERM: the same command goes on from there.
     """
-    from empirical.provenance import cores
+    from empirical.runs.provenance import cores
     from theory.laws.claim import BadConjecture
     from theory.types import InvalidInput
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from empirical.locations import write_atomically
-from empirical.provenance import commit
+from empirical.runs.locations import write_atomically
+from empirical.runs.provenance import commit
 from theory.laws.code import expression
 from theory.laws.hunt import ROUND, Tally
 from theory.laws.law import Law

@@ -16,16 +16,16 @@ from empirical.cli.falsify import falsify
 from empirical.cli.measure import measure
 from empirical.cli.run import run, verify
 from empirical.cli.terminal import OK, VIOLATED, LocationPath, Program, console, one_line_errors
-from empirical.interrupts import uninterrupted
+from empirical.runs.interrupts import uninterrupted
 from paper_figures.command import figures
 
 if TYPE_CHECKING:
-    from empirical.locations import Location
+    from empirical.runs.locations import Location
 
 
 def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001
     if asked:
-        from empirical.provenance import commit, package_version
+        from empirical.runs.provenance import commit, package_version
 
         click.echo(f"sparse-robustness {package_version()} (commit {commit()})")
         context.exit()
@@ -114,7 +114,7 @@ def condense(folder: Location, out: Path, *, partial: bool) -> None:
     """
     with one_line_errors():
         with uninterrupted():
-            from empirical.condense import condense as write
+            from empirical.runs.condense import condense as write
 
         rows = write(folder, out, partial=partial, tell=lambda line: click.echo(line, err=True))
     click.echo(f"{rows:,} rows in {out}")

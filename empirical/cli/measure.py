@@ -10,7 +10,7 @@ import click
 
 from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables, say_end
 from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
-from empirical.interrupts import uninterrupted
+from empirical.runs.interrupts import uninterrupted
 
 
 @click.command()
@@ -44,7 +44,7 @@ def measure(
         with uninterrupted():
             from empirical.own_network.measuring import Request, default_folder, measure_network
             from empirical.own_network.tables import attack_tables
-            from empirical.provenance import log_command
+            from empirical.runs.provenance import log_command
 
         request = Request(
             examples=examples,

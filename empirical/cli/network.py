@@ -96,7 +96,7 @@ def opened(
     from empirical.own_network.loading import load_network
     from empirical.own_network.preparation import prepare
     from empirical.own_network.trial import guesses
-    from empirical.provenance import choose_device
+    from empirical.runs.provenance import choose_device
 
     chosen = choose_device(device)
     network = load_network(model, arch=arch, arch_args=_json_arguments(arch_args))

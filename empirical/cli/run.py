@@ -25,16 +25,16 @@ from empirical.cli.terminal import (
     progress,
     unless_read_only,
 )
-from empirical.interrupts import Terminated, uninterrupted
+from empirical.runs.interrupts import Terminated, uninterrupted
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
     from empirical.experiments import Experiment
-    from empirical.locations import Location
-    from empirical.run import Part
-    from empirical.workers import Workers
+    from empirical.runs.locations import Location
+    from empirical.runs.run import Part
+    from empirical.runs.workers import Workers
 
 # What `verify` runs: the three families of classifiers.
 MAIN_JOB = ("digits-linear-binary", "digits-linear", "digits-mlp")
@@ -249,13 +249,13 @@ def _execute(
     started = time.perf_counter()
     with one_line_errors():
         with uninterrupted():
-            from empirical.deadline import OutOfTime, deadline_in
             from empirical.experiments.chains import NetworksLost
-            from empirical.locations import Unreachable
-            from empirical.provenance import log_command
             from empirical.report import claims_table, write_report
-            from empirical.run import Part, default_folder, run_experiments, run_part, total_steps
-            from empirical.workers import WorkersLost
+            from empirical.runs.deadline import OutOfTime, deadline_in
+            from empirical.runs.locations import Unreachable
+            from empirical.runs.provenance import log_command
+            from empirical.runs.run import Part, default_folder, run_experiments, run_part, total_steps
+            from empirical.runs.workers import WorkersLost
 
         chosen = _device(device, address)
         crew = _crew(chosen, workers, backend, address, gpus)
@@ -310,7 +310,7 @@ def _device(name: str, address: str | None) -> torch.device:
     """Where networks are trained; the workers of a cluster check for themselves that they have it."""
     import torch
 
-    from empirical.provenance import choose_device
+    from empirical.runs.provenance import choose_device
     from theory.types import InvalidInput
 
     if address is None:
@@ -324,8 +324,8 @@ def _crew(
     device: torch.device, count: int | None, backend: str, address: str | None, gpus: float | None
 ) -> Workers:
     """The workers that the options describe."""
-    from empirical.provenance import cores
-    from empirical.workers import Workers
+    from empirical.runs.provenance import cores
+    from empirical.runs.workers import Workers
     from theory.types import InvalidInput
 
     if count is not None and address is not None:
@@ -339,7 +339,7 @@ def _crew(
 
 
 def _part(text: str) -> Part:
-    from empirical.run import Part
+    from empirical.runs.run import Part
     from theory.types import InvalidInput
 
     index, _, count = text.partition("/")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from empirical.interrupts import Terminated, terminable, uninterrupted
+from empirical.runs.interrupts import Terminated, terminable, uninterrupted
 
 if TYPE_CHECKING:
-    from empirical.locations import Remote
+    from empirical.runs.locations import Remote
 
 OK, VIOLATED, USAGE, PAUSED, BROKEN, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 70, 75, 130
 UNREAD, TERMINATED = 141, 143  # as of programs that a closed pipe and SIGTERM ended
@@ -31,7 +31,7 @@ class LocationPath(click.Path):
         if not isinstance(value, str) or "://" not in value:
             return super().convert(value, param, ctx)
         with one_line_errors():
-            from empirical.locations import locate
+            from empirical.runs.locations import locate
 
             return locate(value, argument=str(param.name) if param else "location")
 
@@ -82,8 +82,8 @@ def one_line_errors() -> Iterator[None]:
     """
     with uninterrupted():
         from empirical.experiments.chains import NetworksLost
-        from empirical.locations import Unreachable
-        from empirical.workers import WorkersLost
+        from empirical.runs.locations import Unreachable
+        from empirical.runs.workers import WorkersLost
         from theory.types import InvalidInput
 
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from empirical.data.files import PARTS, Source, shards, single
-from empirical.locations import write_atomically
+from empirical.runs.locations import write_atomically
 from theory.types import InvalidInput
 
 FOLDER = "SPARSE_ROBUSTNESS_DATA"

@@ -29,10 +29,10 @@ from empirical.experiments.conditions import (
     next_networks,
 )
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
-from empirical.locations import Location, remove_folder
 from empirical.results import Members, Rows
-from empirical.sweep import run_unit, unit_path
-from empirical.training import TrainingDiverged
+from empirical.runs.locations import Location, remove_folder
+from empirical.runs.sweep import run_unit, unit_path
+from empirical.training.train import TrainingDiverged
 
 # Networks of which one alone keeps a GPU busy, and whose convolutions are slow in groups.
 ALONE_KINDS = ("vgg", "resnet-32")

@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from empirical.checkpoints import read_tensors, write_tensors
 from empirical.ensembles import AnyEnsemble, Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.ensembles.modules import prunable_names
-from empirical.locations import Location
+from empirical.runs.locations import Location
+from empirical.training.checkpoints import read_tensors, write_tensors
 from theory.types import InvalidInput, first_line
 
 

@@ -41,9 +41,7 @@ import numpy as np
 import torch
 
 from empirical.activations import share_of_zero_activations
-from empirical.checkpoints import ForeignCheckpoint
 from empirical.datasets import Dataset
-from empirical.deadline import NEVER, Deadline
 from empirical.ensembles import Ensemble, MLPEnsemble, initialise, initialise_modules
 from empirical.experiments.architectures import (
     Channels,
@@ -55,7 +53,6 @@ from empirical.experiments.architectures import (
 )
 from empirical.experiments.checkpoints import halved
 from empirical.experiments.specification import CONVOLUTIONAL_KINDS, N_OF_M, Experiment, Network
-from empirical.locations import Location
 from empirical.pruning import (
     bernoulli_masks,
     global_magnitude_masks,
@@ -64,8 +61,11 @@ from empirical.pruning import (
     threshold_masks,
     unit_masks,
 )
-from empirical.recipe import Recipe
-from empirical.training import TrainingDiverged, train
+from empirical.runs.deadline import NEVER, Deadline
+from empirical.runs.locations import Location
+from empirical.training.checkpoints import ForeignCheckpoint
+from empirical.training.recipe import Recipe
+from empirical.training.train import TrainingDiverged, train
 from theory.types import InvalidInput
 
 # Conditions whose networks follow from the dense ones without training.

@@ -11,10 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from empirical.adversarial import Adversary
-from empirical.augmentation import Augmentation
-from empirical.recipe import Recipe, Schedule
-from empirical.surgery import Surgery
+from empirical.training.adversarial import Adversary
+from empirical.training.augmentation import Augmentation
+from empirical.training.recipe import Recipe, Schedule
+from empirical.training.surgery import Surgery
 from theory.types import InvalidInput, check_sparsity, count_removed
 
 CATALOG = Path(__file__).with_name("catalog")

@@ -17,16 +17,16 @@ import pyarrow as pa
 import torch
 
 from empirical.datasets import Examples
-from empirical.locations import Location
 from empirical.own_network.bound_rows import Row, units
 from empirical.own_network.loading import Network
 from empirical.own_network.mask_bounds import unmaskable
 from empirical.own_network.measuring import fingerprint
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem, Request, minutes_each
-from empirical.provenance import commit, device_name, package_version
 from empirical.results import BOUNDS, NORMS, open_run, read_final, read_table, settings_id, write_table
-from empirical.sweep import unit_path
+from empirical.runs.locations import Location
+from empirical.runs.provenance import commit, device_name, package_version
+from empirical.runs.sweep import unit_path
 
 # Minutes of one core from which on linear relaxation is announced, and the units of the announcement.
 _LONG = 5

@@ -26,9 +26,9 @@ from empirical.own_network.mask_bounds import unmaskable
 from empirical.own_network.preparation import prepare
 from empirical.own_network.problem import Problem
 from empirical.own_network.sandwiches import Sandwich, sandwiches
-from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, open_run, read_final, read_table, settings_id, write_table
-from empirical.sweep import run_unit, unit_path
+from empirical.runs.provenance import commit, device_name, package_version
+from empirical.runs.sweep import run_unit, unit_path
 from theory.types import InvalidInput
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9)

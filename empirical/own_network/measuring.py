@@ -25,9 +25,9 @@ from empirical.measurement import measure, measured_rows, radius_rows
 from empirical.own_network.loading import Network
 from empirical.own_network.preparation import prepare
 from empirical.own_network.trial import check_attackable
-from empirical.provenance import commit, device_name, package_version
 from empirical.results import NORMS, Members, Rows, open_run, read_final, settings_id, table, write_table
-from empirical.sweep import run_unit, unit_path
+from empirical.runs.provenance import commit, device_name, package_version
+from empirical.runs.sweep import run_unit, unit_path
 from theory.types import InvalidInput, check_labels
 
 # Quantities of which every attack has its own; the others do not depend on the attack.

@@ -9,8 +9,8 @@ import torch
 from empirical.cli.run import MAIN_JOB
 from empirical.datasets import load
 from empirical.experiments import Experiment, Network, read_experiment
-from empirical.run import run_experiments
-from empirical.training import Recipe
+from empirical.runs.run import run_experiments
+from empirical.training.train import Recipe
 
 
 @pytest.fixture(scope="session")

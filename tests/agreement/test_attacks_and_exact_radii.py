@@ -20,7 +20,7 @@ from empirical.datasets import load
 from empirical.ensembles import MLPEnsemble, initialise, relu_network
 from empirical.measurement import verified_radius
 from empirical.pruning import magnitude_masks
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 from theory.relu import exact_radius
 
 EXAMPLES = 6

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from empirical import jobs, local_comparison
+from empirical import local_comparison
 from empirical.clever import clever
 from empirical.datasets import load
 from empirical.ensembles import MLPEnsemble, from_modules, relu_network, to_module
@@ -16,8 +16,9 @@ from empirical.experiments.conditions import Bench, dense_networks
 from empirical.local_comparison import compare_locally
 from empirical.measurement import Measurement, measure
 from empirical.pruning import magnitude_masks
-from empirical.recipe import Recipe
 from empirical.results import NORMS, Members, table
+from empirical.runs import jobs
+from empirical.training.recipe import Recipe
 from theory import graph as graphs
 from theory import relu
 from theory.types import InvalidInput

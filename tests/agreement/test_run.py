@@ -13,12 +13,12 @@ from click.testing import CliRunner
 
 from empirical.claims import judge, violations
 from empirical.cli.main import main
-from empirical.condense import RUN_KEY
 from empirical.experiments import read_experiment
-from empirical.provenance import choose_device
 from empirical.results import read_table
-from empirical.run import Part, run_experiments, run_part, total_steps
-from empirical.workers import Workers
+from empirical.runs.condense import RUN_KEY
+from empirical.runs.provenance import choose_device
+from empirical.runs.run import Part, run_experiments, run_part, total_steps
+from empirical.runs.workers import Workers
 from theory import relu
 from theory.types import InvalidInput
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from empirical.cli.main import main
 from empirical.experiments import conditions
 from empirical.results import read_table
-from empirical.run import run_experiments
+from empirical.runs.run import run_experiments
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")

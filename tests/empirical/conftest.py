@@ -6,7 +6,7 @@ import torch
 from empirical.datasets import load
 from empirical.ensembles import initialise
 from empirical.pruning import magnitude_masks
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from empirical.activations import as_modules
-from empirical.adversarial import Adversary, attacked
 from empirical.attacks import fgs
 from empirical.attacks.active import margins
-from empirical.augmentation import Augmentation
 from empirical.datasets import load
-from empirical.descent import begin
 from empirical.ensembles import initialise, initialise_modules
 from empirical.pruning import magnitude_masks
-from empirical.training import Recipe, train
+from empirical.training.adversarial import Adversary, attacked
+from empirical.training.augmentation import Augmentation
+from empirical.training.descent import begin
+from empirical.training.train import Recipe, train
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")

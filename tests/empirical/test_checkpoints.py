@@ -8,14 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from empirical import checkpoints, training
 from empirical.activations import KLargest, with_activation
-from empirical.adversarial import Adversary
-from empirical.augmentation import Augmentation
 from empirical.ensembles import MLPEnsemble, ModuleEnsemble, initialise, initialise_modules
 from empirical.pruning import magnitude_masks
-from empirical.surgery import Surgery
-from empirical.training import Recipe, TrainingDiverged, train
+from empirical.training import checkpoints
+from empirical.training import train as training
+from empirical.training.adversarial import Adversary
+from empirical.training.augmentation import Augmentation
+from empirical.training.surgery import Surgery
+from empirical.training.train import Recipe, TrainingDiverged, train
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
@@ -93,7 +94,7 @@ def test_a_resumed_training_ends_bit_for_bit_where_the_other_does(tmp_path, star
 
 def test_a_checkpoint_does_go_on_and_is_written_every_so_many_epochs(tmp_path, monkeypatch):
     steps = []
-    monkeypatch.setattr("empirical.training.descend", lambda *_, until, **__: steps.append(until))
+    monkeypatch.setattr("empirical.training.train.descend", lambda *_, until, **__: steps.append(until))
     recipe = Recipe(epochs=5)
     train(mlps(), *problem(), recipe, seeds=SEEDS, checkpoint=tmp_path / "a", every=2)
     assert steps == [2, 4, 5]
@@ -124,7 +125,7 @@ def test_another_number_of_cores_may_go_on(tmp_path, monkeypatch):
     nets, path, recipe = mlps(), tmp_path / "training.safetensors", Recipe(epochs=3, batch_size=10)
     whole = train(nets, *problem(), recipe, seeds=SEEDS)
     killed_after(nets, recipe, path, epochs=1)
-    monkeypatch.setattr("empirical.training.shares", lambda members, **_: [range(1), range(1, members)])
+    monkeypatch.setattr("empirical.training.train.shares", lambda members, **_: [range(1), range(1, members)])
     resumed = train(nets, *problem(), recipe, seeds=SEEDS, checkpoint=path)
     for a, b in zip(values(whole), values(resumed), strict=True):
         torch.testing.assert_close(a, b)

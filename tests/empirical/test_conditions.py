@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from empirical.datasets import Dataset, load
-from empirical.deadline import Deadline, OutOfTime
 from empirical.experiments import Experiment, Network
 from empirical.experiments.chains import Chain, Place, run_chain
 from empirical.experiments.conditions import (
@@ -20,8 +19,9 @@ from empirical.experiments.conditions import (
     next_networks,
 )
 from empirical.experiments.specification import CONDITIONS, N_OF_M
-from empirical.recipe import Recipe
 from empirical.results import Rows, read_table
+from empirical.runs.deadline import Deadline, OutOfTime
+from empirical.training.recipe import Recipe
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from empirical.adversarial import Adversary
-from empirical.augmentation import Augmentation
 from empirical.cli.main import main
 from empirical.experiments import Experiment, catalog, read_experiment
-from empirical.recipe import Recipe, Schedule
-from empirical.surgery import Surgery
+from empirical.training.adversarial import Adversary
+from empirical.training.augmentation import Augmentation
+from empirical.training.recipe import Recipe, Schedule
+from empirical.training.surgery import Surgery
 from theory.types import InvalidInput
 
 PLAIN = """

@@ -14,17 +14,17 @@ from empirical.attacks import by_name
 from empirical.attacks.fmn_init import fmn_init
 from empirical.attacks.losses import cross_entropy_direction
 from empirical.attacks.pgd import minimal_pgd
-from empirical.augmentation import Augmentation
 from empirical.datasets import Dataset
 from empirical.ensembles import initialise, initialise_modules
 from empirical.experiments.architectures import Channels, build
 from empirical.experiments.specification import ATTACKS, Experiment, Network
 from empirical.measurement import measure
-from empirical.provenance import choose_device
 from empirical.pruning import bernoulli_masks, global_magnitude_masks, magnitude_masks
-from empirical.run import run_experiments
-from empirical.surgery import Surgery
-from empirical.training import Recipe, train
+from empirical.runs.provenance import choose_device
+from empirical.runs.run import run_experiments
+from empirical.training.augmentation import Augmentation
+from empirical.training.surgery import Surgery
+from empirical.training.train import Recipe, train
 from tests.standin import standin_gpu
 
 HAS_GPU = torch.cuda.is_available()

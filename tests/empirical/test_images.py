@@ -14,11 +14,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from empirical import jobs
-from empirical.augmentation import Augmentation
 from empirical.cli.main import main
 from empirical.datasets import Dataset
-from empirical.deadline import NEVER, Deadline, OutOfTime, deadline_in
 from empirical.ensembles import ModuleEnsemble, initialise, initialise_modules, to_module
 from empirical.ensembles.modules import _at_once, _one_by_one
 from empirical.experiments import Experiment, Network
@@ -29,10 +26,13 @@ from empirical.experiments.conditions import Bench, dense_networks
 from empirical.experiments.specification import ATTACKS
 from empirical.models import Standardise, resnet, standardised, vgg_like
 from empirical.pruning import magnitude_masks
-from empirical.recipe import Recipe, Schedule
 from empirical.results import Members, read_table, table
-from empirical.run import run_experiments
-from empirical.training import train
+from empirical.runs import jobs
+from empirical.runs.deadline import NEVER, Deadline, OutOfTime, deadline_in
+from empirical.runs.run import run_experiments
+from empirical.training.augmentation import Augmentation
+from empirical.training.recipe import Recipe, Schedule
+from empirical.training.train import train
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
@@ -351,8 +351,8 @@ from functools import partial
 import torch
 from empirical.ensembles import initialise_modules
 from empirical.experiments.architectures import Channels, Network, build
-from empirical.gradients import TrainedModule, compile_whole
-from empirical.recipe import Recipe
+from empirical.training.gradients import TrainedModule, compile_whole
+from empirical.training.recipe import Recipe
 
 graphs, compiled = [], torch.compile
 def counted(graph, _):  # a backend that does nothing else

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import empirical.measurement as module
-from empirical.cores import on_cores, shares
 from empirical.datasets import Dataset, load
 from empirical.ensembles import MLPEnsemble, from_modules, linear_classifier
+from empirical.ensembles.cores import on_cores, shares
 from empirical.measurement import mask_gradient_norms, measure, radius_rows
 from empirical.results import Members
 from theory.linear import radius

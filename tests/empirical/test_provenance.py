@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from empirical import provenance
-from empirical.provenance import log_command
+from empirical.runs import provenance
+from empirical.runs.provenance import log_command
 
 
 def test_the_command_is_logged_without_this_machines_folders(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from empirical.pruning import (
     threshold_masks,
     unit_masks,
 )
-from empirical.training import Recipe, train
+from empirical.training.train import Recipe, train
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")

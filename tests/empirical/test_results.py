@@ -14,11 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from empirical.condense import RUN_KEY, condense
 from empirical.ensembles import initialise
 from empirical.experiments.checkpoints import load_networks, save_networks
-from empirical.locations import Unreachable, append_line
-from empirical.progress import Progress
 from empirical.results import (
     SCHEMA,
     Members,
@@ -32,8 +29,11 @@ from empirical.results import (
     write_atomically,
     write_table,
 )
-from empirical.sweep import run_unit, unit_path
-from empirical.training import Recipe, train
+from empirical.runs.condense import RUN_KEY, condense
+from empirical.runs.locations import Unreachable, append_line
+from empirical.runs.progress import Progress
+from empirical.runs.sweep import run_unit, unit_path
+from empirical.training.train import Recipe, train
 from theory.types import InvalidInput
 
 MEMBERS = Members("digits", "mlp", ["dense", "magnitude"], [0.0, 0.5], [0.0, 0.49], [3, 4])
@@ -313,7 +313,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from empirical.locations import write_atomically
+from empirical.runs.locations import write_atomically
 def write(temporary):
     temporary.with_name(".tmpAbCdEf").write_bytes(b"as the library calls its own")
     save_file({"a": torch.zeros(3)}, temporary)

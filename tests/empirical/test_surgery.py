@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from empirical.surgery import CUT, SPLICE, Surgery, operate, thresholds
+from empirical.training.surgery import CUT, SPLICE, Surgery, operate, thresholds
 from theory.types import InvalidInput
 
 # Of so many layers a float32 threshold is off by a weight in some ten.

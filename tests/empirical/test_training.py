@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from empirical.activations import as_modules, last_layer
-from empirical.adversarial import Adversary
 from empirical.attacks.active import margins
 from empirical.ensembles import (
     MLPEnsemble,
@@ -20,10 +19,11 @@ from empirical.ensembles import (
     to_module,
 )
 from empirical.ensembles.modules import prunable_names
-from empirical.gradients import TrainedMLP
 from empirical.pruning import magnitude_masks, threshold_masks
-from empirical.surgery import CUT, Surgery, thresholds
-from empirical.training import Recipe, Schedule, TrainingDiverged, train
+from empirical.training.adversarial import Adversary
+from empirical.training.gradients import TrainedMLP
+from empirical.training.surgery import CUT, Surgery, thresholds
+from empirical.training.train import Recipe, Schedule, TrainingDiverged, train
 from theory.types import InvalidInput
 
 CPU = torch.device("cpu")
@@ -211,7 +211,7 @@ def test_all_members_at_once_are_trained_as_one_by_one(monkeypatch):
     recipe = Recipe(epochs=2, batch_size=16, activation_l1=0.01)
     alone = train(convs([0, 1]), x, y, recipe, seeds=[7, 9])
     monkeypatch.setattr("empirical.ensembles.modules._one_by_one", modules._at_once)
-    monkeypatch.setattr("empirical.training.shares", lambda members, **_: [range(members)])
+    monkeypatch.setattr("empirical.training.train.shares", lambda members, **_: [range(members)])
     together = train(convs([0, 1]), x, y, recipe, seeds=[7, 9])
     for name, tensor in together.state.items():
         torch.testing.assert_close(tensor, alone.state[name], rtol=1e-8, atol=1e-10)

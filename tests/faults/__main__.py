@@ -21,7 +21,7 @@ import click
 import numpy as np
 import torch
 
-from empirical.workers import BACKENDS
+from empirical.runs.workers import BACKENDS
 from tests.faults.injection import FAULTS, Case, Missed
 from tests.faults.sweep import Difference, difference, rows, run, tiny
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from empirical.experiments import Experiment
-from empirical.run import run_experiments
-from empirical.workers import BACKENDS, Workers, WorkersLost
+from empirical.runs.run import run_experiments
+from empirical.runs.workers import BACKENDS, Workers, WorkersLost
 from tests.faults.sweep import CPU, mended, run
 from theory.types import InvalidInput
 

@@ -12,10 +12,10 @@ import torch
 
 from empirical.datasets import load
 from empirical.experiments import Experiment, Network
-from empirical.locations import Location
-from empirical.recipe import Recipe
 from empirical.results import SCHEMA, read_table
-from empirical.run import run_experiments
+from empirical.runs.locations import Location
+from empirical.runs.run import run_experiments
+from empirical.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 # What tells one row from another, and what it says; not which machine and commit it is from.

@@ -154,9 +154,12 @@ def idle() -> Iterator[None]:
     """Commands check what they are given, and begin no long work."""
     with contextlib.ExitStack() as stack:
         for place in (
-            "empirical.run.run_experiments", "empirical.run.run_part", "empirical.own_network.check.check",
-            "empirical.own_network.bounds.bounds", "empirical.cli.falsify._hunt",
-        ):  # fmt: skip
+            "empirical.runs.run.run_experiments",
+            "empirical.runs.run.run_part",
+            "empirical.own_network.check.check",
+            "empirical.own_network.bounds.bounds",
+            "empirical.cli.falsify._hunt",
+        ):
             stack.enter_context(mock.patch(place, _reached))
         stack.enter_context(mock.patch("paper_figures.files.drawn", return_value=()))
         stack.enter_context(mock.patch("joblib.cpu_count", return_value=1))

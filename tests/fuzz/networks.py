@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from empirical.checkpoints import _digest, load_checkpoint, save_checkpoint
 from empirical.datasets import Examples
-from empirical.descent import Descent, begin
 from empirical.ensembles import MLPEnsemble, initialise
 from empirical.experiments.checkpoints import load_networks, save_networks
 from empirical.own_network.loading import load_network
 from empirical.own_network.measuring import ensemble_of
 from empirical.own_network.preparation import prepare
 from empirical.pruning import magnitude_masks
-from empirical.recipe import Recipe
+from empirical.training.checkpoints import _digest, load_checkpoint, save_checkpoint
+from empirical.training.descent import Descent, begin
+from empirical.training.recipe import Recipe
 from tests.fuzz.mutation import safetensors_parts
 
 CPU = torch.device("cpu")

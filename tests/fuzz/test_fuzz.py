@@ -17,7 +17,7 @@ from empirical.claims import judge
 from empirical.datasets import load
 from empirical.report import claims_markdown
 from empirical.results import SCHEMA, read_table
-from empirical.workers import Workers
+from empirical.runs.workers import Workers
 from paper_figures.subjects import examples
 from tests.fuzz import hostile, law, networks, tables
 from tests.fuzz.__main__ import NAMES

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from empirical.locations import Location, append_line
+from empirical.runs.locations import Location, append_line
 
 if TYPE_CHECKING:
     import torch

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from safetensors import SafetensorError
 
-from empirical.checkpoints import read_tensors, write_tensors
 from empirical.experiments.specification import Experiment
-from empirical.jobs import Job
-from empirical.locations import Location, Unreachable, names
 from empirical.results import read_settings
+from empirical.runs.jobs import Job
+from empirical.runs.locations import Location, Unreachable, names
+from empirical.training.checkpoints import read_tensors, write_tensors
 from theory.types import InvalidInput, first_line
 
 # What decides an experiment's networks, besides sparsities, conditions and seeds, of which some may agree.

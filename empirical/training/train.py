@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from empirical.checkpoints import load_checkpoint, save_checkpoint, training_id
-from empirical.cores import on_cores, shares
-from empirical.deadline import NEVER, Deadline, OutOfTime
-from empirical.descent import Descent, begin, descend
 from empirical.ensembles import AnyEnsemble, Ensemble, ModuleEnsemble, concatenate
-from empirical.locations import Location, make_folder
-from empirical.recipe import Recipe as Recipe
-from empirical.recipe import Schedule as Schedule
+from empirical.ensembles.cores import on_cores, shares
+from empirical.runs.deadline import NEVER, Deadline, OutOfTime
+from empirical.runs.locations import Location, make_folder
+from empirical.training.checkpoints import load_checkpoint, save_checkpoint, training_id
+from empirical.training.descent import Descent, begin, descend
+from empirical.training.recipe import Recipe as Recipe
+from empirical.training.recipe import Schedule as Schedule
 from theory.types import InvalidInput
 
 

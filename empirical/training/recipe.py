@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, fields
 
-from empirical.adversarial import Adversary
-from empirical.augmentation import Augmentation
-from empirical.surgery import Surgery
+from empirical.training.adversarial import Adversary
+from empirical.training.augmentation import Augmentation
+from empirical.training.surgery import Surgery
 from theory.types import InvalidInput
 
 SHAPES = ("linear", "constant", "cosine", "inverse", "steps")

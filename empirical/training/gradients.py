@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from empirical.activations import Recorded
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.ensembles.modules import evaluate, prunable_names
-from empirical.recipe import Recipe
+from empirical.training.recipe import Recipe
 from theory.types import InvalidInput
 
 # Values in the longest vector register of a CPU (64 bytes) in the smallest precision that is trained.

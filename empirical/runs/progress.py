@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from empirical.locations import Location, Unreachable, present
 from empirical.results import read_table
+from empirical.runs.locations import Location, Unreachable, present
 from theory.types import InvalidInput
 
 # Hears the stage, and a detail such as the networks' accuracy: of every unit that is done, or within one.

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from empirical.descent import Descent
 from empirical.ensembles import Ensemble, ModuleEnsemble
 from empirical.ensembles.mlp import MLPEnsemble
-from empirical.locations import Location, Unreachable, on_disk, write_atomically
-from empirical.recipe import Recipe
+from empirical.runs.locations import Location, Unreachable, on_disk, write_atomically
+from empirical.training.descent import Descent
+from empirical.training.recipe import Recipe
 from theory.types import InvalidInput, first_line
 
 

@@ -28,10 +28,10 @@ from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor
 
-from empirical.gpus import VISIBLE, gpu_of_each
-from empirical.interrupts import uninterrupted
-from empirical.progress import Advance
-from empirical.provenance import package_version
+from empirical.runs.gpus import VISIBLE, gpu_of_each
+from empirical.runs.interrupts import uninterrupted
+from empirical.runs.progress import Advance
+from empirical.runs.provenance import package_version
 from theory.types import InvalidInput, first_line
 
 # More processes than any machine has cores; a misprint would bring it down.

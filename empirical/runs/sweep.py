@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from empirical.locations import Location
 from empirical.results import Rows, read_table, table, write_table
+from empirical.runs.locations import Location
 
 
 def unit_path(folder: Location, settings: str, name: str) -> Location:

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from torch.nn.functional import softshrink
 
-from empirical.adversarial import attacked
 from empirical.ensembles import Ensemble
-from empirical.gradients import Packed, TrainedMLP, TrainedModule, trained
-from empirical.recipe import Recipe
-from empirical.surgery import operate, thresholds
+from empirical.training.adversarial import attacked
+from empirical.training.gradients import Packed, TrainedMLP, TrainedModule, trained
+from empirical.training.recipe import Recipe
+from empirical.training.surgery import operate, thresholds
 
 # Of Adam's denominator, as in the paper and in torch.optim.
 ADAM_EPS = 1e-8

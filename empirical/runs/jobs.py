@@ -20,7 +20,6 @@ from empirical.attacks import fgs
 from empirical.attacks.active import margins
 from empirical.comparison import compare_linear, compare_relu
 from empirical.datasets import Dataset, load
-from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.ensembles import Ensemble, MLPEnsemble, ModuleEnsemble
 from empirical.experiments.chains import (
     Chain,
@@ -37,13 +36,14 @@ from empirical.experiments.chains import (
 from empirical.experiments.conditions import Bench, Tell
 from empirical.experiments.specification import LINEAR_KINDS, Experiment
 from empirical.local_comparison import compare_locally
-from empirical.locations import Location
 from empirical.mask_comparison import compare_masks, predict_masks
 from empirical.measurement import measure, measured_rows
-from empirical.progress import Notes
-from empirical.provenance import choose_device, commit, device_name, package_version
 from empirical.results import Members, Rows
-from empirical.sweep import run_unit
+from empirical.runs.deadline import NEVER, Deadline, OutOfTime
+from empirical.runs.locations import Location
+from empirical.runs.progress import Notes
+from empirical.runs.provenance import choose_device, commit, device_name, package_version
+from empirical.runs.sweep import run_unit
 from theory.types import InvalidInput
 
 # Examples whose gradients are in memory at once.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from empirical.locations import Location, names
 from empirical.results import BOUNDS, SCHEMA, join_tables, read_settings, read_table, settings_id, write_table
+from empirical.runs.locations import Location, names
 from theory.types import InvalidInput
 
 RUN_KEY = b"sparse_robustness.run"

@@ -16,15 +16,10 @@ import torch
 from empirical.claims import judge, violations
 from empirical.data.named import NAMED
 from empirical.datasets import Dataset
-from empirical.deadline import NEVER, Deadline, OutOfTime
 from empirical.experiments.architectures import check_smaller
 from empirical.experiments.chains import Chain, NetworksLost, Place, blocks, speaks_of_masks
 from empirical.experiments.conditions import check_images
 from empirical.experiments.specification import CONVOLUTIONAL_KINDS, Experiment
-from empirical.jobs import Job, do, do_on_one_core, experiment_data, fingerprint
-from empirical.locations import Location, in_one_process, present
-from empirical.progress import Advance, Progress
-from empirical.provenance import commit, package_version
 from empirical.results import (
     INCOMPLETE,
     as_stored,
@@ -34,8 +29,13 @@ from empirical.results import (
     settings_id,
     write_table,
 )
-from empirical.takeover import find_networks, settings_of, take_over
-from empirical.workers import HERE, Workers, spread
+from empirical.runs.deadline import NEVER, Deadline, OutOfTime
+from empirical.runs.jobs import Job, do, do_on_one_core, experiment_data, fingerprint
+from empirical.runs.locations import Location, in_one_process, present
+from empirical.runs.progress import Advance, Progress
+from empirical.runs.provenance import commit, package_version
+from empirical.runs.takeover import find_networks, settings_of, take_over
+from empirical.runs.workers import HERE, Workers, spread
 from theory.types import InvalidInput
 
 # Hears a line that the user should see.
@@ -133,7 +133,7 @@ def run_experiments(
     under the same paths. ``advance`` hears of every finished unit, ``tell`` of the epochs of this machine's
     processes, ``note`` of doubtful data and of units that another commit made. A file that is there is
     reused, never overwritten. Past the ``deadline`` it stops after the epoch or the measurement at hand. What
-    the run in the folder ``networks`` trained in the same way is taken over (:mod:`empirical.takeover`).
+    the run in the folder ``networks`` trained in the same way is taken over (:mod:`empirical.runs.takeover`).
     Raises: InvalidInput for bad data or settings, a folder that is unwritable, holds other results or a
     damaged file; NetworksLost if networks diverged, once the rows of the others are in
     ``incomplete.parquet``, which is no finished run's table; WorkersLost if workers were killed, OutOfTime if
