@@ -188,40 +188,20 @@ def _judged(shares: Shares, *, none: bool) -> pd.DataFrame:
 
 def no_improvement(curves: Curves, family: str, measure: Measure) -> Verdict:
     """C2: every sparsity's simultaneous upper limit of the gain must lie below the margin."""
-    shares, label = share_of_dense(curves, family, measure), measure[0]
-    none = _no_gain(shares)
-    found = _judged(shares, none=none)
-    if len(found) < 2 or found.empty:
-        note = NO_TEST + shares.left_out
-        return verdict_on("C2", family, label, "inconclusive", seeds=len(found), note=note)
-    best = best_gain(found)
-    note = f"at sparsity {best.sparsity:g}; p is for a gain"
-    if none:
-        verdict = "supported"
-    elif best.counts:
-        verdict = "refuted"
-    else:
-        verdict = "inconclusive"
-        note += f"; {best.doubt}"
-    return verdict_on(
-        "C2",
-        family,
-        label,
-        verdict,
-        effect=best.gain,
-        interval=(best.low, best.high),
-        what=GAIN,
-        test=f"paired t, Bonferroni limits all below +{MARGIN:.0%}",
-        p_value=best.p_value,
-        seeds=len(found),
-        note=note + shares.left_out,
-    )
+    return _on_gain(curves, family, measure, claim="C2", pruning="magnitude", denied=True)
 
 
 def some_improvement(
     curves: Curves, family: str, measure: Measure, *, claim: str = "C3", pruning: str = "magnitude"
 ) -> Verdict:
     """C3, C6: paired tests of a gain at every sparsity, with Bonferroni's correction."""
+    return _on_gain(curves, family, measure, claim=claim, pruning=pruning, denied=False)
+
+
+def _on_gain(
+    curves: Curves, family: str, measure: Measure, *, claim: str, pruning: str, denied: bool
+) -> Verdict:
+    """The verdict on a claim that some sparsity gains, or, ``denied``, that none does."""
     shares, label = share_of_dense(curves, family, measure, pruning=pruning), measure[0]
     none = _no_gain(shares)
     found = _judged(shares, none=none)
@@ -229,15 +209,16 @@ def some_improvement(
         note = NO_TEST + shares.left_out
         return verdict_on(claim, family, label, "inconclusive", seeds=len(found), note=note)
     best = best_gain(found)
-    note = f"at sparsity {best.sparsity:g}"
+    notes = [f"at sparsity {best.sparsity:g}", *(["p is for a gain"] if denied else [])]
     if none:
-        verdict = "refuted"
-        note += f"; no sparsity gains {MARGIN:.0%}"
+        verdict = "supported" if denied else "refuted"
+        notes += [] if denied else [f"no sparsity gains {MARGIN:.0%}"]
     elif best.counts:
-        verdict = "supported"
+        verdict = "refuted" if denied else "supported"
     else:
         verdict = "inconclusive"
-        note += f"; {best.doubt}"
+        notes.append(best.doubt)
+    limits = f"paired t, Bonferroni limits all below +{MARGIN:.0%}"
     return verdict_on(
         claim,
         family,
@@ -246,10 +227,10 @@ def some_improvement(
         effect=best.gain,
         interval=(best.low, best.high),
         what=GAIN,
-        test="paired t per sparsity, Bonferroni",
+        test=limits if denied else "paired t per sparsity, Bonferroni",
         p_value=best.p_value,
         seeds=len(found),
-        note=note + shares.left_out,
+        note="; ".join(notes) + shares.left_out,
     )
 
 
