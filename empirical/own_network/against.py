@@ -49,12 +49,6 @@ class Side:
     radii: list[Sandwich]
     measured: pd.DataFrame
 
-    @property
-    def sparsity(self) -> float:
-        """The share of the weights that are zero, 0 without weights."""
-        zeros = sum(int((weight == 0).sum()) for weight in self.network.weights.values())
-        return zeros / max(1, sum(weight.numel() for weight in self.network.weights.values()))
-
     def mean(self, quantity: str, norm: str) -> float:
         """A mean at the nearest boundary; NaN where no example is right."""
         rows = self.measured
@@ -115,9 +109,9 @@ def compare(dense: Side, pruned: Side, out: Path, *, provenance: dict[str, str])
 
 def rows(dense: Side, pruned: Side) -> list[Row]:
     """Sparsity, accuracy, and in each norm radii, what is certain of them, margins and gradient norms."""
+    zeros = dense.network.sparsity, pruned.network.sparsity
     found = [
-        Row("sparsity", "", "identity", len(dense.right), dense.sparsity, pruned.sparsity,
-            pruned.sparsity - dense.sparsity),
+        Row("sparsity", "", "identity", len(dense.right), *zeros, zeros[1] - zeros[0]),
         Row("accuracy", "", "measured", len(dense.right), dense.right.mean(), pruned.right.mean(),
             *difference_of_shares(dense.right, pruned.right)),
     ]  # fmt: skip

@@ -55,11 +55,13 @@ def units(
 
 def _network_rows(problem: Problem, request: Request) -> list[Row]:
     """Sparsity of every layer, accuracy, and what no classifier that is right where this one is can pass."""
-    zeros = {name: int((weight == 0).sum()) for name, weight in problem.network.weights.items()}
-    sizes = {name: weight.numel() for name, weight in problem.network.weights.items()}
-    rows = [Row("sparsity", name, "identity", zeros[name] / sizes[name]) for name in zeros]
-    if sizes:
-        rows.append(Row("sparsity", "all layers", "identity", sum(zeros.values()) / sum(sizes.values())))
+    network = problem.network
+    rows = [
+        Row("sparsity", name, "identity", float((weight == 0).double().mean()))
+        for name, weight in network.weights.items()
+    ]
+    if network.weights:
+        rows.append(Row("sparsity", "all layers", "identity", network.sparsity))
     correct = _correct(problem)
     rows.append(Row("accuracy", "clean", "measured", float(correct.mean())))
     flat = problem.examples.x.reshape(len(correct), -1)

@@ -69,6 +69,12 @@ class Network:
     prepared: bool = False
 
     @property
+    def sparsity(self) -> float:
+        """Share of the weights that are 0; 0 where there are none."""
+        zeros = sum(int((weight == 0).sum()) for weight in self.weights.values())
+        return zeros / max(1, sum(weight.numel() for weight in self.weights.values()))
+
+    @property
     def settings(self) -> dict[str, str]:
         """What names it in the settings of a run."""
         return {

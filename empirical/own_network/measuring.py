@@ -110,9 +110,7 @@ def measure_network(
     if final.is_file():
         content = read_final(final, settings=provenance["settings"])
     else:
-        weights = network.weights.values()
-        zeros = sum(int((weight == 0).sum()) for weight in weights)
-        sparsity = [zeros / sum(weight.numel() for weight in weights)]
+        sparsity = [network.sparsity]
         members = Members(examples.name, Path(network.name).stem, ["given"], sparsity, sparsity, [0])
         parts = []
         for attack in request.attacks:
