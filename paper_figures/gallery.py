@@ -27,7 +27,7 @@ from paper_figures import (
 )
 from paper_figures.axes import STYLE
 from paper_figures.layout import TWO_COLUMNS
-from paper_figures.subjects import examples
+from paper_figures.subjects import around, examples
 
 FORMATS = ("svg", "png")
 
@@ -43,8 +43,8 @@ class Entry:
     """A figure's file name, title, function, and caption.
 
     In it ``{over}`` stands for the averaging, ``{eps}`` for the step of FGS, ``{unit}`` for that of
-    distances, ``{thin}`` for which lines are thin and which left out. Where it is about a ``few`` examples,
-    their number is not that of the table.
+    distances, ``{thin}`` for which lines are thin and which left out, ``{few}`` for the number of examples
+    around which balls were looked at. Where it is about a ``few`` examples, that of the table is not told.
     """
 
     name: str
@@ -128,7 +128,7 @@ ENTRIES = (
         "around_examples",
         "Bounds and estimates around single examples",
         around_examples.figure,
-        "Mean radius of the first few test examples of the pruned networks, exact, as certified by linear "
+        "Mean radius of the first {few} test examples of the pruned networks, exact, as certified by linear "
         "relaxation, and as CLEVER estimates it, which is never above a ball's radius. Mean Lipschitz "
         "constant of g_y - g_k on a ball around them: two bounds, CLEVER's estimate, and the largest sampled "
         "gradient, itself a lower bound (both geometric {over}). Share of these examples for which an attack "
@@ -195,7 +195,8 @@ def caption(entry: Entry, table: pd.DataFrame) -> str:
     levels = _SURGERY if "surgery" in set(table["pruning"]) else ""
     steps = table.loc[table["quantity"] == "fgs_accuracy", "eps"].dropna().unique()
     eps = f" at eps = {', '.join(f'{step:g}' for step in sorted(steps))}" if len(steps) else ""
-    text = entry.caption.format(over=over, eps=eps, unit=_UNIT, thin=_THIN)
+    looked_at = around(table) or "few"
+    text = entry.caption.format(over=over, eps=eps, unit=_UNIT, thin=_THIN, few=looked_at)
     return f"{text}{levels}{'' if entry.few else _counted(examples(table))}"
 
 

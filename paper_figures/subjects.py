@@ -79,6 +79,12 @@ def examples(table: pd.DataFrame) -> dict[str, int]:
     return {title: count for title, count in counts.items() if count}
 
 
+def around(table: pd.DataFrame) -> int:
+    """Around how many examples the table looks, as its checks count them; 0 if around none."""
+    counted = table[(table["quantity"] == "cases") & (table["method"] == "CROWN <= attack")]["value"]
+    return int(counted.max()) if len(counted) else 0
+
+
 def abscissa(table: pd.DataFrame) -> str:
     """What a level is, in percent; under network surgery the share that is cut at first, not in the end."""
     return "nominal sparsity (%)" if "surgery" in set(table["pruning"]) else "sparsity (%)"

@@ -178,6 +178,16 @@ def test_captions_name_seeds_and_examples(seeds: int) -> None:
     assert told.endswith("n = 360 test examples.")
 
 
+def test_captions_name_the_examples_that_were_looked_around() -> None:
+    table = network_table(families=("mlp",))
+    (entry,) = [entry for entry in ENTRIES if entry.name == "around_examples"]
+    assert "of the first few test examples" in caption(entry, table)
+    row = table.iloc[:1].assign(quantity="cases", method="CROWN <= attack", norm="l2", value=50.0)
+    told = caption(entry, pd.concat([table, row], ignore_index=True))
+    assert "of the first 50 test examples" in told
+    assert "n = " not in told
+
+
 def test_captions_name_the_steps_of_fgs() -> None:
     table = network_table(families=("mlp",))
     assert "FGS accuracy at eps = 0.1 (lines" in caption(ENTRIES[0], table)
