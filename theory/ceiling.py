@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial.distance import cdist
 
 from theory.norms import norm
+from theory.relu.lipschitz import outward
 from theory.types import InvalidInput, check_labels, check_p, finite_array
 
 # More than the relative rounding of a distance between points of up to a million features.
@@ -39,7 +41,7 @@ def universal_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float) 
     """
     x, y, exponent = _checked(x, y, p=p)
     cost = _opponents(x, x, y, y, p=p, exponent=exponent)
-    return _unscaled(_cheapest_cover(cost, cost.min(axis=1)) / (2 * len(y)), exponent)
+    return _unscaled(_cheapest_cover(cost, cost.min(axis=1)) / (2 * len(y)), exponent, terms=sum(x.shape))
 
 
 def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, block: int = 1000) -> float:
@@ -59,7 +61,7 @@ def blockwise_ceiling(x: Float[Array, "m n"], y: Int[Array, " m"], *, p: float, 
     for mine in _halves(np.ldexp(x, -exponent), block):
         cost = _opponents(x[mine], x, y[mine], y, p=p, exponent=exponent)
         total += _cheapest_cover(cost[:, mine], cost.min(axis=1))
-    return _unscaled(total / (2 * len(y)), exponent)
+    return _unscaled(total / (2 * len(y)), exponent, terms=sum(x.shape))
 
 
 def _halves(x: Float[Array, "m n"], block: int) -> Iterator[Int[Array, " _"]]:
@@ -85,9 +87,11 @@ def _checked(x: object, y: object, *, p: float) -> tuple[Array, Array, int]:
     return points, labels, int(np.frexp(np.abs(points).max())[1])
 
 
-def _unscaled(mean: float, exponent: int) -> float:
+def _unscaled(mean: float, exponent: int, *, terms: int) -> float:
+    """mean times 2^exponent, rounded up past what its distances and sums of so many terms have lost."""
     with np.errstate(over="ignore"):  # a mean beyond the largest float is rightly inf
-        return float(np.ldexp(mean, exponent))
+        above = np.ldexp(outward(np.asarray(mean), roundings=terms + 16), exponent)
+        return float(outward(np.asarray(above), roundings=1))
 
 
 def _opponents(
@@ -137,7 +141,8 @@ def mean_radius_ceiling(
         return 0.0
     if np.unique(y[correct]).size == 1:
         return np.inf
-    return float(correct.mean() * blockwise_ceiling(x[correct], y[correct], p=p, block=block))
+    ceiling = correct.mean() * blockwise_ceiling(x[correct], y[correct], p=p, block=block)
+    return float(outward(np.asarray(ceiling), roundings=4))
 
 
 def _check_flags(correct: object, points: int) -> Bool[Array, " m"]:
@@ -187,7 +192,11 @@ def robust_accuracy_ceiling(
         halves, different = distances * (_ROUNDED_UP / 2), np.isfinite(distances)
         covers = [maximum_bipartite_matching(csr_array(different & (halves <= r))) for r in radii]
         matched += [np.count_nonzero(cover >= 0) for cover in covers]
-    return (correct.sum() - matched / 2) / len(y)
+    # A share that is no float counts as the next one above.
+    most = correct.sum() - matched / 2
+    share = most / len(y)
+    low = [Fraction(s) * len(y) < Fraction(m) for s, m in zip(share.tolist(), most.tolist(), strict=True)]
+    return np.where(low, np.nextafter(share, np.inf), share)
 
 
 @dataclass(frozen=True)
@@ -195,12 +204,14 @@ class OpponentDistances:
     """Distances between points of different labels in blocks of a data set, for :func:`ceiling_in_blocks`.
 
     ``rows`` are the points of every block, ``costs`` their distances, inf between points of one label, in
-    units of 2^exponent, the size of the largest feature; one below 2^-1000 of that counts as much.
+    units of 2^exponent, the size of the largest feature; one below 2^-1000 of that counts as much. ``width``
+    is the number of features.
     """
 
     rows: tuple[Int[Array, " _"], ...]
     costs: tuple[Float[Array, "_ _"], ...]
     exponent: int
+    width: int
 
 
 def opponent_distances(
@@ -218,7 +229,7 @@ def opponent_distances(
     blocks = -(-len(y) // block)
     rows = tuple(np.arange(start, len(y), blocks) for start in range(blocks))
     costs = tuple(_opponents(x[r], x[r], y[r], y[r], p=p, exponent=exponent) for r in rows)
-    return OpponentDistances(rows, costs, exponent)
+    return OpponentDistances(rows, costs, exponent, x.shape[1])
 
 
 def ceiling_in_blocks(distances: OpponentDistances, correct: Bool[Array, " m"]) -> float:
@@ -240,4 +251,5 @@ def ceiling_in_blocks(distances: OpponentDistances, correct: Bool[Array, " m"]) 
         if cost.size:
             cheapest = cost.min(axis=1)
             total += np.inf if np.isinf(cheapest).any() else _cheapest_cover(cost, cheapest)
-    return _unscaled(total / (2 * len(correct)), distances.exponent)
+    terms = len(correct) + distances.width
+    return _unscaled(total / (2 * len(correct)), distances.exponent, terms=terms)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_ceiling_is_attained_by_a_boundary_halfway_between_two_columns(p):
     x = np.array([[-1.0, 0.0], [-1.0, 5.0], [1.0, 0.0], [1.0, 5.0]])
     y = np.array([0, 0, 1, 1])
     clf = BinaryLinear(np.array([1.0, 0.0]))
-    assert mean_radius(clf, x, y, p=p) == universal_ceiling(x, y, p=p) == 1.0
+    assert mean_radius(clf, x, y, p=p) == 1.0
+    assert universal_ceiling(x, y, p=p) == pytest.approx(1.0, rel=1e-13)
 
 
 def test_squares_of_small_distances_do_not_underflow():
@@ -157,7 +159,8 @@ def test_a_wrong_classifier_can_pass_the_ceiling_of_all_points():
     clf = BinaryLinear(np.array([1.0]), -1.5)  # wrong on the two points in the middle
     assert mean_radius(clf, x, y, p=2.0) > universal_ceiling(x, y, p=2.0)
     correct = np.array([True, False, False, True])
-    assert mean_radius(clf, x, y, p=2.0) == mean_radius_ceiling(x, y, correct, p=2.0) == 0.75
+    assert mean_radius(clf, x, y, p=2.0) == 0.75
+    assert mean_radius_ceiling(x, y, correct, p=2.0) == pytest.approx(0.75, rel=1e-13)
 
 
 def test_ceiling_of_no_or_one_sided_correct_sets():
@@ -214,7 +217,7 @@ def test_robust_accuracy_ceiling_is_the_largest_independent_set_or_its_relaxatio
     assert (np.diff(found) <= 0).all()
     assert found[0] == 7
     if classes == 2:
-        assert found.tolist() == exact.tolist()
+        assert found == pytest.approx(exact, rel=1e-15)
 
 
 def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set(unchecked):
@@ -222,11 +225,8 @@ def test_robust_accuracy_ceiling_of_an_odd_cycle_and_of_a_correct_set(unchecked)
     everyone, two = np.ones(3, dtype=bool), np.array([True, True, False])
     assert robust_accuracy_ceiling(x, y, everyone, np.array([3.0]), p=2.0).tolist() == [0.5]  # 3 halves of 3
     # The two lie 4 apart; a radius of 2 of both would meet in the middle.
-    assert robust_accuracy_ceiling(x, y, two, np.array([0.0, 1.9, 2.1]), p=2.0).tolist() == [
-        2 / 3,
-        2 / 3,
-        1 / 3,
-    ]
+    found = robust_accuracy_ceiling(x, y, two, np.array([0.0, 1.9, 2.1]), p=2.0)
+    assert found == pytest.approx([2 / 3, 2 / 3, 1 / 3], rel=1e-15)
     for radii in (np.array([-1.0]), np.array([math.nan]), np.array(1.0)):
         with pytest.raises(InvalidInput, match="radii has shape .* pass a list of radii >= 0"):
             robust_accuracy_ceiling(x, y, two, radii, p=2.0)
@@ -240,7 +240,8 @@ def test_huge_radii_bind_no_points_of_one_label():
     """Twice the radius is more than any float; a constant classifier is right on both points at any."""
     x, correct = np.array([[0.0], [1.0], [2.0]]), np.array([True, True, False])
     for r in (8.9e307, 9.5e307, 1.7e308):
-        assert robust_accuracy_ceiling(x, np.array([0, 0, 1]), correct, np.array([r]), p=2.0) == [2 / 3]
+        (found,) = robust_accuracy_ceiling(x, np.array([0, 0, 1]), correct, np.array([r]), p=2.0)
+        assert found == pytest.approx(2 / 3)
     # Opposite points whose distance is no float lie further apart than twice a radius that is one.
     far, both = np.array([[-1.2e308], [1.2e308]]), np.ones(2, dtype=bool)
     assert robust_accuracy_ceiling(far, np.array([0, 1]), both, np.array([1e308]), p=2.0) == [1.0]
@@ -249,7 +250,24 @@ def test_huge_radii_bind_no_points_of_one_label():
 def test_ceilings_in_blocks_ask_for_one_flag_per_point(unchecked):
     """Numbers would choose points by their places."""
     distances = opponent_distances(np.array([[0.0], [1.0], [5.0], [9.0]]), np.array([0, 1, 0, 1]), p=2.0)
-    assert ceiling_in_blocks(distances, np.array([True, True, False, True])) == 2.5
+    assert ceiling_in_blocks(distances, np.array([True, True, False, True])) == pytest.approx(2.5, rel=1e-13)
     for flags in (np.array([1, 1, 0, 1]), np.ones(5, dtype=bool), np.array([1.0, 1.0, 0.0, 1.0])):
         with pytest.raises(InvalidInput, match=r"correct has shape .* expected \(4,\), one flag per point"):
             ceiling_in_blocks(distances, flags)
+
+
+@given(a=st.floats(-1e3, 1e3), b=st.floats(-1e3, 1e3), p=attack_norms())
+@example(a=0.1257302210933933, b=-0.1321048632913019, p=math.inf)
+def test_half_the_distance_of_two_points_does_not_pass_their_ceiling(a, b, p):
+    """The threshold half way between them attains it, in exact arithmetic."""
+    found = universal_ceiling(np.array([[a], [b]]), np.array([0, 1]), p=p)
+    assert Fraction(found) >= abs(Fraction(a) - Fraction(b)) / 2
+    assert found <= abs(a - b) / 2 * (1 + 1e-13) + 1e-300
+
+
+def test_a_share_that_is_no_float_is_rounded_up():
+    x, y, correct = np.arange(3.0)[:, None], np.array([0, 0, 1]), np.array([True, False, False])
+    (third,) = robust_accuracy_ceiling(x, y, correct, np.array([0.0]), p=2)
+    assert Fraction(1, 3) <= Fraction(third) <= Fraction(1, 3) * (1 + Fraction(1, 10**15))
+    (whole,) = robust_accuracy_ceiling(x, y, correct | True, np.array([0.0]), p=2)
+    assert whole == 1

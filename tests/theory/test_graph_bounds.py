@@ -15,6 +15,8 @@ from torch import nn
 from theory.graph import bounds as bounds_module
 from theory.graph.bounds import node_bounds, open_signs
 from theory.graph.certificate import centre_margins, certified_radius, margin_bounds
+from theory.graph.constants import lipschitz_constants, norm_product, path_norm
+from theory.graph.masks import expected_path_norm, frobenius_bound
 from theory.graph.network import Graph, from_relu_network
 from theory.graph.reader import read
 from theory.graph.relaxation import Ball
@@ -387,3 +389,22 @@ def test_networks_in_half_precision_or_beyond_float32_are_refused():
     big = ReLUNetwork((np.full((2, 1), 1e300),), (np.zeros(2),))
     with pytest.raises(InvalidInput, match=r"weights\[0\]"):
         from_relu_network(big, dtype=torch.float32)
+
+
+def test_constants_are_refused_where_products_may_be_rounded_further():
+    """They take no inputs, which would be refused before."""
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 3))
+    graph = read(module, (30,), dtype=torch.float32)
+    ball = Ball(torch.zeros(2, 30), torch.zeros(2), 2.0)
+    for bound in (
+        lambda: path_norm(graph, p=math.inf),
+        lambda: norm_product(graph, p=2.0),
+        lambda: lipschitz_constants(graph, p=2.0),
+        lambda: expected_path_norm(graph, [0.5], (0, 1)),
+        lambda: frobenius_bound(graph, [0.5], (0, 1)),
+        lambda: node_bounds(graph, ball),
+    ):
+        bound()
+        with torch.autocast("cpu"), pytest.raises(InvalidInput, match="dtype is float32"):
+            bound()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from theory.graph.affine import AffinePart, affine_part, affine_values
 from theory.graph.backward import NodeBounds
-from theory.graph.network import Activation, Dense, Graph, Source
+from theory.graph.network import Activation, Dense, Graph, Source, check_number_type
 from theory.graph.relaxation import (
     Ball,
     Interval,
@@ -96,6 +96,7 @@ def node_bounds(
 
 def _check_ball(graph: Graph, ball: Ball) -> None:
     """Raises: InvalidInput as :func:`node_bounds`."""
+    check_number_type(graph.dtype, graph.device)
     if ball.q not in (1, 2):
         raise InvalidInput(f"ball.q is {ball.q}; give 1 for balls in l_inf, 2 for balls in l_2")
     expected = {"centre": (len(ball.centre), *graph.nodes[0].shape), "radius": (len(ball.centre),)}

@@ -27,6 +27,7 @@ from theory.graph.network import (
     Source,
     Transposed,
     adjoint,
+    check_number_type,
     combined,
 )
 from theory.graph.relaxation import EXTRA, eps_of, terms_of, tiny_of
@@ -49,6 +50,7 @@ def path_norm(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
     Reference: Neyshabur, Tomioka, Srebro 2015; this project for the dual-norm form and for graphs.
     """
     q = dual(p)
+    check_number_type(graph.dtype, graph.device)
     eye = torch.eye(graph.classes, dtype=graph.dtype, device=graph.device)
     pairs = (eye[:, None] - eye).flatten(0, 1)
     gradient, terms = path_sums(graph, pairs)
@@ -116,6 +118,7 @@ def norm_product(graph: Graph, *, p: float) -> Float[Tensor, "c c"]:
     Reference: the paper, section 3.2; Szegedy et al. 2014, section 4.3.
     """
     q = dual(p)
+    check_number_type(graph.dtype, graph.device)
     reach: list[Tensor] = []
     zero = torch.zeros((), dtype=graph.dtype, device=graph.device)
     eps, tiny = eps_of(graph), tiny_of(graph)

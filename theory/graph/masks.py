@@ -22,7 +22,16 @@ from torch import Tensor
 
 from theory.graph.affine import norms
 from theory.graph.constants import operator_norm, patches_of_one_entry
-from theory.graph.network import Activation, Combine, Conv2d, Dense, Graph, Source, combined
+from theory.graph.network import (
+    Activation,
+    Combine,
+    Conv2d,
+    Dense,
+    Graph,
+    Source,
+    check_number_type,
+    combined,
+)
 from theory.graph.relaxation import EXTRA, eps_of, terms_of, tiny_of
 from theory.types import InvalidInput, check_pair, check_sparsity
 
@@ -159,6 +168,7 @@ def _checked(
     graph: Graph, alphas: Sequence[float], pair: tuple[int, int]
 ) -> tuple[dict[int, float], Tensor, Tensor]:
     """What each operator keeps, by its place; E|v| and the root of E v^2, entry by entry."""
+    check_number_type(graph.dtype, graph.device)
     last = graph.nodes[-1].operation
     if not isinstance(last, Dense):
         raise InvalidInput(

@@ -46,10 +46,11 @@ class ExactRadius:
 
     lower <= min(rho_p, domain_radius) <= upper, whatever the status. x_adv (m, n): a point of another class,
     or tied, no further than ``upper``; NaN where none is known. status: "optimal" (the two agree to the gap
-    asked for), "capped" (nothing within the domain radius, both are that radius), "none found" (no domain
-    radius; the class is constant on the ball of radius ``lower`` and no point beyond is known: upper is
-    inf), "time limit", or "stalled" (rounding keeps a region open: the gap is wider than asked for, and upper
-    is inf where no point is known). regions: regions bounded.
+    asked for), "capped" (no point within the domain radius is known, and none is nearer than ``lower``, which
+    agrees with that radius to the gap), "none found" (no domain radius; the class is constant on the ball of
+    radius ``lower`` and no point beyond is known: upper is inf), "time limit", or "stalled" (rounding keeps a
+    region open: the gap is wider than asked for, and upper is inf where no point is known). regions: regions
+    bounded.
     """
 
     lower: Float[Array, " m"]

@@ -23,7 +23,7 @@ def rectified_moments(
     phi(t) = sqrt(pi/2) erfcx(t / sqrt 2):  for mean >= 0, E = mean + n_1 and Var = sd^2 - n_2 - 2 mean n_1 -
     n_1^2; for mean < 0 the tail itself, with -t for t. Neither form subtracts numbers of the size of mean^2,
     so the variance keeps its digits where mean >> sd. The first three are good to a relative 1e-9 down to
-    where phi(t) underflows (|t| = 38). Variance 0 is the constant max(mean, 0), active where mean > 0, and
+    where phi(t) underflows (|t| = 37.5). Variance 0 is the constant max(mean, 0), active where mean > 0, and
     its density is given as 0.
 
     Reference: theory/symbolic_moments.py::prove_rectified_mean and the proofs beside it.
