@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -170,7 +169,8 @@ def robust_accuracy_ceiling(
     the points that have are independent in the graph of such pairs. Their number is at most that of all
     correct points less a smallest fractional vertex cover, which is half a largest matching of the graph's
     bipartite double cover. Misclassified points count 0. Of more than ``block`` points, pairs within blocks
-    alone count: fewer edges only raise the ceiling.
+    alone count: fewer edges only raise the ceiling. The value is the float nearest to that share, as measured
+    shares are.
     Raises: InvalidInput as ``mean_radius_ceiling``, or for a radius that is negative or NaN.
     Source: this project; Bhagoji, Cullina, Mittal 2019 for two classes.
     """
@@ -192,11 +192,7 @@ def robust_accuracy_ceiling(
         halves, different = distances * (_ROUNDED_UP / 2), np.isfinite(distances)
         covers = [maximum_bipartite_matching(csr_array(different & (halves <= r))) for r in radii]
         matched += [np.count_nonzero(cover >= 0) for cover in covers]
-    # A share that is no float counts as the next one above.
-    most = correct.sum() - matched / 2
-    share = most / len(y)
-    low = [Fraction(s) * len(y) < Fraction(m) for s, m in zip(share.tolist(), most.tolist(), strict=True)]
-    return np.where(low, np.nextafter(share, np.inf), share)
+    return (correct.sum() - matched / 2) / len(y)
 
 
 @dataclass(frozen=True)

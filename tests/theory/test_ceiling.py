@@ -263,11 +263,3 @@ def test_half_the_distance_of_two_points_does_not_pass_their_ceiling(a, b, p):
     found = universal_ceiling(np.array([[a], [b]]), np.array([0, 1]), p=p)
     assert Fraction(found) >= abs(Fraction(a) - Fraction(b)) / 2
     assert found <= abs(a - b) / 2 * (1 + 1e-13) + 1e-300
-
-
-def test_a_share_that_is_no_float_is_rounded_up():
-    x, y, correct = np.arange(3.0)[:, None], np.array([0, 0, 1]), np.array([True, False, False])
-    (third,) = robust_accuracy_ceiling(x, y, correct, np.array([0.0]), p=2)
-    assert Fraction(1, 3) <= Fraction(third) <= Fraction(1, 3) * (1 + Fraction(1, 10**15))
-    (whole,) = robust_accuracy_ceiling(x, y, correct | True, np.array([0.0]), p=2)
-    assert whole == 1
