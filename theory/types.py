@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 
@@ -56,7 +56,11 @@ def check_subnormal_numbers() -> None:
 
 
 def check_p(p: float) -> float:
-    """Return the attack norm as a float. Raises: InvalidInput unless it is 2 or inf."""
+    """Return the attack norm as a float.
+
+    Raises: InvalidInput unless it is 2 or inf, or as ``check_subnormal_numbers``: most bounds begin here.
+    """
+    check_subnormal_numbers()
     if p not in (2, math.inf):
         raise InvalidInput(f"p is {p!r}; the attack norm must be 2 or math.inf")
     return float(p)
@@ -228,3 +232,16 @@ def check_inputs(x: object, *, width: int) -> Float[Array, "m n"]:
     if array.shape[1] != width:
         raise InvalidInput(f"x has shape {array.shape}; the classifier takes {width} features")
     return array
+
+
+def check_examples(net: ReLUNetwork, x: object, y: object) -> tuple[Float[Array, "m n"], Int[Array, " m"]]:
+    """Return x as float64 and y as int64. Raises: InvalidInput unless they are examples of the network."""
+    x = check_inputs(x, width=net.weights[0].shape[1])
+    return x, check_labels("y", y, n=len(x), classes=net.classes)
+
+
+def check_domain_radius(domain_radius: float) -> float:
+    """Return the radius as a float. Raises: InvalidInput unless it is a number >= 0, or math.inf."""
+    if not (isinstance(domain_radius, int | float | np.floating | np.integer) and domain_radius >= 0):
+        raise InvalidInput(f"domain_radius is {domain_radius!r}; pass a number >= 0, math.inf for no limit")
+    return float(domain_radius)

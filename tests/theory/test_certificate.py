@@ -120,9 +120,12 @@ def test_larger_constants_and_smaller_domains_never_enlarge_the_radius(net, p, s
         ({"lipschitz": np.full((3, 3), math.nan)}, "NaN"),
         ({"domain_radius": -1.0}, "domain_radius is -1.0"),
         ({"domain_radius": math.nan}, "domain_radius is nan"),
+        ({"domain_radius": None}, "domain_radius is None"),
         ({"x": np.ones((1, 3))}, "takes 2 features"),
+        ({"x": 1.0}, "x has shape \\(\\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_illegal_calls_name_the_argument(changes, message):
     arguments = {"x": np.ones((1, 2)), "y": np.array([0]), "p": 2.0} | changes
     with pytest.raises(InvalidInput, match=message):

@@ -23,7 +23,9 @@ from theory.graph.relaxation import Ball
 from theory.laws import graph as laws
 from theory.laws.strategies import arrays, attack_norms, convolutions, graphs, relu_networks, tensors
 from theory.norms import dual
+from theory.relu import lipschitz as relu_lipschitz
 from theory.relu import margins as relu_margins
+from theory.relu import masks as relu_masks
 from theory.types import InvalidInput, ReLUNetwork
 
 # The run-time shape checks pick random items of the tuples in a network, also while Hypothesis draws one.
@@ -356,6 +358,14 @@ def test_no_bound_is_made_where_subnormal_numbers_are_zero():
             margin_bounds(graph, torch.ones(1, 1), torch.tensor([0]), p=2.0, radius=torch.ones(1))
         with pytest.raises(InvalidInput, match="set_flush_denormal"):
             ABSOLUTE.scores(np.ones((1, 1)))
+        with pytest.raises(InvalidInput, match="set_flush_denormal"):
+            relu_lipschitz.lipschitz_constants(ABSOLUTE, p=2.0)
+        with pytest.raises(InvalidInput, match="set_flush_denormal"):
+            relu_masks.frobenius_bound(ABSOLUTE, np.zeros(2), pair=(0, 1))
+        with pytest.raises(InvalidInput, match="set_flush_denormal"):
+            norm_product(graph, p=2.0)
+        with pytest.raises(InvalidInput, match="set_flush_denormal"):
+            frobenius_bound(graph, (0.0, 0.0), pair=(0, 1))
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -454,6 +455,34 @@ def test_inputs_and_radii_must_hold_one_per_example():
             bound(graph, x, y, p=2.0, radius=1.0)
         with pytest.raises(InvalidInput, match=r"radius has shape \(\); expected \(2,\)"):
             bound(graph, x, y, p=2.0, radius=torch.tensor(1.0))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "bound",
+    [
+        certified_radius,
+        jacobian_radius,
+        partial(margin_bounds, radius=torch.ones(2)),
+        partial(local_lipschitz, radius=torch.ones(2)),
+    ],
+)
+def test_examples_that_are_no_tensors_are_refused_by_name(bound: Any):
+    graph, x, y = from_relu_network(LINEAR), torch.ones(2, 2), torch.tensor([0, 1])
+    with pytest.raises(InvalidInput, match=r"x is a ndarray; pass a tensor: torch.as_tensor\(x\)"):
+        bound(graph, x.numpy(), y, p=2.0)
+    with pytest.raises(InvalidInput, match="y is a list; pass a tensor"):
+        bound(graph, x, y.tolist(), p=2.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("limit", [None, "1", -1.0, math.nan])
+def test_a_domain_radius_is_a_number_that_is_not_negative(limit: Any):
+    graph, x, y = from_relu_network(LINEAR), torch.ones(2, 2), torch.tensor([0, 1])
+    bounds: list[Any] = [certified_radius, jacobian_radius]
+    for bound in bounds:
+        with pytest.raises(InvalidInput, match="domain_radius is .*; pass a number >= 0"):
+            bound(graph, x, y, p=2.0, domain_radius=limit)
 
 
 @settings(max_examples=40)

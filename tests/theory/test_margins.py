@@ -230,9 +230,18 @@ def test_intervals_of_one_layer_are_exact():
     np.testing.assert_allclose([below[0, 0], above[0, 0]], [0 - 8 + 0.5, 3 - 4 + 0.5], rtol=1e-13)
 
 
-@pytest.mark.parametrize("radius", [-1.0, math.nan, math.inf])
-def test_illegal_radii_are_named(radius):
-    with pytest.raises(InvalidInput, match="radius has a negative"):
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("radius", "told"),
+    [
+        (-1.0, "radius has a negative entry"),
+        (math.nan, r"radius\[0\] is nan"),
+        (math.inf, r"radius\[0\] is inf"),
+        ("a", "radius is not a numeric array"),
+    ],
+)
+def test_illegal_radii_are_named(radius, told):
+    with pytest.raises(InvalidInput, match=told):
         margin_bounds(WITNESS, X, Y, p=2.0, radius=np.array([radius]))
     with pytest.raises(InvalidInput, match="labels must lie in"):
         local_lipschitz(WITNESS, X, np.array([2]), p=2.0, radius=np.array([0.5]))

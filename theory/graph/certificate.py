@@ -24,10 +24,10 @@ from theory.graph.lipschitz import (
     moved,
     rounded_up,
 )
-from theory.graph.network import Graph
+from theory.graph.network import Graph, check_tensor
 from theory.graph.relaxation import Ball, Interval
 from theory.graph.slopes import optimised_bounds
-from theory.types import InvalidInput
+from theory.types import InvalidInput, check_domain_radius
 
 LARGEST_RADIUS = 1e30
 MOST_TRIALS = 40
@@ -97,6 +97,7 @@ def centre_margins(graph: Graph, x: Float[Tensor, "m *shape"], y: Int[Tensor, " 
 
 
 def _check_steps(graph: Graph, x: Tensor, steps: int) -> None:
+    check_tensor("x", x)
     if steps < 0:
         raise InvalidInput(f"steps is {steps}; give 0 or more ascent steps")
     held = [
@@ -223,11 +224,7 @@ def jacobian_radius(
 
 def _limit(graph: Graph, domain_radius: float) -> float:
     """The largest radius to look for, rounded down to the graph's numbers."""
-    if not domain_radius >= 0:
-        raise InvalidInput(
-            f"domain_radius is {domain_radius!r}; a radius is non-negative, math.inf for no limit"
-        )
-    limit = torch.tensor(min(domain_radius, LARGEST_RADIUS), dtype=torch.float64)
+    limit = torch.tensor(min(check_domain_radius(domain_radius), LARGEST_RADIUS), dtype=torch.float64)
     return -float(rounded_up(-limit, graph.dtype))
 
 

@@ -20,7 +20,7 @@ from theory.graph.bounds import Tighten, node_bounds, untightened
 from theory.graph.compaction import compacted
 from theory.graph.constants import lipschitz_constants
 from theory.graph.entries import entry_bounds, is_exact
-from theory.graph.network import Graph, adjoint
+from theory.graph.network import Graph, adjoint, check_tensor
 from theory.graph.relaxation import EXTRA, Ball, Interval, chord, eps_of, tiny_of
 from theory.norms import dual
 from theory.types import InvalidInput
@@ -55,6 +55,7 @@ def local_lipschitz(
     graph, x = compacted(graph, x)
     ball, labels = checked_ball(graph, x, y, p=p, radius=radius)
     everywhere = lipschitz_constants(graph, p=p) if constants is None else constants
+    check_tensor("constants", everywhere)
     if everywhere.shape != (graph.classes, graph.classes):
         raise InvalidInput(
             f"constants has shape {tuple(everywhere.shape)}; expected ({graph.classes}, {graph.classes})"
@@ -163,6 +164,7 @@ def checked_ball(graph: Graph, x: Tensor, y: Tensor, *, p: float, radius: Tensor
 
     Raises: InvalidInput as :func:`local_lipschitz`.
     """
+    check_tensor("x", x)
     q, given = dual(p), x.detach()
     x = graph.check_inputs(given)
     labels = graph.check_labels(y, examples=len(x))

@@ -325,9 +325,11 @@ class Graph:
     def check_inputs(self, x: Tensor) -> Tensor:
         """Return ``x`` in the graph's dtype and place.
 
-        Raises: InvalidInput for NaN, infinity, complex numbers or a shape, or as :func:`check_number_type`.
+        Raises: InvalidInput for NaN, infinity, complex numbers, a shape or what is no tensor, or as
+          :func:`check_number_type`.
         """
         check_number_type(self.dtype, self.device)
+        check_tensor("x", x)
         shape = self.nodes[0].shape
         if x.shape[1:] != shape or len(x) == 0:
             raise InvalidInput(
@@ -344,6 +346,7 @@ class Graph:
 
     def check_labels(self, y: Tensor, *, examples: int) -> Tensor:
         """Return ``y`` as int64 in the graph's place. Raises: InvalidInput unless (m,) integers in [0, c)."""
+        check_tensor("y", y)
         if y.shape != (examples,):
             raise InvalidInput(f"y has shape {tuple(y.shape)}; expected ({examples},), one label per example")
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -353,6 +356,12 @@ class Graph:
             given = y.tolist()
             raise InvalidInput(f"y holds {min(given)}..{max(given)}; labels must lie in [0, {self.classes})")
         return labels
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raises: InvalidInput unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise InvalidInput(f"{name} is a {type(value).__name__}; pass a tensor: torch.as_tensor({name})")
 
 
 def combined(parts: list[Tensor], signs: tuple[float, ...]) -> Tensor:

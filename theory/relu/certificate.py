@@ -11,7 +11,7 @@ from numpy import ndarray as Array
 
 from theory.relu.lipschitz import EPS, TINY, lipschitz_constants, outward
 from theory.relu.margins import local_lipschitz, margin_bounds
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
+from theory.types import InvalidInput, ReLUNetwork, check_domain_radius, check_examples, check_p
 
 CHUNK_ENTRIES = 2**24  # entries of the largest array of a chunk of examples: 128 MiB
 LARGEST_RADIUS = 1e300  # where the doubling of a radius stops
@@ -41,10 +41,10 @@ def certified_radius(
     """
     check_p(p)
     classes = net.classes
-    constants = lipschitz_constants(net, p=p) if lipschitz is None else lipschitz
+    constants = lipschitz_constants(net, p=p) if lipschitz is None else np.asarray(lipschitz)
     if constants.shape != (classes, classes):
         raise InvalidInput(f"lipschitz has shape {constants.shape}; expected ({classes}, {classes})")
-    labels = check_labels("y", y, n=len(x), classes=classes)
+    x, labels = check_examples(net, x, y)
     return radius_from_margins(
         margin_lower_bounds(net, x, labels), constants[labels], domain_radius=domain_radius
     )
@@ -107,12 +107,6 @@ def crown_certified_radius(
     return _largest_certified(net, start, certify, domain_radius=domain_radius, iterations=iterations)
 
 
-def check_examples(net: ReLUNetwork, x: object, y: object) -> tuple[Float[Array, "m n"], Int[Array, " m"]]:
-    """Return x as float64 and y as int64. Raises: InvalidInput unless they are examples of the network."""
-    x = check_inputs(x, width=net.weights[0].shape[1])
-    return x, check_labels("y", y, n=len(x), classes=net.classes)
-
-
 def _largest_certified(
     net: ReLUNetwork,
     start: Float[Array, " m"],
@@ -156,10 +150,7 @@ def radius_from_margins(
     margins, constants = (np.asarray(part, dtype=np.float64) for part in (margins, constants))
     if not (constants >= 0).all():
         raise InvalidInput("lipschitz has a negative or NaN entry; Lipschitz constants are non-negative")
-    if not domain_radius >= 0:
-        raise InvalidInput(
-            f"domain_radius is {domain_radius!r}; a radius is non-negative, math.inf for no limit"
-        )
+    domain_radius = check_domain_radius(domain_radius)
     positive = margins > 0  # False for NaN
     divide = positive & np.isfinite(margins) & (constants > 0)
     ratio = np.full(margins.shape, math.inf)
@@ -178,8 +169,7 @@ def margin_lower_bounds(net: ReLUNetwork, x: Float[Array, "m n"], y: Int[Array, 
 
     Raises: InvalidInput for NaN or infinite x, or labels that are not integers in [0, c).
     """
-    hidden = check_inputs(x, width=net.weights[0].shape[1])
-    labels = check_labels("y", y, n=len(hidden), classes=net.classes)
+    hidden, labels = check_examples(net, x, y)
     error = np.zeros_like(hidden)
     with np.errstate(over="ignore", invalid="ignore"):
         for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):

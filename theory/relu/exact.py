@@ -24,7 +24,7 @@ from theory.relu.lipschitz import local_gradient, outward
 from theory.relu.margins import linear_below, relaxation
 from theory.relu.rational import loses
 from theory.relu.regions import Node, Regions, enclose, halves, nearest, twins, whole_space
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
+from theory.types import InvalidInput, ReLUNetwork, check_domain_radius, check_examples, check_p
 
 BATCH = 32  # regions split together: one pass of NumPy over all of them
 # Relative steps beyond a computed point of the boundary, tried until one is proven to have crossed it.
@@ -86,10 +86,8 @@ def exact_radius(
     Reference: Bunel et al. 2018 (branch and bound); Neumaier and Shcherbina 2004 (safe bounds); Tjeng et al.
       2019 (the quantity).
     """
-    q, labels = dual(check_p(p)), check_labels("y", y, n=len(x), classes=net.classes)
-    x = check_inputs(x, width=net.weights[0].shape[1])
-    if not domain_radius >= 0:
-        raise InvalidInput(f"domain_radius is {domain_radius!r}; pass a number >= 0, math.inf for no limit")
+    q, (x, labels) = dual(check_p(p)), check_examples(net, x, y)
+    domain_radius = check_domain_radius(domain_radius)
     check_effort(gap, time_limit)
     certified = crown_certified_radius(net, x, labels, p=p, domain_radius=domain_radius)
     paths = _descents(net, x, labels, q=q)
@@ -98,8 +96,6 @@ def exact_radius(
         best = Incumbent(net, x[e], int(label), p, domain_radius)
         deadline = time.monotonic() + time_limit
         found.append(_solve(best, paths[:, e], certified=float(certified[e]), gap=gap, deadline=deadline))
-    if not found:
-        return ExactRadius(np.zeros(0), np.zeros(0), np.zeros(x.shape), (), np.zeros(0, dtype=np.int64))
     lower, upper, x_adv, status, regions = zip(*found, strict=True)
     return ExactRadius(np.array(lower), np.array(upper), np.stack(x_adv), status, np.array(regions))
 

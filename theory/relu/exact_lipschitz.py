@@ -24,7 +24,7 @@ from theory.relu.lipschitz import EPS, TINY, gradient_norms
 from theory.relu.margins import check_balls, gradient_bounds, local_lipschitz
 from theory.relu.rational import gradient_norm
 from theory.relu.regions import Node, Regions, enclose, halves, nearest, twins, whole_space
-from theory.types import ReLUNetwork, check_labels, check_p
+from theory.types import ReLUNetwork, check_examples, check_p
 
 SAMPLES = 64
 # Depths below the surface of a region, in units of the radius, at which a point inside it is looked for.
@@ -68,7 +68,7 @@ def exact_local_lipschitz(
     Reference: Jordan and Dimakis 2020 (the quantity, as a MILP); the paper, section 3.2.
     """
     check_p(p)
-    labels = check_labels("y", y, n=len(x), classes=net.classes)
+    x, labels = check_examples(net, x, y)
     x, radius = check_balls(net, x, radius)
     check_effort(gap, time_limit)
     lower, upper = np.zeros((len(x), net.classes)), np.zeros((len(x), net.classes))

@@ -16,7 +16,7 @@ from numpy import ndarray as Array
 
 from theory.norms import dual, norm
 from theory.relu.lipschitz import EPS, TINY, lipschitz_constants, outward
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels
+from theory.types import InvalidInput, ReLUNetwork, check_examples, check_inputs, finite_array
 
 Bounds = list[tuple[np.ndarray, np.ndarray]]  # (lower, upper), each (m, width), one per hidden layer
 # Roundings per entry beyond those of its sum: slopes, centres, the last additions. Counted generously.
@@ -86,8 +86,8 @@ def margin_bounds(
     Raises: InvalidInput as :func:`preactivation_bounds`, or for bad labels.
     Reference: Zhang et al. 2018, Theorem 3.2, with the adaptive lower slope of its section 3.3.
     """
-    q, (x, radius) = dual(p), check_balls(net, x, radius)
-    labels = check_labels("y", y, n=len(x), classes=net.classes)
+    q, (x, labels) = dual(p), check_examples(net, x, y)
+    x, radius = check_balls(net, x, radius)
     bounds = preactivation_bounds(net, x, p=p, radius=radius)
     rows, offsets = _label_rows(net, labels), net.biases[-1][labels][:, None] - net.biases[-1]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -115,7 +115,7 @@ def local_lipschitz(
     Raises: InvalidInput as :func:`margin_bounds`, or for constants of another shape, negative or NaN.
     Reference: Weng et al. 2018, Towards Fast Computation of Certified Robustness, section 3.4.
     """
-    labels = check_labels("y", y, n=len(x), classes=net.classes)
+    x, labels = check_examples(net, x, y)
     everywhere = lipschitz_constants(net, p=p) if constants is None else np.asarray(constants)
     if everywhere.shape != (net.classes, net.classes) or not (everywhere >= 0).all():
         raise InvalidInput(
@@ -248,11 +248,11 @@ def check_balls(
 ) -> tuple[Float[Array, "m n"], Float[Array, " m"]]:
     """The centres and radii of balls. Raises: InvalidInput unless x fits and radii are finite and >= 0."""
     x = check_inputs(x, width=net.weights[0].shape[1])
-    radius = np.asarray(radius, dtype=np.float64)
+    radius = finite_array("radius", radius, ndim=1)
     if radius.shape != (len(x),):
         raise InvalidInput(f"radius has shape {radius.shape}; expected ({len(x)},), one per example")
-    if not (np.isfinite(radius) & (radius >= 0)).all():
-        raise InvalidInput("radius has a negative, NaN or infinite entry; a ball needs a finite radius >= 0")
+    if (radius < 0).any():
+        raise InvalidInput("radius has a negative entry; a ball needs a radius >= 0")
     return x, radius
 
 

@@ -25,7 +25,7 @@ from numpy import ndarray as Array
 from theory.relu.lipschitz import EPS, TINY, outward
 from theory.relu.masked_layers import check_sparsities
 from theory.relu.moments import check_keep
-from theory.types import ReLUNetwork, check_inputs, check_labels, check_pair
+from theory.types import ReLUNetwork, check_examples, check_inputs, check_pair
 
 EXTRA = 16  # roundings per entry beyond those of its sum, counted generously
 
@@ -44,8 +44,7 @@ def margin_moment_bounds(
     Reference: Aven 1985, Upper (lower) bounds on the mean of the maximum (minimum) of a number of random
     variables; Boucheron, Lugosi, Massart 2013, Theorem 3.1 (Efron-Stein).
     """
-    x = check_inputs(x, width=net.weights[0].shape[1])
-    y = check_labels("y", y, n=len(x), classes=net.classes)
+    x, y = check_examples(net, x, y)
     alphas, keep = check_sparsities(alphas), check_keep(alphas, layers=len(net.weights))
     mean, square = np.empty((2, len(keep), len(x)))
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from theory.relu.lipschitz import raised, scaled
-from theory.types import InvalidInput, ReLUNetwork, check_pair
+from theory.types import InvalidInput, ReLUNetwork, check_pair, check_subnormal_numbers
 
 
 def keep_probabilities(net: ReLUNetwork, alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -26,8 +26,10 @@ def keep_probabilities(net: ReLUNetwork, alphas: Float[Array, "*batch d"]) -> Fl
 def check_sparsities(alphas: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     """Return sparsities as float64: a type of fewer digits would round what is computed from them.
 
-    Raises: InvalidInput for one outside [0, 1], a NaN, or what is no array of real numbers.
+    Raises: InvalidInput for one outside [0, 1], a NaN, or what is no array of real numbers, or as
+      ``check_subnormal_numbers``.
     """
+    check_subnormal_numbers()
     if not isinstance(alphas, np.ndarray) or alphas.ndim == 0 or alphas.dtype.kind not in "iuf":
         raise InvalidInput(
             f"alphas is {alphas!r}; pass a NumPy array of real numbers, one sparsity per layer in its last "

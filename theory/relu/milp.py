@@ -15,7 +15,7 @@ from scipy.optimize import milp
 from scipy.sparse import coo_array
 
 from theory.relu.margins import margin_bounds, preactivation_bounds
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels
+from theory.types import InvalidInput, ReLUNetwork, check_examples
 
 
 def milp_radius(
@@ -38,8 +38,7 @@ def milp_radius(
     """
     if not time_limit >= 0:
         raise InvalidInput(f"time_limit is {time_limit!r}; pass seconds >= 0")
-    labels = check_labels("y", y, n=len(x), classes=net.classes)
-    x = check_inputs(x, width=net.weights[0].shape[1])
+    x, labels = check_examples(net, x, y)
     bounds = preactivation_bounds(net, x, p=math.inf, radius=radius)
     margins = margin_bounds(net, x, labels, p=math.inf, radius=radius)
     found = np.empty((2, len(x)))

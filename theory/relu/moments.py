@@ -25,7 +25,7 @@ from scipy.special import gammaln, ndtri
 
 from theory.relu.masked_layers import check_sparsities
 from theory.relu.rectified import folded_mean, rectified_moments
-from theory.types import InvalidInput, ReLUNetwork, check_inputs, check_labels, check_p
+from theory.types import InvalidInput, ReLUNetwork, check_examples, check_labels, check_p
 
 NODES = 1024  # cubature nodes of the Gaussian logits; the error of a probability is about 1e-3
 LARGE_SHAPE = 1e4  # from here on the two forms of the mean of a gamma variable's root agree to 1e-10
@@ -100,8 +100,7 @@ def predict(
 
     Raises: InvalidInput for bad x, labels or alphas, a rival equal to its label, or squares that overflow.
     """
-    x = check_inputs(x, width=net.weights[0].shape[1])
-    y = check_labels("y", y, n=len(x), classes=net.classes)
+    x, y = check_examples(net, x, y)
     rivals = check_rivals(rivals, y, classes=net.classes)
     keep = check_keep(alphas, layers=len(net.weights))
     widest = max(max(weight.shape) for weight in net.weights)

@@ -26,7 +26,7 @@ from numpy import ndarray as Array
 
 from theory.linear.exact import mean_of
 from theory.norms import norm
-from theory.relu.certificate import check_examples, margin_lower_bounds
+from theory.relu.certificate import margin_lower_bounds
 from theory.relu.lipschitz import EPS, SMALLEST, TINY, outward
 from theory.relu.mask_margins import expected_margin_bound, margin_moment_bounds
 from theory.relu.masked_layers import check_sparsities
@@ -35,6 +35,7 @@ from theory.relu.moments import check_keep, near_one
 from theory.types import (
     InvalidInput,
     ReLUNetwork,
+    check_examples,
     check_inputs,
     check_p,
     check_pair,
