@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from empirical.cli.network import network_options, numbers, opened, print_tables, say_end
-from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
+from empirical.cli.network import network_options, opened, print_tables, say_end
+from empirical.cli.terminal import OK, listed, numbers, one_line_errors, progress, unless_read_only
 from empirical.runs.interrupts import uninterrupted
 
 if TYPE_CHECKING:

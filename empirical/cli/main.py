@@ -15,7 +15,7 @@ from empirical.cli.doctor import doctor
 from empirical.cli.falsify import falsify
 from empirical.cli.measure import measure
 from empirical.cli.run import run, verify
-from empirical.cli.terminal import OK, VIOLATED, LocationPath, Program, console, one_line_errors
+from empirical.cli.terminal import OK, VIOLATED, LocationPath, Program, console, numbers, one_line_errors
 from empirical.runs.interrupts import uninterrupted
 from paper_figures.command import figures
 
@@ -106,7 +106,16 @@ def claims(table: Location, *, markdown: bool) -> None:
 @click.argument("folder", type=LocationPath(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--partial", is_flag=True, help="Also of a run that is not finished: the rows that there are.")
-def condense(folder: Location, out: Path, *, partial: bool) -> None:
+@click.option(
+    "--examples-of",
+    type=int,
+    metavar="SEED",
+    help="Instead, the rows about single examples of this seed's networks.",
+)
+@click.option("--sparsities", metavar="A,B,...", help="With --examples-of, those at these sparsities only.")
+def condense(
+    folder: Location, out: Path, *, partial: bool, examples_of: int | None, sparsities: str | None
+) -> None:
     """Write the rows about whole networks of the run in FOLDER to OUT, small enough to be committed.
 
     Settings, commands, seconds and versions become metadata of the file; examples' rows are left out, but
@@ -116,5 +125,12 @@ def condense(folder: Location, out: Path, *, partial: bool) -> None:
         with uninterrupted():
             from empirical.runs.condense import condense as write
 
-        rows = write(folder, out, partial=partial, tell=lambda line: click.echo(line, err=True))
+        rows = write(
+            folder,
+            out,
+            partial=partial,
+            examples_of=examples_of,
+            sparsities=None if sparsities is None else numbers("sparsities", sparsities, float),
+            tell=lambda line: click.echo(line, err=True),
+        )
     click.echo(f"{rows:,} rows in {out}")

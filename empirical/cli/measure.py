@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from empirical.cli.network import attacks_option, network_options, numbers, opened, print_tables, say_end
-from empirical.cli.terminal import OK, listed, one_line_errors, progress, unless_read_only
+from empirical.cli.network import attacks_option, network_options, opened, print_tables, say_end
+from empirical.cli.terminal import OK, listed, numbers, one_line_errors, progress, unless_read_only
 from empirical.runs.interrupts import uninterrupted
 
 

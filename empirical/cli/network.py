@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from empirical.own_network.loading import Network
     from empirical.own_network.tables import Cells, Table
 
-_T = TypeVar("_T", int, float)
 _WIDEST = 10_000  # columns that no table has
 
 
@@ -113,16 +112,6 @@ def say_end(files: str, started: float, count: int, device: torch.device, *, mar
     """Where the files are, of how many examples all is, and how long it took; aside beside Markdown."""
     seconds = time.perf_counter() - started
     click.echo(f"{files}n = {count:,} test examples. Took {seconds:.0f} s on {device.type}.", err=markdown)
-
-
-def numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:
-    """Numbers joined by commas; none for no text. Raises: InvalidInput for anything else."""
-    from theory.types import InvalidInput
-
-    try:
-        return tuple(kind(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise InvalidInput(f"{name} is {text!r}; give numbers joined by commas") from error
 
 
 def _json_arguments(text: str) -> dict[str, object]:

@@ -21,6 +21,7 @@ from empirical.cli.terminal import (
     LocationPath,
     console,
     listed,
+    numbers,
     one_line_errors,
     progress,
     unless_read_only,
@@ -220,15 +221,9 @@ def _check_there(name: str) -> None:
 
 def _changed(experiment: Experiment, changes: dict[str, object]) -> Experiment:
     """The experiment with the entries that the command line replaces."""
-    from theory.types import InvalidInput
-
     given = {name: value for name, value in changes.items() if value is not None}
     if "sparsities" in given:
-        try:
-            given["sparsities"] = tuple(map(float, str(given["sparsities"]).split(",")))
-        except ValueError as error:
-            message = f"sparsities is {given['sparsities']!r}; give numbers joined by commas"
-            raise InvalidInput(message) from error
+        given["sparsities"] = numbers("sparsities", str(given["sparsities"]), float)
     return replace(experiment, **given)  # type: ignore[arg-type]
 
 

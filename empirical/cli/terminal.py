@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,8 @@ from empirical.runs.interrupts import Terminated, terminable, uninterrupted
 
 if TYPE_CHECKING:
     from empirical.runs.locations import Remote
+
+_T = TypeVar("_T", int, float)
 
 OK, VIOLATED, USAGE, PAUSED, BROKEN, UNFINISHED, INTERRUPTED = 0, 1, 2, 3, 70, 75, 130
 UNREAD, TERMINATED = 141, 143  # as of programs that a closed pipe and SIGTERM ended
@@ -122,6 +124,16 @@ def unless_read_only() -> Iterator[None]:
 def listed(*files: tuple[str, Path | Remote]) -> str:
     """A line of label and path for each file that is there: where nothing can be written one may not be."""
     return "".join(f"{label:8}{path}\n" for label, path in files if path.is_file())
+
+
+def numbers(name: str, text: str | None, kind: type[_T]) -> tuple[_T, ...]:
+    """Numbers joined by commas; none for no text. Raises: InvalidInput for anything else."""
+    from theory.types import InvalidInput
+
+    try:
+        return tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise InvalidInput(f"{name} is {text!r}; give numbers joined by commas") from error
 
 
 def plain(error: Exception) -> str:

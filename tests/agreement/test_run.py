@@ -290,6 +290,47 @@ def test_a_condensed_table_judges_alike_and_says_how_it_was_made(small_run, tmp_
     assert not (tmp_path / "small.csv").exists()
 
 
+def test_the_examples_of_a_seed_can_be_kept_and_give_its_means(small_run, tmp_path):
+    out, outcome = small_run
+    target = tmp_path / "examples.parquet"
+    options = ["--examples-of", "1", "--sparsities", "0,0.9"]
+    result = CliRunner().invoke(main, ["condense", str(out), str(target), *options])
+    assert result.exit_code == 0, result.output
+    rows = read_table(target).to_pandas()
+    assert set(rows["seed"]) == {1}
+    assert set(rows["sparsity"]) == {0.0, 0.9}
+    assert json.loads(pq.read_schema(target).metadata[RUN_KEY])["settings"] == outcome.settings
+    radii = rows[(rows["quantity"] == "radius") & (rows["family"] == "mlp")].copy()
+    names = ["pruning", "sparsity", "norm", "method"]
+    radii["value"] = radii["value"].clip(upper=radii["norm"].map({"l2": 8.0, "linf": 1.0}).astype(float))
+    means = radii.groupby(names, observed=True)["value"].mean()
+    whole = outcome.networks
+    whole = whole[(whole["seed"] == 1) & (whole["quantity"] == "mean_radius") & (whole["family"] == "mlp")]
+    expected = whole.set_index(names)["value"].reindex(means.index).dropna()
+    assert len(expected)
+    pd.testing.assert_series_equal(means[expected.index], expected, check_names=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--examples-of", "7"], "seed is 7, of which the run has no examples; it has those of 0, 1"),
+        (
+            ["--examples-of", "1", "--sparsities", "0,0.7"],
+            "sparsity is 0.7, of which the run has no examples",
+        ),
+        (["--examples-of", "1", "--sparsities", "half"], "sparsities is 'half'; give numbers"),
+        (["--sparsities", "0.9"], "name one (--examples-of)"),
+    ],
+)
+def test_examples_that_a_run_has_not_are_named(options, told, small_run, tmp_path):
+    out, _ = small_run
+    result = CliRunner().invoke(main, ["condense", str(out), str(tmp_path / "x.parquet"), *options])
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert not (tmp_path / "x.parquet").exists()
+
+
 def test_what_there_is_of_an_unfinished_run_can_be_taken(small_run, tmp_path):
     """As it comes home from another machine, from whose device nothing is asked."""
     out, outcome = small_run

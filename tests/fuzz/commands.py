@@ -99,7 +99,7 @@ COMMANDS: dict[str, tuple[Option, dict[str, str]]] = {
     "bounds": (OWN, NETWORK | BOUNDS),
     "check": (OWN, NETWORK | CHECK),
     "claims": (("results.parquet",), {"--markdown": ""}),
-    "condense": (("folder", "out.parquet"), {}),
+    "condense": (("folder", "out.parquet"), {"--partial": "", "--examples-of": "i", "--sparsities": "l"}),
     "figures": (("results.parquet",), {"--out": "p", "--width": "t"}),
     "doctor": ((), {"--json": "", "--workers": "i", "--out": "p"}),
     "completion": (("bash",), {}),
