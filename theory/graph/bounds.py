@@ -15,7 +15,8 @@ from torch import Tensor
 
 from theory.graph.affine import AffinePart, affine_part, affine_values
 from theory.graph.backward import NodeBounds
-from theory.graph.network import Activation, Dense, Graph, Source, check_number_type
+from theory.graph.checks import check_number_type
+from theory.graph.network import Activation, Dense, Graph, Source
 from theory.graph.relaxation import (
     Ball,
     Interval,

@@ -14,6 +14,7 @@ from torch import Tensor
 from theory.graph.affine import AffinePart, affine_part, points_only
 from theory.graph.backward import Falling, NodeBounds
 from theory.graph.bounds import node_bounds, open_signs, untightened
+from theory.graph.checks import check_tensor
 from theory.graph.compaction import compacted
 from theory.graph.constants import lipschitz_constants
 from theory.graph.lipschitz import (
@@ -24,7 +25,7 @@ from theory.graph.lipschitz import (
     moved,
     rounded_up,
 )
-from theory.graph.network import Graph, check_tensor
+from theory.graph.network import Graph
 from theory.graph.relaxation import Ball, Interval
 from theory.graph.slopes import optimised_bounds
 from theory.types import InvalidInput, check_domain_radius

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theory.graph.affine import norms
+from theory.graph.checks import check_number_type
 from theory.graph.network import (
     Activation,
     Combine,
@@ -27,7 +28,6 @@ from theory.graph.network import (
     Source,
     Transposed,
     adjoint,
-    check_number_type,
     combined,
 )
 from theory.graph.relaxation import EXTRA, eps_of, terms_of, tiny_of

@@ -17,10 +17,11 @@ from torch import Tensor
 from theory.graph.affine import AffinePart, norms, points_only
 from theory.graph.backward import NodeBounds, lower_bounds
 from theory.graph.bounds import Tighten, node_bounds, untightened
+from theory.graph.checks import check_tensor
 from theory.graph.compaction import compacted
 from theory.graph.constants import lipschitz_constants
 from theory.graph.entries import entry_bounds, is_exact
-from theory.graph.network import Graph, adjoint, check_tensor
+from theory.graph.network import Graph, adjoint
 from theory.graph.relaxation import EXTRA, Ball, Interval, chord, eps_of, tiny_of
 from theory.norms import dual
 from theory.types import InvalidInput

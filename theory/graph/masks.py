@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from theory.graph.affine import norms
+from theory.graph.checks import check_number_type
 from theory.graph.constants import operator_norm, patches_of_one_entry
 from theory.graph.network import (
     Activation,
@@ -29,7 +30,6 @@ from theory.graph.network import (
     Dense,
     Graph,
     Source,
-    check_number_type,
     combined,
 )
 from theory.graph.relaxation import EXTRA, eps_of, terms_of, tiny_of

@@ -11,14 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from theory.types import InvalidInput, ReLUNetwork, check_subnormal_numbers
+from theory.graph.checks import check_number_type, check_tensor
+from theory.types import InvalidInput, ReLUNetwork
 
 Shape = tuple[int, ...]
 # Names of the parameters from which a weight is computed: none of a constant, None of one that is its own.
@@ -358,12 +359,6 @@ class Graph:
         return labels
 
 
-def check_tensor(name: str, value: object) -> None:
-    """Raises: InvalidInput unless ``value`` is a tensor."""
-    if not isinstance(value, Tensor):
-        raise InvalidInput(f"{name} is a {type(value).__name__}; pass a tensor: torch.as_tensor({name})")
-
-
 def combined(parts: list[Tensor], signs: tuple[float, ...]) -> Tensor:
     """The signed sum of tensors of one shape, an identity."""
     total = parts[0] * signs[0]
@@ -391,37 +386,6 @@ def from_relu_network(
             raise InvalidInput(f"weights[{layer}] or biases[{layer}] overflows {dtype}; use float64")
         nodes.append(Node(dense, (len(nodes) - 1,), (len(weight),), offset))
     return Graph(tuple(nodes), dtype, place)
-
-
-def check_number_type(dtype: torch.dtype, device: torch.device) -> None:
-    """Raises: InvalidInput unless ``dtype`` is float64, or float32 on a CPU: the rounding accounted for.
-
-    On other devices float32 may be rounded further (TF32) or summed by other formulas (Winograd), and on a
-    CPU where PyTorch is told that it may; then, or where subnormal numbers are 0, it is refused as well.
-    """
-    if dtype not in (torch.float64, torch.float32):
-        raise InvalidInput(f"dtype is {dtype}; bounds need torch.float64 or torch.float32")
-    if dtype == torch.float32 and device.type != "cpu":
-        raise InvalidInput(
-            f"dtype is float32 on {device.type}, whose rounding has no bound; use float64 there"
-        )
-    if dtype == torch.float32 and not _is_plain():
-        raise InvalidInput(
-            "dtype is float32, whose products PyTorch may round further as it is set; use float64, or leave "
-            'torch.autocast and have torch.set_float32_matmul_precision("highest") and '
-            'torch.backends.fp32_precision = "ieee"'
-        )
-    check_subnormal_numbers()
-
-
-def _is_plain() -> bool:
-    """Whether float32 products on a CPU are those of float32, as far as PyTorch's switches say."""
-    if torch.is_autocast_enabled("cpu"):
-        return False
-    switches: Any = torch.backends.mkldnn
-    if hasattr(switches, "matmul"):  # from PyTorch 2.9 on
-        return {switches.matmul.fp32_precision, switches.conv.fp32_precision} <= {"none", "ieee"}
-    return torch.get_float32_matmul_precision() == "highest"
 
 
 def adjoint(graph: Graph) -> Graph:

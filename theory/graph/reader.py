@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from theory.graph.builder import Builder, Place
-from theory.graph.network import Graph, Shape, check_number_type
+from theory.graph.checks import check_number_type
+from theory.graph.network import Graph, Shape
 from theory.types import InvalidInput, first_line
 
 _COMPUTES_WITH_NUMBER = "network computes with the number of examples; make it a constant"
