@@ -1,7 +1,6 @@
 """Searches in float32 measure what the same searches in float64 do."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
